@@ -1,0 +1,135 @@
+"""Asking a node's model: what it says before and after the node's edits."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedit_app.config import RunConfig
+from fedit_app.data.partition import simulated_nodes
+from fedit_app.editing.ledger import Ledger, read_index
+from fedit_app.editing.requests import EditRequest
+from fedit_app.errors import FedEditError
+from fedit_app.federation.participant import workbench_for
+from fedit_app.federation.paths import ledger_folder
+from fedit_app.models.editable import EditableModel
+
+_NEW_TOKENS = 12
+_TOP = 5
+_OWN_FACTS = 3
+_WIDTH = 38
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a prompt.
+
+    Attributes:
+        text: greedy continuation.
+        top: the likeliest next tokens with their probabilities.
+    """
+
+    text: str
+    top: list[tuple[str, float]]
+
+
+def ask(run_dir: Path, node: str, prompt: str | None) -> str:
+    """Ask a node's model of a finished run.
+
+    Args:
+        run_dir: the run folder.
+        node: the node's name; "central" for the ledger of the strategy `central`.
+        prompt: the question; None asks some of the node's own facts.
+
+    Returns:
+        Text with the answers before and after the edits, side by side.
+
+    Raises:
+        FedEditError: no such run or node, or the node's facts cannot be read.
+    """
+    config = _config_of(run_dir)
+    ledger_dir = ledger_folder(config, 0, node)
+    if not ledger_dir.exists():
+        known = sorted(path.parent.name for path in ledger_dir.parents[1].glob("*/ledger"))
+        have = f"nodes with one: {', '.join(known)}" if known else "this run kept no ledgers"
+        raise FedEditError(f"--node {node}: no ledger in {run_dir}; {have}")
+    read_index(ledger_dir)
+    prompts = [prompt] if prompt else [request.text for request in _own(config, node, ledger_dir)]
+    bench = workbench_for(config)
+    ledger = Ledger.open(ledger_dir, bench.fingerprint)
+    before = [answer(bench.model, text) for text in prompts]
+    with bench.edited(ledger) as model:
+        after = [answer(model, text) for text in prompts]
+    head = f"node {node}: {len(ledger)} MKVs in its ledger, model {config.model}\n"
+    shown = zip(prompts, before, after, strict=True)
+    return head + "".join(_side_by_side(*row) for row in shown)
+
+
+def _config_of(run_dir: Path) -> RunConfig:
+    file = run_dir / "config.toml"
+    if not file.exists():
+        raise FedEditError(f"{run_dir}: not a run folder, it has no config.toml")
+    values = tomllib.loads(file.read_text(encoding="utf-8"))
+    return RunConfig.parse({**values, "output-dir": str(run_dir.absolute())})
+
+
+def _own(config: RunConfig, node: str, ledger_dir: Path) -> list[EditRequest]:
+    """Some requests of the node that its ledger fulfils."""
+    fulfilled = {id_ for row in read_index(ledger_dir)["entries"] for id_ in row["requests"]}
+    if config.partition != "file":
+        raise FedEditError("partition = random: say what to ask, as the last argument")
+    for count in range(1, 10_000):
+        try:
+            data = simulated_nodes(config, count)[-1]
+        except FedEditError:
+            break
+        if data.name == node:
+            requests = data.read(config.seed)
+            return [request for request in requests if request.id in fulfilled][:_OWN_FACTS]
+    raise FedEditError(f"--node {node}: its data file is not known here; say what to ask")
+
+
+@torch.no_grad()
+def answer(model: EditableModel, prompt: str) -> Answer:
+    """Continue a prompt greedily.
+
+    Args:
+        model: the model, edited or not.
+        prompt: the text.
+    """
+    encoded = model.tokenizer(prompt, return_tensors="pt").to(model.device)
+    if not encoded["input_ids"].shape[1]:
+        raise FedEditError("the prompt is empty")
+    written = model.model.generate(
+        encoded["input_ids"],
+        attention_mask=encoded["attention_mask"],
+        max_new_tokens=_NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=model.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    best = written.logits[0][0].float().softmax(-1).topk(_TOP)
+    top = [
+        (model.tokenizer.decode([token]), float(probability))
+        for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    new = written.sequences[0, encoded["input_ids"].shape[1] :]
+    return Answer(model.tokenizer.decode(new, skip_special_tokens=True), top)
+
+
+def _side_by_side(prompt: str, before: Answer, after: Answer) -> str:
+    left, right = (textwrap.wrap(" ".join(a.text.split()), _WIDTH) for a in (before, after))
+    lines = [f"\n{prompt} ...", f"  {'before':{_WIDTH}}  after"]
+    for first, second in itertools.zip_longest(left, right, fillvalue=""):
+        lines.append(f"  {first:{_WIDTH}}  {second}".rstrip())
+    lines.append("")
+    for (token, p), (new_token, new_p) in zip(before.top, after.top, strict=True):
+        first = f"{p:6.1%} {token!r}"
+        lines.append(f"  {first:{_WIDTH}}  {new_p:6.1%} {new_token!r}")
+    return "\n".join(lines) + "\n"

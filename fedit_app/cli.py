@@ -1,0 +1,146 @@
+"""The `fedit` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tomllib
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from fedit_app.config import ConfigValue, RunConfig, describe_keys
+from fedit_app.errors import FedEditError
+from fedit_app.log import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `fedit` command.
+
+    Args:
+        arguments: command line without the program's name; None for the process's own.
+
+    Returns:
+        Exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted.
+    """
+    set_up_logging()
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except FedEditError as error:
+        sys.stderr.write(f"fedit: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("fedit: interrupted\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedit", description="Federated knowledge editing: share corrections, not texts."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a federation in simulation")
+    run.add_argument("--config", type=Path, metavar="FILE.toml", help="run-config preset")
+    run.add_argument(
+        "-c",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one run-config key; may be repeated",
+    )
+    run.add_argument("--nodes", type=int, help="virtual nodes; default: one per data file, else 4")
+    run.add_argument("--output-dir", type=Path, metavar="DIR", help="default: runs/NAME-TIME")
+    run.add_argument("--app", type=Path, metavar="DIR", help="checkout to run; default: this one")
+    run.set_defaults(command=_run)
+
+    ask = commands.add_parser("ask", help="ask a node's model, before and after its edits")
+    ask.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
+    ask.add_argument("--node", required=True, metavar="NAME", help="whose edits")
+    ask.add_argument("prompt", nargs="?", help="default: some of the node's own facts")
+    ask.set_defaults(command=_ask)
+
+    keys = commands.add_parser("config", help="list every run-config key with its meaning")
+    keys.set_defaults(command=_config)
+    return parser
+
+
+def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, ConfigValue]:
+    """Run-config values of a preset and of the command line, which wins.
+
+    Args:
+        file: TOML file of keys and values, or None.
+        overrides: KEY=VALUE; a value that is not TOML is taken as a string.
+
+    Raises:
+        FedEditError: the file cannot be read, or an override has no "=".
+    """
+    values: dict[str, ConfigValue] = {}
+    if file is not None:
+        try:
+            values |= tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FedEditError(f"--config {file}: cannot be read ({error.strerror})") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise FedEditError(f"--config {file}: not TOML ({error})") from None
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise FedEditError(f"-c {override}: write KEY=VALUE")
+        try:
+            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    for key in ("data-path", "state-dir", "output-dir"):
+        if values.get(key):
+            values[key] = str(Path(str(values[key])).expanduser().absolute())
+    for key in ("model", "covariance-source"):
+        if Path(str(values.get(key, ""))).exists() and values.get(key):
+            values[key] = str(Path(str(values[key])).absolute())
+    return values
+
+
+def _run(options: argparse.Namespace) -> int:
+    from fedit_app.launch import find_app, simulate
+    from fedit_app.preflight import check_simulation
+    from fedit_app.progress import Progress
+
+    values = read_run_config(options.config, options.overrides)
+    if options.output_dir is not None:
+        values["output-dir"] = str(options.output_dir.expanduser().absolute())
+    elif not values.get("output-dir"):
+        name = options.config.stem if options.config else "run"
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        values["output-dir"] = str(Path("runs", f"{name}-{stamp}").absolute())
+    config = RunConfig.parse(values)
+    app = find_app(options.app)
+    nodes = check_simulation(config, options.nodes)
+    folder = Path(config.output_dir)
+    with Progress(config, nodes) as progress:
+        status = simulate(app, values, nodes, progress.line)
+    if status != "finished:completed":
+        sys.stderr.write(f"fedit: the run failed ({status}); see the log above\n")
+        return 1
+    sys.stdout.write(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}\n")
+    return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from fedit_app.ask import ask
+
+    sys.stdout.write(ask(options.run_dir, options.node, options.prompt))
+    return 0
+
+
+def _config(_: argparse.Namespace) -> int:
+    sys.stdout.write(describe_keys() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Which node edits which requests in which slot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedit_app.config import ConfigValue, RunConfig
+from fedit_app.data.jsonl import read_requests
+from fedit_app.editing.requests import EditRequest
+from fedit_app.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+_DEMO = Path(__file__).parent / "demo"
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """A node's name and where its edit requests come from.
+
+    Attributes:
+        name: the node's name, by which everybody knows it.
+        file: its file of requests.
+        share: (k, n) if the node gets the k-th of n shuffled parts of the file; None: all of it.
+    """
+
+    name: str
+    file: Path
+    share: tuple[int, int] | None = None
+
+    def read(self, seed: int) -> list[EditRequest]:
+        """The node's requests.
+
+        Args:
+            seed: seed of the shuffle, if the node gets a share.
+
+        Raises:
+            FedEditError: see `read_requests`; or there are fewer requests than nodes.
+        """
+        requests = read_requests(self.file)
+        if self.share is None:
+            return requests
+        number, count = self.share
+        if len(requests) < count:
+            raise FedEditError(
+                f"data file {self.file}: {len(requests)} requests cannot be dealt out to {count} "
+                "nodes; use fewer nodes"
+            )
+        order = np.random.default_rng(seed).permutation(len(requests))
+        return [requests[i] for i in sorted(np.array_split(order, count)[number])]
+
+
+def simulated_nodes(config: RunConfig, count: int) -> list[NodeData]:
+    """The data of every virtual node, in the order of their partition ids.
+
+    Args:
+        config: the run configuration.
+        count: number of virtual nodes.
+
+    Raises:
+        FedEditError: the data path does not fit the partition, or has too few files.
+    """
+    path = _DEMO if config.dataset == "demo" else Path(config.data_path).expanduser()
+    if not path.exists():
+        raise FedEditError(f"data-path: {path} does not exist")
+    if config.partition == "random":
+        if path.is_dir():
+            raise FedEditError(f"data-path: {path} is a folder; partition = random needs one file")
+        width = len(str(count))
+        return [
+            NodeData(f"node-{number + 1:0{width}d}", path, (number, count))
+            for number in range(count)
+        ]
+    files = available_files(path)
+    if len(files) < count:
+        raise FedEditError(
+            f"data-path: {path} has {len(files)} *.jsonl files, too few for {count} nodes; start "
+            f"{len(files)} nodes, or use partition = random with one file"
+        )
+    return [NodeData(file.stem, file) for file in files[:count]]
+
+
+def available_files(path: Path) -> list[Path]:
+    """The data files of a folder in the order of their names; of a file, itself."""
+    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+
+
+def default_node_count(config: RunConfig) -> int:
+    """How many nodes a simulation has if the user does not say: one per data file, else four."""
+    if config.dataset == "jsonl" and config.partition == "random":
+        return 4
+    path = _DEMO if config.dataset == "demo" else Path(config.data_path).expanduser()
+    return max(1, len(available_files(path)))
+
+
+def own_data(config: RunConfig, node_config: Mapping[str, ConfigValue]) -> NodeData:
+    """The data of the node that runs this.
+
+    Args:
+        config: the run configuration.
+        node_config: Flower's node configuration: partition-id and num-partitions in a simulation,
+            name and data-path on a real node.
+
+    Raises:
+        FedEditError: a real node without name or data path; see `simulated_nodes`.
+    """
+    if is_simulated(node_config):
+        count = int(node_config["num-partitions"])
+        return simulated_nodes(config, count)[int(node_config["partition-id"])]
+    missing = [key for key in ("name", "data-path") if not node_config.get(key)]
+    if missing:
+        raise FedEditError(
+            f"node config: {' and '.join(missing)} missing; start the SuperNode with --node-config "
+            '\'name="NAME" data-path="/path/to/requests.jsonl"\''
+        )
+    return NodeData(str(node_config["name"]), Path(str(node_config["data-path"])).expanduser())
+
+
+def is_simulated(node_config: Mapping[str, ConfigValue]) -> bool:
+    """Whether Flower runs this node in its simulation engine."""
+    return "partition-id" in node_config and "num-partitions" in node_config
+
+
+def by_slot(requests: Sequence[EditRequest], config: RunConfig) -> list[list[EditRequest]]:
+    """Deal a node's requests out to the time slots.
+
+    Args:
+        requests: the node's requests in the order of its file.
+        config: `requests-per-slot` of them per slot in that order; with 0 each in the slot that
+            it names, and in the first without one.
+
+    Returns:
+        One list per slot, `num-slots` of them; what lies behind the last slot is left out.
+    """
+    if config.requests_per_slot:
+        slots = [number // config.requests_per_slot for number in range(len(requests))]
+    else:
+        slots = [(request.slot or 1) - 1 for request in requests]
+    dealt: list[list[EditRequest]] = [[] for _ in range(config.num_slots)]
+    for request, slot in zip(requests, slots, strict=True):
+        if slot < config.num_slots:
+            dealt[slot].append(request)
+    left_out = len(requests) - sum(map(len, dealt))
+    if left_out:
+        logger.warning("%d requests lie behind slot %d, left out", left_out, config.num_slots)
+    return dealt

@@ -1,0 +1,76 @@
+"""Context templates: texts put before a prompt, so that an edit holds in more than one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.requests import SLOT
+from fedit_app.editing.tokens import pad
+from fedit_app.models.editable import EditableModel
+
+_START_WORDS = ("The", "Therefore", "Because", "I", "You")
+_PREFIX_TOKENS = 10
+_TOP_K = 5
+
+
+@torch.no_grad()
+def sample_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, ...]:
+    """The bare template and `count` sampled ones, as in MEMIT: about ten tokens, then the prompt.
+
+    Drawn with a generator on the CPU from probabilities in float64, so that nodes with different
+    devices draw the same.
+
+    Args:
+        model: the unedited model, which writes the prefixes.
+        count: how many prefixes; the start words repeat after five.
+        seed: seed of the draw.
+
+    Returns:
+        "{}" first, then "PREFIX. {}".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = [_START_WORDS[number % len(_START_WORDS)] for number in range(count)]
+    rows = [model.tokenizer(word)["input_ids"] for word in words]
+    for _ in range(_PREFIX_TOKENS if rows else 0):
+        ids, mask = (part.to(model.device) for part in pad(rows, model.pad_token_id, side="left"))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = model.model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+        best = output.logits[:, -1].double().cpu().topk(_TOP_K)
+        drawn = torch.multinomial(best.values.softmax(1), 1, generator=generator)
+        rows = [
+            [*row, int(token)]
+            for row, token in zip(rows, best.indices.gather(1, drawn), strict=True)
+        ]
+    texts = model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return (SLOT, *(f"{_plain(text)}. {SLOT}" for text in texts))
+
+
+def _plain(text: str) -> str:
+    """One line without braces, which would be taken for placeholders."""
+    return " ".join(text.replace("{", " ").replace("}", " ").split())
+
+
+def context_weights(count: int) -> Tensor:
+    """Weights of the templates in a key: one half for "{}", the other half for the prefixes.
+
+    MEMIT averages within each kind of context first and over the kinds then.
+
+    Args:
+        count: number of templates, the bare one included.
+
+    Returns:
+        (count,) float64, sums to 1.
+    """
+    weights = torch.full((count,), 0.5 / max(count - 1, 1), dtype=torch.float64)
+    weights[0] = 0.5 if count > 1 else 1.0
+    return weights
+
+
+def contexts_digest(templates: Sequence[str]) -> str:
+    """Hash of the templates, part of an MKV's fingerprint."""
+    return hashlib.sha256(json.dumps(list(templates)).encode()).hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""One fact to be corrected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedit_app.errors import FedEditError
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """Make the model continue a prompt about a subject with a new target.
+
+    Attributes:
+        id: name of the request, unique at its node; never leaves it.
+        subject: what the fact is about.
+        prompt: template with exactly one `{}` where the subject goes.
+        target_new: what the model is to say; no space at its ends.
+        target_true: what is said today, for evaluation.
+        paraphrase_prompts: complete prompts that ask the same in other words.
+        neighborhood_prompts: complete prompts about other subjects, to be left as they are:
+            `target_true` is right there.
+        slot: time slot (from 1) in which it is edited; None: by order.
+
+    Raises:
+        FedEditError: a field that cannot be edited with, named with its value.
+    """
+
+    id: str
+    subject: str
+    prompt: str
+    target_new: str
+    target_true: str | None = None
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    slot: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id.strip():
+            raise FedEditError("id is empty; give every request a name of its own")
+        if not self.subject.strip():
+            raise FedEditError("subject is empty; write what the fact is about")
+        if self.prompt.count(SLOT) != 1:
+            raise FedEditError(
+                f"prompt {self.prompt!r} has {self.prompt.count(SLOT)} placeholders; it needs "
+                "exactly one {} where the subject goes"
+            )
+        if not self.target_new.strip():
+            raise FedEditError("target_new is empty; write what the model is to say")
+        if self.slot is not None and self.slot < 1:
+            raise FedEditError(f"slot {self.slot} must be at least 1")
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.prompt.replace(SLOT, self.subject)

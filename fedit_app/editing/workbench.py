@@ -1,0 +1,145 @@
+"""A model with everything that editing it needs, kept in memory from one call to the next."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.contexts import contexts_digest, sample_contexts
+from fedit_app.editing.covariance import CovarianceSource, covariance
+from fedit_app.editing.editors import editor_named
+from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.solver import Solver
+from fedit_app.editing.subjects import lookup_keys
+from fedit_app.editing.values import ValueProblem
+from fedit_app.files import cache_dir, write_json_atomic
+from fedit_app.mkv import MKV, create
+from fedit_app.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+class Workbench:
+    """Edits one model with one editor and one group of settings.
+
+    Args:
+        model: the model.
+        editor: name of the editor.
+        settings: its hyperparameters.
+        n_contexts: how many context prefixes to sample.
+        source: text behind the covariance.
+        seed: seed of the contexts.
+
+    Raises:
+        FedEditError: no editor of that name.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        editor: str,
+        settings: EditSettings,
+        n_contexts: int,
+        source: CovarianceSource,
+        seed: int,
+    ) -> None:
+        self._edit = editor_named(editor)
+        self.model, self.settings, self._source = model, settings, source
+        self.templates = _stored_contexts(model, n_contexts, seed)
+        self.components = {
+            "model": model.fingerprint,
+            "editor": editor,
+            "settings": settings.digest(),
+            "contexts": contexts_digest(self.templates),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that an MKV's vectors depend on: model, editor, settings, contexts."""
+        return fingerprint_of(self.components)
+
+    @functools.cached_property
+    def solver(self) -> Solver:
+        """The joint solve; its covariances are computed on first use, or read from the cache."""
+        found = covariance(self.model, self.settings.layers, self._source)
+        return Solver(found, self.settings.covariance_weight, self.model.device)
+
+    def vectors(self, ledger: Ledger) -> tuple[Tensor, Tensor]:
+        """Keys and shifts of a ledger, see `Ledger.vectors`."""
+        return ledger.vectors(len(self.settings.layers), self.model.d_ff, self.model.d_model)
+
+    def deltas(self, ledger: Ledger) -> dict[int, Tensor]:
+        """What a ledger adds to the weights: layer -> Delta_l (d_model, d_ff) float64."""
+        return self.solver.deltas(*self.vectors(ledger))
+
+    @contextmanager
+    def edited(self, ledger: Ledger) -> Iterator[EditableModel]:
+        """The model edited by a ledger inside the block, the base model again afterwards."""
+        with self.model.edited(self.deltas(ledger) if len(ledger) else {}):
+            yield self.model
+
+    def compute(
+        self, requests: Sequence[EditRequest], ledger: Ledger, node: str, slot: int
+    ) -> list[MKV]:
+        """MKVs of new requests on top of a ledger.
+
+        Args:
+            requests: n requests.
+            ledger: what was accepted before.
+            node: the node that computes.
+            slot: the time slot.
+
+        Returns:
+            One MKV per request; the ledger is not changed.
+        """
+        if not requests:
+            return []
+        found = self._edit(
+            self.model, requests, self.templates, self.solver, self.vectors(ledger), self.settings
+        )
+        columns = zip(
+            *(part.float().cpu().numpy() for part in (found.keys, found.shifts)),
+            *(part.float().cpu().numpy() for part in (found.v_star, found.h0)),
+            strict=True,
+        )
+        return [create(node, slot, self.fingerprint, *vectors) for vectors in columns]
+
+    def lookup_keys(self, requests: Sequence[EditRequest]) -> Tensor:
+        """(n, d_ff) float64 keys at the first edited layer; see `subjects.lookup_keys`."""
+        if not requests:
+            return torch.zeros(0, self.model.d_ff, dtype=torch.float64)
+        return lookup_keys(self.model, requests, self.templates, self.settings.layers[0]).cpu()
+
+    def decodes(self, request: EditRequest, candidates: Sequence[MKV]) -> list[bool]:
+        """Whether the unedited model says a request's target once an MKV's v* is patched in.
+
+        Args:
+            request: the request.
+            candidates: MKVs of the same fingerprint.
+        """
+        problem = ValueProblem(self.model, [request], self.templates, self.settings.value_layer)
+        return [bool(problem.decodes(torch.from_numpy(mkv.v_star)[None])[0]) for mkv in candidates]
+
+
+def fingerprint_of(components: Mapping[str, str]) -> str:
+    """One hash for the parts of a fingerprint: 32 hex digits."""
+    text = json.dumps(dict(components), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _stored_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, ...]:
+    """The context templates of a model, sampled once and kept."""
+    file: Path = cache_dir() / "contexts" / f"{model.fingerprint[:16]}-{count}-{seed}.json"
+    if not file.exists():
+        write_json_atomic(file, sample_contexts(model, count, seed))
+    return tuple(json.loads(file.read_text(encoding="utf-8")))

@@ -1,0 +1,39 @@
+"""Averages over requests, as `results.json` holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedit_app.evaluation.scores import RequestScore
+
+Metrics = dict[str, float | int | None]
+
+
+def aggregate(scores: Sequence[RequestScore]) -> Metrics | None:
+    """Mean over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
+
+    Args:
+        scores: one per request.
+
+    Returns:
+        efficacy, paraphrase, neighborhood, score, accuracy (None where nothing was asked), and
+        count; None without any request.
+    """
+    if not scores:
+        return None
+    names = ("efficacy", "paraphrase", "neighborhood", "accuracy")
+    means = {name: _mean([getattr(score, name) for score in scores]) for name in names}
+    parts = [means[name] for name in names[:3] if means[name] is not None]
+    return {**means, "score": harmonic_mean(parts), "count": len(scores)}
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean of shares; 0 as soon as one of them is 0."""
+    if min(values) == 0:
+        return 0.0
+    return len(values) / sum(1 / value for value in values)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

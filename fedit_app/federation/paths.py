@@ -1,0 +1,31 @@
+"""Where a run keeps what it writes. Server and nodes of a simulation work it out alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedit_app.config import RunConfig
+
+
+def run_folder(config: RunConfig, run_id: int) -> Path:
+    """The run folder: `output-dir`, or ~/fedit-runs/RUN-ID."""
+    if config.output_dir:
+        return Path(config.output_dir).expanduser()
+    return Path.home() / "fedit-runs" / str(run_id)
+
+
+def node_folder(config: RunConfig, run_id: int, node: str) -> Path:
+    """A node's own folder, on the node's own disk: under `state-dir`, or nodes/ of the run."""
+    state = config.state_dir
+    root = Path(state).expanduser() if state else run_folder(config, run_id) / "nodes"
+    return root / node
+
+
+def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:
+    """Where a node keeps its ledger."""
+    return node_folder(config, run_id, node) / "ledger"
+
+
+def pool_location(config: RunConfig, run_id: int) -> str:
+    """URI of the MKV pool: `pool-uri`, or pool/ of the run folder."""
+    return config.pool_uri or str(run_folder(config, run_id) / "pool")

@@ -1,0 +1,51 @@
+"""Files that are either complete or absent, and the folders in which FedEdit keeps its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Write a file next to `path` and rename it into place when the block ends well.
+
+    Args:
+        path: the file to create or replace; missing parent folders are made.
+
+    Yields:
+        The temporary file to write to, in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON that a reader sees either complete or not at all.
+
+    Args:
+        path: the file to create or replace.
+        value: anything `json` can write; NaN and infinity are refused (ValueError).
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again (models, covariances): `$FEDIT_CACHE` or the user's."""
+    chosen = os.environ.get("FEDIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")).expanduser() / "fedit"

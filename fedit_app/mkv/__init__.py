@@ -1,0 +1,26 @@
+"""Mediator knowledge vectors: the record, its wire form, the pool and the selection from it.
+
+Knows no Flower, no torch and no model.
+"""
+
+from fedit_app.mkv.pool import Match, MKVPool, SignatureBlock
+from fedit_app.mkv.record import MKV, SIGNATURES, create
+from fedit_app.mkv.selection import POLICIES, Ranked, SelectionConfig, select
+from fedit_app.mkv.wire import decode, encode, from_bytes, to_bytes
+
+__all__ = [
+    "MKV",
+    "POLICIES",
+    "SIGNATURES",
+    "MKVPool",
+    "Match",
+    "Ranked",
+    "SelectionConfig",
+    "SignatureBlock",
+    "create",
+    "decode",
+    "encode",
+    "from_bytes",
+    "select",
+    "to_bytes",
+]

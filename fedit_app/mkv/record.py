@@ -1,0 +1,133 @@
+"""The mediator knowledge vector (MKV): one edit as vectors, without its text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedit_app.errors import FedEditError
+from fedit_app.mkv.packing import VECTOR_FIELDS, content_id, pack, unpack
+
+SIGNATURES = ("v_star", "delta", "key")
+MAX_NAME_LENGTH = 1024
+MAX_SLOT = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class MKV:
+    """One edit as an organisation shares it (FedEdit, arXiv 2502.15677, section 4). No text.
+
+    Make one with `create`: its vectors are then exactly those that every receiver decodes.
+
+    Attributes:
+        id: 32 hex digits, the content hash of fingerprint and wire bytes.
+        node: the node that computed it.
+        slot: the time slot in which it was computed, from 1.
+        fingerprint: what the vectors mean anything on (model, layers, editor, contexts).
+        keys: `(n_layers, d_ff)` float32, the input of each edited projection at the subject.
+        shifts: `(n_layers, d_model)` float32, how far the projection's output at that key is to
+            move, measured from the base weights.
+        v_star: `(d_model,)` float32, the optimised value at the last edited layer.
+        h0: `(d_model,)` float32, the unedited state at the last edited layer.
+    """
+
+    id: str
+    node: str
+    slot: int
+    fingerprint: str
+    keys: np.ndarray
+    shifts: np.ndarray
+    v_star: np.ndarray
+    h0: np.ndarray
+
+    @property
+    def delta(self) -> np.ndarray:
+        """`v_star - h0`, `(d_model,)`: what the edit adds to the unedited state."""
+        return self.v_star - self.h0
+
+    @property
+    def lookup_key(self) -> np.ndarray:
+        """The key at the first edited layer, `(d_ff,)`: the same for equal facts on every node."""
+        return self.keys[0]
+
+    def signature(self, kind: str) -> np.ndarray:
+        """The vector `(d,)` that ranking compares: `v_star`, `delta` or `key` (the lookup key)."""
+        check_signature(kind)
+        return self.lookup_key if kind == "key" else getattr(self, kind)
+
+
+def create(
+    node: str,
+    slot: int,
+    fingerprint: str,
+    keys: np.ndarray,
+    shifts: np.ndarray,
+    v_star: np.ndarray,
+    h0: np.ndarray,
+) -> MKV:
+    """Makes an MKV, its vectors rounded to the wire precision and its id computed from them.
+
+    The id does not depend on node and slot: the same content has one identity everywhere.
+
+    Raises:
+        FedEditError: a shape, value or name is wrong; see `MKV` for what is right.
+    """
+    check_origin(node, slot, fingerprint)
+    given = dict(zip(VECTOR_FIELDS, (keys, shifts, v_star, h0), strict=True))
+    vectors = {field: _as_float32(field, values) for field, values in given.items()}
+    check_shapes({field: values.shape for field, values in vectors.items()})
+    packed = pack(vectors)
+    return MKV(content_id(fingerprint, packed), node, slot, fingerprint, **unpack(packed))
+
+
+def check_origin(node: object, slot: object, fingerprint: object) -> None:
+    """Raises FedEditError unless node and fingerprint are printable names and slot is >= 1."""
+    for field, name in (("node", node), ("fingerprint", fingerprint)):
+        if (
+            not isinstance(name, str)
+            or not name.isprintable()
+            or not (1 <= len(name) <= MAX_NAME_LENGTH)
+        ):
+            raise FedEditError(
+                f"MKV field `{field}`: {_shown(name)} found; it has to be 1 to {MAX_NAME_LENGTH} "
+                "printable characters"
+            )
+    if type(slot) is not int or not 1 <= slot <= MAX_SLOT:
+        raise FedEditError(
+            f"MKV field `slot`: {_shown(slot)} found; it has to be an integer from 1 to {MAX_SLOT}"
+        )
+
+
+def check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises FedEditError unless the shapes by vector field are those of one MKV (see `MKV`)."""
+    ranks = tuple(len(shapes[field]) for field in VECTOR_FIELDS)
+    if (
+        ranks != (2, 2, 1, 1)
+        or shapes["keys"][0] != shapes["shifts"][0]
+        or not shapes["shifts"][1:] == shapes["v_star"] == shapes["h0"]
+        or 0 in shapes["keys"] + shapes["shifts"]
+    ):
+        raise FedEditError(
+            f"MKV vectors: shapes {shapes} found; keys have to be (n_layers, d_ff), shifts "
+            "(n_layers, d_model), v_star and h0 (d_model,), none of them empty"
+        )
+
+
+def check_signature(kind: str) -> None:
+    """Raises FedEditError unless `kind` is one of `SIGNATURES`."""
+    if kind not in SIGNATURES:
+        raise FedEditError(f"signature {kind!r} found; it has to be one of {', '.join(SIGNATURES)}")
+
+
+def _as_float32(field: str, values: np.ndarray) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise FedEditError(f"MKV field `{field}`: not an array of numbers ({error})") from error
+
+
+def _shown(value: object) -> str:
+    """A short text of any value; `repr` fails on integers of many thousand digits."""
+    if isinstance(value, str) or (type(value) is int and value.bit_length() <= 64):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"

@@ -1,0 +1,151 @@
+"""Which MKVs of the others a node receives: selection policies over cosine similarities."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedit_app.errors import FedEditError
+from fedit_app.mkv.pool import SignatureBlock, check_width
+from fedit_app.mkv.record import check_signature
+from fedit_app.mkv.similarity import BestFirst, cosines, unit_rows
+
+Blocks = Callable[[], Iterable[SignatureBlock]]
+
+
+def majority(cosine: np.ndarray, threshold: float) -> np.ndarray:
+    """Accepts what at least half of the own MKVs exceed `threshold` with; ranks by mean cosine.
+
+    The policy of FedEdit (arXiv 2502.15677, section 4, re-editing stage).
+    """
+    accepted = 2 * (cosine > threshold).sum(axis=0) >= max(len(cosine), 1)
+    return np.where(accepted, _mean(cosine), -np.inf)
+
+
+def top_k(cosine: np.ndarray, threshold: float) -> np.ndarray:
+    """Ranks by the highest cosine with any own MKV; `select` then keeps the `k` best."""
+    return cosine.max(axis=0, initial=-np.inf)
+
+
+def everything(cosine: np.ndarray, threshold: float) -> np.ndarray:
+    """Accepts every candidate; ranks by mean cosine."""
+    return _mean(cosine)
+
+
+def nothing(cosine: np.ndarray, threshold: float) -> np.ndarray:
+    """Accepts no candidate: the node keeps to its own edits."""
+    return np.full(cosine.shape[1], -np.inf)
+
+
+# (cosines (m own, b candidates), threshold) -> scores (b,); -inf: not accepted.
+POLICIES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "majority": majority,
+    "top-k": top_k,
+    "all": everything,
+    "none": nothing,
+}
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How MKVs of others are selected.
+
+    Attributes:
+        policy: one of `POLICIES`.
+        signature: the vector that is compared: `v_star` (the paper's), `delta` or `key`.
+        centred: whether the pool's mean signature is subtracted first. Raw `v_star` share a large
+            common direction, so that nearly everything looks similar to everything.
+        threshold: the cosine above which `majority` counts two MKVs as similar, -1 to 1.
+        k: how many MKVs `top-k` keeps, >= 1.
+
+    Raises:
+        FedEditError: a field is out of its range.
+    """
+
+    policy: str
+    signature: str
+    centred: bool
+    threshold: float
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise FedEditError(
+                f"selection policy {self.policy!r} found; it has to be one of {', '.join(POLICIES)}"
+            )
+        check_signature(self.signature)
+        if not -1 <= self.threshold <= 1:
+            raise FedEditError(f"selection threshold {self.threshold} found; it is -1 to 1")
+        if self.k < 1:
+            raise FedEditError(f"selection k {self.k} found; it has to be at least 1")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A selected MKV and its score, by which the ranking is ordered."""
+
+    id: str
+    score: float
+
+
+def select(
+    own: np.ndarray,
+    blocks: Blocks,
+    config: SelectionConfig,
+    exclude_ids: Collection[str] = frozenset(),
+    exclude_nodes: Collection[str] = frozenset(),
+) -> list[Ranked]:
+    """Ranks the pool's MKVs for one node, best first, ties by id.
+
+    The result depends on the contents of the pool only, not on the order or size of the blocks.
+
+    Args:
+        own: `(m, d)`, the raw signatures of the node's own MKVs. With `m == 0` only the policy
+            `all` selects anything, with scores 0.
+        blocks: gives a fresh pass over the pool's signatures at each call, as
+            `lambda: pool.blocks(config.signature, fingerprint)` does.
+        exclude_ids: MKVs that take no part, such as those the node holds already.
+        exclude_nodes: nodes whose MKVs take no part, such as the node itself. What is excluded
+            still counts in the pool's mean.
+
+    Raises:
+        FedEditError: `own` is not as wide as the blocks.
+    """
+    own_units = unit_rows(own)
+    mean = _pool_mean(blocks()) if config.centred and len(own) else None
+    best = BestFirst(config.k if config.policy == "top-k" else None)
+    for block in blocks():
+        if len(own):
+            check_width(own_units, block)
+            cosine = cosines(_centred(own_units, mean), _centred(block.vectors, mean))
+        else:
+            cosine = np.zeros((0, len(block.ids)))
+        scores = POLICIES[config.policy](cosine, config.threshold)
+        candidates = zip(block.ids, block.nodes, strict=True)
+        allowed = np.array(
+            [id_ not in exclude_ids and node not in exclude_nodes for id_, node in candidates],
+            dtype=bool,
+        )
+        best.offer(block.ids, scores, allowed & (scores > -np.inf))
+    return [Ranked(id_, score) for id_, score in best.ranking()]
+
+
+def _mean(cosine: np.ndarray) -> np.ndarray:
+    """The mean over the own MKVs `(b,)`, 0 if there are none.
+
+    Adds row by row: `ndarray.sum` picks an order, and so a rounding, that depends on `b`.
+    """
+    return sum(cosine, start=np.zeros(cosine.shape[1])) / max(len(cosine), 1)
+
+
+def _pool_mean(blocks: Iterable[SignatureBlock]) -> np.ndarray | None:
+    """The mean `(d,)` of all signatures, None of none; its sum is exact (see `similarity`)."""
+    total, count = 0.0, 0
+    for block in blocks:
+        total = total + block.vectors.sum(axis=0, dtype=np.float64)
+        count += len(block.ids)
+    return total / count if count else None
+
+
+def _centred(units: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    return units if mean is None else unit_rows(units - mean)

@@ -1,0 +1,75 @@
+"""Which model is this: a hash of the stored weights and the tokenizer.
+
+Computed from the files of the checkpoint, tensor by tensor in the order of their names, so that
+it depends neither on the folder, nor on how the weights are split over files, nor on the dtype
+and device into which a node loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from fedit_app.errors import FedEditError
+from fedit_app.files import write_json_atomic
+
+_IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
+
+
+def model_fingerprint(folder: Path, cache_file: Path | None = None) -> str:
+    """Hash a checkpoint folder.
+
+    Args:
+        folder: Hugging Face folder with config.json, tokenizer.json and *.safetensors.
+        cache_file: JSON file that remembers the result per folder state (path, size, time).
+
+    Returns:
+        32 hex digits.
+
+    Raises:
+        FedEditError: the folder has no safetensors weights.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FedEditError(
+            f"model: {folder} has no *.safetensors file; convert the checkpoint with "
+            "save_pretrained (transformers writes safetensors)"
+        )
+    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
+    entry = f"{folder.resolve()}:{json.dumps(state)}"
+    known = _read_cache(cache_file)
+    if entry not in known:
+        known[entry] = _hash_folder(folder, weights)
+        if cache_file is not None:
+            write_json_atomic(cache_file, known)
+    return known[entry]
+
+
+def _read_cache(cache_file: Path | None) -> dict[str, str]:
+    if cache_file is None or not cache_file.exists():
+        return {}
+    return json.loads(cache_file.read_text())
+
+
+def _hash_folder(folder: Path, weights: list[Path]) -> str:
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in _IGNORED_CONFIG}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.exists():
+        digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
+    where = {}
+    for file in weights:
+        with safe_open(file, "pt") as tensors:
+            where.update(dict.fromkeys(tensors.keys(), file))
+    for name in sorted(where):
+        with safe_open(where[name], "pt") as tensors:
+            tensor = tensors.get_tensor(name).contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.view(-1).view(dtype=torch.uint8).numpy()))
+    return digest.hexdigest()[:32]

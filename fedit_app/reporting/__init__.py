@@ -1,0 +1,20 @@
+"""What a run leaves behind: results.json, metrics.jsonl, tables, plots and the HTML report.
+
+The files are described in `docs/results.md`. Nothing here knows Flower or torch.
+"""
+
+from fedit_app.reporting.html import render_report, write_report
+from fedit_app.reporting.metrics import mean_metrics
+from fedit_app.reporting.results import append_jsonl, load_results, write_results
+from fedit_app.reporting.table import comparison_table, summary_table
+
+__all__ = [
+    "append_jsonl",
+    "comparison_table",
+    "load_results",
+    "mean_metrics",
+    "render_report",
+    "summary_table",
+    "write_report",
+    "write_results",
+]

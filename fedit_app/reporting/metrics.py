@@ -1,0 +1,51 @@
+"""Averages over nodes of the metric records that results.json holds."""
+
+from collections.abc import Iterable
+from typing import Any
+
+Metrics = dict[str, Any]
+
+SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
+_SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
+
+
+def value_of(metrics: Metrics | None, name: str) -> float | None:
+    """One share of a metric record, None where the record or the share was not measured."""
+    return None if metrics is None else metrics.get(name)
+
+
+def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
+    """Average the metric records of several nodes over their edit requests.
+
+    Every share is the mean of the nodes' shares, weighted by the nodes' numbers of requests; a
+    node where a share is null takes no part in that share. The score is not averaged: as in the
+    CounterFact evaluation (Meng et al., arXiv 2210.07229) it is the harmonic mean of the averaged
+    efficacy, paraphrase and neighborhood shares, of those among them that were measured.
+
+    Args:
+        records: One record a node, None for a node that was not evaluated.
+
+    Returns:
+        A record of the same form whose count is the sum of the counts, or None when no record was
+        given.
+    """
+    measured = [record for record in records if record is not None]
+    if not measured:
+        return None
+    mean: Metrics = {name: _weighted_mean(measured, name) for name in SHARES}
+    if mean["score"] is not None:
+        parts = [mean[name] for name in _SCORE_PARTS if mean[name] is not None]
+        if parts:
+            mean["score"] = _harmonic_mean(parts)
+    mean["count"] = sum(record["count"] for record in measured)
+    return mean
+
+
+def _weighted_mean(records: list[Metrics], name: str) -> float | None:
+    pairs = [(record[name], record["count"]) for record in records if record.get(name) is not None]
+    weight = sum(count for _, count in pairs)
+    return sum(share * count for share, count in pairs) / weight if weight else None
+
+
+def _harmonic_mean(shares: list[float]) -> float:
+    return 0.0 if min(shares) <= 0 else len(shares) / sum(1 / share for share in shares)

@@ -1,0 +1,165 @@
+"""Tables: plain text for the terminal, Markdown for comparisons of runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedit_app.reporting.formats import (
+    NOT_MEASURED,
+    byte_size,
+    display_width,
+    duration,
+    percent,
+    plural,
+    printable,
+    share,
+    shorten,
+)
+from fedit_app.reporting.metrics import Metrics, value_of
+
+_PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
+_NAME_WIDTH = 24
+
+
+def total(results: dict[str, Any], count: str) -> int:
+    """The sum over all slots of one of their counts, for example `requests` or `bytes_up`."""
+    return sum(slot[count] for slot in results["slots"])
+
+
+def summary_table(results: dict[str, Any]) -> str:
+    """The outcome of a run as monospaced text for the terminal.
+
+    One row a node and a row of means, each with the shares before and after the run, for the
+    node's own facts and for the facts of the whole federation; then the counts of the run, then
+    the nodes that failed and why.
+
+    Args:
+        results: A results dict as `load_results` returns it.
+
+    Returns:
+        Lines without a trailing line break. Control characters in names and reasons are removed.
+    """
+    rows = [("node", *(f"own {part}" for part in _PARTS), "federation score")]
+    rows += [
+        (shorten(name, _NAME_WIDTH), *_changes(node))
+        for name, node in sorted(results["nodes"].items())
+    ]
+    rows.append(("mean", *_changes(results["summary"])))
+    header, *body, mean = _aligned(rows)
+    rule = "-" * display_width(header)
+    lines = [_title(results), "", header, rule, *body]
+    lines += [rule, mean] if body else [mean]
+    lines += ["", _counts_line(results), _traffic_line(results)]
+    lines += _failure_lines(results["failed_nodes"])
+    return "\n".join(lines)
+
+
+def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Several runs side by side as a Markdown table, one row a run.
+
+    A first row shows the unedited model when all runs started from the same figures. When a run
+    with the strategy `central` is among them, a last column gives every run's federation score as
+    a share of that run's. The own facts of a central run are those of the whole federation, so
+    they stand in where it has no separate federation figures.
+
+    Args:
+        runs: Pairs of a label and a results dict as `load_results` returns it.
+
+    Returns:
+        Lines without a trailing line break.
+    """
+    header = ["Run", "Own score", "Federation score"]
+    header += [f"{scope} {part}" for scope in ("Own", "Federation") for part in _PARTS[:-1]]
+    rows = [(label, results["summary"]) for label, results in runs]
+    before = [results["summary"]["before"] for _, results in runs]
+    if before and before[0]["own"] is not None and all(b == before[0] for b in before):
+        rows.insert(0, ("unedited", before[0]))
+
+    cells = [[_markdown(label), *_comparison_cells(summary)] for label, summary in rows]
+    central = next((r["summary"] for _, r in runs if r["strategy"] == "central"), None)
+    if central is not None:
+        header.append("Of central")
+        for row, (_, summary) in zip(cells, rows, strict=True):
+            row.append(_ratio(summary, central))
+
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _changes(node: dict[str, Any]) -> tuple[str, ...]:
+    before = node["before"]
+    own = [_change(before["own"], node["own"], part) for part in _PARTS]
+    return (*own, _change(before["federation"], node["federation"], "score"))
+
+
+def _change(before: Metrics | None, after: Metrics | None, name: str) -> str:
+    old, new = value_of(before, name), value_of(after, name)
+    if old is None and new is None:
+        return NOT_MEASURED
+    return f"{share(old):>4} -> {share(new):>4}"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell + " " * (width - display_width(cell))
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _title(results: dict[str, Any]) -> str:
+    return printable(
+        f"{results['status']}: {results['strategy']} with {results['editor']} on "
+        f"{results['model']['name']}, {plural(len(results['slots']), 'slot')}; "
+        "shares before -> after"
+    )
+
+
+def _counts_line(results: dict[str, Any]) -> str:
+    return (
+        f"{plural(total(results, 'requests'), 'request')}: "
+        f"{total(results, 'optimised'):,} optimised, {total(results, 'reused'):,} reused; "
+        f"{total(results, 'accepted'):,} of {plural(total(results, 'offered'), 'MKV')} accepted, "
+        f"{plural(total(results, 'conflicts'), 'conflict')}"
+    )
+
+
+def _traffic_line(results: dict[str, Any]) -> str:
+    return (
+        f"{byte_size(total(results, 'bytes_up'))} up, "
+        f"{byte_size(total(results, 'bytes_down'))} down; "
+        f"{duration(results['seconds']['total'])}"
+    )
+
+
+def _failure_lines(failures: list[dict[str, Any]]) -> list[str]:
+    if not failures:
+        return []
+    return ["", "failed nodes:", *(f"  {_failure(failure)}" for failure in failures)]
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    place = f"slot {failure['slot']}, " if failure["slot"] else ""
+    name = shorten(failure["node"], _NAME_WIDTH)
+    return f"{name} ({place}{printable(failure['stage'])}): {printable(failure['reason'])}"
+
+
+def _comparison_cells(summary: dict[str, Any]) -> list[str]:
+    own, federation = summary["own"], summary["federation"]
+    cells = [share(value_of(own, "score")), share(value_of(federation, "score"))]
+    for metrics in (own, federation):
+        cells += [share(value_of(metrics, part)) for part in _PARTS[:-1]]
+    return cells
+
+
+def _ratio(summary: dict[str, Any], central: dict[str, Any]) -> str:
+    reference = value_of(central["federation"] or central["own"], "score")
+    score = reference if summary is central else value_of(summary["federation"], "score")
+    return NOT_MEASURED if score is None or not reference else percent(score / reference)
+
+
+def _markdown(text: str) -> str:
+    escaped = "".join(f"\\{char}" if char in r"\`*_[]<>|" else char for char in printable(text))
+    return escaped.strip()

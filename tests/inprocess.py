@@ -1,0 +1,110 @@
+"""A grid without Ray: real messages, serialised and back, to the real ClientApp in this process."""
+
+from collections.abc import Callable, Iterable
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedit_app.federation.client import app as client_app
+from fedit_app.federation.server import run_federation
+
+RUN_ID = 7
+
+
+class InProcessGrid(Grid):
+    """Virtual nodes 101, 102, ... that answer in the order of `order`.
+
+    `tamper(node_id, message)` may return a reply, raise to make the node crash, or return None to
+    let the ClientApp answer. Every message is kept as bytes in `sent` and `received`.
+    """
+
+    def __init__(
+        self,
+        run_config: dict,
+        nodes: int,
+        tamper: Callable[[int, Message], Message | None] = lambda node_id, message: None,
+        order: Callable[[list[int]], list[int]] = lambda ids: ids,
+        node_config: Callable[[int], dict] | None = None,
+    ) -> None:
+        self._tamper, self._order = tamper, order
+        self.ids = [101 + number for number in range(nodes)]
+        simulated = lambda number: {"partition-id": number, "num-partitions": nodes}  # noqa: E731
+        self._contexts = {
+            node_id: Context(
+                run_id=RUN_ID,
+                node_id=node_id,
+                node_config=(node_config or simulated)(number),
+                state=RecordDict(),
+                run_config=run_config,
+            )
+            for number, node_id in enumerate(self.ids)
+        }
+        self._replies: dict[str, Message] = {}
+        self.sent: list[bytes] = []
+        self.received: list[bytes] = []
+
+    def set_run(self, run):
+        raise AssertionError("not used")
+
+    @property
+    def run(self):
+        raise AssertionError("not used")
+
+    def create_message(self, *args, **kwargs):
+        raise AssertionError("not used")
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise AssertionError("not used")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._order(list(self.ids))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        by_node = {message.metadata.dst_node_id: message for message in messages}
+        for node_id in self._order(list(by_node)):
+            message = by_node[node_id]
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            reply = self._answer(node_id, message)
+            if reply is not None:
+                self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in by_node.values()]
+
+    def _answer(self, node_id: int, message: Message) -> Message | None:
+        wire = recorddict_to_proto(message.content).SerializeToString()
+        self.sent.append(wire)
+        try:
+            reply = self._tamper(node_id, message)
+        except TimeoutError:
+            return None
+        except RuntimeError as error:
+            return Message(Error(code=2, reason=str(error)), reply_to=message)
+        if reply is None:
+            content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
+            arrived = Message(
+                content=content,
+                message_type=message.metadata.message_type,
+                dst_node_id=node_id,
+            )
+            arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
+            reply = client_app(arrived, self._contexts[node_id])
+        wire = recorddict_to_proto(reply.content).SerializeToString()
+        self.received.append(wire)
+        content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
+        return Message(content, reply_to=message)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
+
+
+def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:
+    """Run a whole federation in this process; returns results and the grid."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
+    grid = InProcessGrid(run_config, nodes, **options)
+    context = Context(
+        run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+    )
+    return run_federation(grid, context), grid

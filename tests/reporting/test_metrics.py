@@ -1,0 +1,38 @@
+import pytest
+
+from fedit_app.reporting import mean_metrics
+
+
+def record(efficacy, paraphrase, neighborhood, score, count):
+    return {
+        "efficacy": efficacy,
+        "paraphrase": paraphrase,
+        "neighborhood": neighborhood,
+        "score": score,
+        "accuracy": efficacy,
+        "count": count,
+    }
+
+
+def test_shares_are_weighted_by_requests_and_score_is_their_harmonic_mean():
+    mean = mean_metrics([record(1.0, 0.5, 0.8, 0.7, 30), None, record(0.2, 0.5, 0.4, 0.3, 10)])
+    assert mean["efficacy"] == pytest.approx(0.8)
+    assert mean["neighborhood"] == pytest.approx(0.7)
+    assert mean["score"] == pytest.approx(3 / (1 / 0.8 + 1 / 0.5 + 1 / 0.7))
+    assert mean["count"] == 40
+
+
+def test_null_shares_take_no_part():
+    mean = mean_metrics([record(0.5, None, 0.5, 0.5, 10), record(0.5, 0.9, 0.5, 0.6, 5)])
+    assert mean["paraphrase"] == pytest.approx(0.9)
+    unmeasured = mean_metrics([record(None, None, None, None, 4)])
+    assert unmeasured["score"] is None and unmeasured["count"] == 4
+    without = mean_metrics([record(0.5, None, 0.5, 0.5, 10)])
+    assert without["paraphrase"] is None and without["score"] == pytest.approx(0.5)
+
+
+def test_edges():
+    assert mean_metrics([]) is None
+    assert mean_metrics([None]) is None
+    assert mean_metrics([record(0.0, 1.0, 1.0, 0.0, 2)])["score"] == 0.0
+    assert mean_metrics([record(0.4, 0.4, 0.4, 0.4, 0)])["efficacy"] is None

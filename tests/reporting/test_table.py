@@ -1,0 +1,76 @@
+from fedit_app.reporting import comparison_table, summary_table
+from fedit_app.reporting.formats import display_width
+
+
+def test_summary_table(sample):
+    lines = summary_table(sample("completed")).splitlines()
+    assert lines[0].startswith("completed: fedit with memit on HuggingFaceTB/SmolLM2")
+    rows = {line.split()[0]: line.split() for line in lines if "->" in line and ":" not in line}
+    assert list(rows) == ["clinic-north", "library", "museum", "mean"]
+    assert rows["museum"][1:] == (
+        "0.36 -> 0.87 0.32 -> 0.79 0.31 -> 0.77 0.33 -> 0.81 0.33 -> 0.83".split()
+    )
+    assert "34 requests: 25 optimised, 9 reused; 108 of 138 MKVs accepted, 10 conflicts" in lines
+    assert "4.1 MB up, 12.4 MB down; 6 min 25 s" in lines
+    assert lines[-2:] == ["failed nodes:", "  town-hall (slot 2, reedit): no reply within 600 s"]
+
+
+def test_columns_stand_under_each_other(sample):
+    table = summary_table(sample("hostile")).splitlines()
+    header = table[2]
+    for row in table[4:7]:
+        assert display_width(row[: row.index("0.36")]) == header.index("own efficacy")
+
+
+def test_every_sample_has_a_table_without_control_characters(any_results):
+    text = summary_table(any_results)
+    assert "mean" in text and "\x1b" not in text and "\x07" not in text
+    assert len(text.splitlines()) < 20
+
+
+def test_run_without_slots(sample):
+    text = summary_table(sample("unstarted"))
+    assert text.startswith("failed: fedit")
+    assert "0 requests" in text
+    assert "  library (hello): model fingerprint 77ab01 differs" in text
+
+
+def test_not_measured(sample):
+    text = summary_table(sample("deployed"))
+    museum = next(line for line in text.splitlines() if line.startswith("museum"))
+    assert museum.split()[4] == "–" and museum.split()[-1] == "–"
+
+
+def cells(table):
+    rows = [line.strip("|").split("|") for line in table.splitlines()]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_comparison_with_central(sample):
+    runs = [(name, sample(name)) for name in ("completed", "local", "central", "deployed")]
+    header, rule, *rows = cells(comparison_table(runs))
+    assert header[:3] == ["Run", "Own score", "Federation score"]
+    assert header[-1] == "Of central"
+    assert {len(row) for row in (header, rule, *rows)} == {10}
+    assert [(row[0], *row[1:3], row[-1]) for row in rows] == [
+        ("completed", "0.88", "0.83", "95 %"),
+        ("local", "0.88", "0.34", "39 %"),
+        ("central", "0.87", "–", "100 %"),
+        ("deployed", "0.88", "–", "–"),
+    ]
+
+
+def test_comparison_shows_a_common_start(sample):
+    header, _, *rows = cells(comparison_table([("a", sample("completed")), ("b", sample("local"))]))
+    assert "Of central" not in header
+    assert [row[0] for row in rows] == ["unedited", "a", "b"]
+    assert rows[0][1:3] == ["0.33", "0.33"]
+
+
+def test_comparison_escapes_labels(sample):
+    table = comparison_table([("a|b\n<i>", sample("local"))])
+    assert table.splitlines()[-1].startswith(r"| a\|b \<i\> |")
+
+
+def test_comparison_of_nothing():
+    assert len(comparison_table([]).splitlines()) == 2
