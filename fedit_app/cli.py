@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("prompt", nargs="?", help="default: some of the node's own facts")
     ask.set_defaults(command=_ask)
 
+    table = commands.add_parser("table", help="compare finished runs, as a Markdown table")
+    table.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
+    table.set_defaults(command=_table)
+
     keys = commands.add_parser("config", help="list every run-config key with its meaning")
     keys.set_defaults(command=_config)
     return parser
@@ -96,8 +100,8 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
-    for key in ("data-path", "state-dir", "output-dir"):
-        if values.get(key):
+    for key in ("data-path", "state-dir", "output-dir", "pool-uri"):
+        if values.get(key) and "://" not in str(values[key]):
             values[key] = str(Path(str(values[key])).expanduser().absolute())
     for key in ("model", "covariance-source"):
         if Path(str(values.get(key, ""))).exists() and values.get(key):
@@ -134,6 +138,14 @@ def _ask(options: argparse.Namespace) -> int:
     from fedit_app.ask import ask
 
     sys.stdout.write(ask(options.run_dir, options.node, options.prompt))
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from fedit_app.reporting import comparison_table, load_results
+
+    runs = [(folder.name, load_results(folder / "results.json")) for folder in options.run_dirs]
+    sys.stdout.write(comparison_table(runs) + "\n")
     return 0
 
 

@@ -171,6 +171,11 @@ class RunConfig:
                     f"run config: {key.replace('_', '-')} = {value!r} must be an absolute path "
                     "(Flower runs the app in a folder of its own)"
                 )
+        if self.pool_uri and "://" not in self.pool_uri and not Path(self.pool_uri).is_absolute():
+            raise FedEditError(
+                f"run config: pool-uri = {self.pool_uri!r} must be an absolute path or a URI such "
+                "as s3://BUCKET/PATH (Flower runs the app in a folder of its own)"
+            )
 
     def as_dict(self) -> dict[str, ConfigValue]:
         """The configuration as key -> value, with every key."""

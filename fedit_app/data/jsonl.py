@@ -30,10 +30,11 @@ def read_requests(file: Path) -> list[EditRequest]:
 
     Raises:
         FedEditError: the file cannot be read or holds no request; or naming every faulty line
-            with what is wrong (the first five).
+            with what is wrong (the first five). No text of a request is quoted: the message may
+            travel to the server.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise FedEditError(f"data file {file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -47,7 +48,7 @@ def read_requests(file: Path) -> list[EditRequest]:
         try:
             request = _parse(line)
             if request.id in first_line:
-                raise FedEditError(f"id {request.id!r} was used in line {first_line[request.id]}")
+                raise FedEditError(f"its id was used in line {first_line[request.id]}")
         except FedEditError as error:
             problems.append(f"line {number}: {error}")
             continue
@@ -86,7 +87,8 @@ def _value(name: str, value: Any) -> Any:
         return tuple(value)
     if name == "slot":
         if value is not None and type(value) is not int:
-            raise FedEditError(f"slot must be a whole number from 1, found {value!r}")
+            found = value if isinstance(value, float) else type(value).__name__
+            raise FedEditError(f"slot must be a whole number from 1, found {found}")
         return value
     if name == "target_true" and value is None:
         return None

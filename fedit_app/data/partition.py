@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from fedit_app.config import ConfigValue, RunConfig
 from fedit_app.data.jsonl import read_requests
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
-
-logger = logging.getLogger(__name__)
 
 _DEMO = Path(__file__).parent / "demo"
 
@@ -145,7 +142,4 @@ def by_slot(requests: Sequence[EditRequest], config: RunConfig) -> list[list[Edi
     for request, slot in zip(requests, slots, strict=True):
         if slot < config.num_slots:
             dealt[slot].append(request)
-    left_out = len(requests) - sum(map(len, dealt))
-    if left_out:
-        logger.warning("%d requests lie behind slot %d, left out", left_out, config.num_slots)
     return dealt

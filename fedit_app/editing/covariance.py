@@ -78,8 +78,9 @@ def _cache_file(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource, tokens: int
 ) -> Path:
     text = [source.name, tokens, source.seed]
-    if Path(source.name).is_file():
-        with open(source.name, "rb") as stream:
+    file = Path(source.name).expanduser()
+    if source.name != "sample" and file.is_file():
+        with file.open("rb") as stream:
             text[0] = hashlib.file_digest(stream, "sha256").hexdigest()
     what = json.dumps([model.fingerprint, list(layers), *text])
     digest = hashlib.sha256(what.encode()).hexdigest()[:16]

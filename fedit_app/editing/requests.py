@@ -15,17 +15,18 @@ class EditRequest:
 
     Attributes:
         id: name of the request, unique at its node; never leaves it.
-        subject: what the fact is about.
+        subject: what the fact is about; no space at its ends.
         prompt: template with exactly one `{}` where the subject goes.
         target_new: what the model is to say; no space at its ends.
-        target_true: what is said today, for evaluation.
+        target_true: what is said today, for evaluation; no space at its ends.
         paraphrase_prompts: complete prompts that ask the same in other words.
         neighborhood_prompts: complete prompts about other subjects, to be left as they are:
             `target_true` is right there.
         slot: time slot (from 1) in which it is edited; None: by order.
 
     Raises:
-        FedEditError: a field that cannot be edited with, named with its value.
+        FedEditError: a field that cannot be edited with. Its text is not quoted: the message may
+            travel to the server.
     """
 
     id: str
@@ -44,11 +45,15 @@ class EditRequest:
             raise FedEditError("subject is empty; write what the fact is about")
         if self.prompt.count(SLOT) != 1:
             raise FedEditError(
-                f"prompt {self.prompt!r} has {self.prompt.count(SLOT)} placeholders; it needs "
-                "exactly one {} where the subject goes"
+                f"prompt has {self.prompt.count(SLOT)} placeholders; it needs exactly one {{}} "
+                "where the subject goes"
             )
         if not self.target_new.strip():
             raise FedEditError("target_new is empty; write what the model is to say")
+        for name in ("subject", "target_new", "target_true"):
+            text = getattr(self, name)
+            if text is not None and text != text.strip():
+                raise FedEditError(f"{name} begins or ends with a space; write it without")
         if self.slot is not None and self.slot < 1:
             raise FedEditError(f"slot {self.slot} must be at least 1")
 

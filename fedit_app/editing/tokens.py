@@ -6,6 +6,7 @@ difference whether the tokenizer adds a BOS token or merges a space into a word.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from fedit_app.editing.requests import SLOT, EditRequest
 from fedit_app.errors import FedEditError
 from fedit_app.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,17 @@ def subject_row(
     spans = encoded["offset_mapping"]
     lookup = [i for i, (start, end) in enumerate(spans) if start < subject_end and end > start]
     if not lookup or spans[lookup[-1]][1] <= len(before) + len(prompt_before):
-        raise FedEditError(f"request {request.id}: the tokenizer makes no token of its subject")
+        raise _no_token("subject", request)
     goal = [i for i, (_, end) in enumerate(spans) if end > len(prompt)] if target else []
     if target is not None and not goal:
-        raise FedEditError(f"request {request.id}: the tokenizer makes no token of its target")
+        raise _no_token("target", request)
     return TokenRow(tuple(encoded["input_ids"]), lookup[-1], goal[0] if goal else len(spans))
+
+
+def _no_token(part: str, request: EditRequest) -> FedEditError:
+    """The error may travel to the server; which request it is stands in the node's own log."""
+    logger.error("request %s: the tokenizer makes no token of its %s", request.id, part)
+    return FedEditError(f"the tokenizer makes no token of a request's {part}; see the node's log")
 
 
 def continuation_row(model: EditableModel, prompt: str, target: str) -> TokenRow:
@@ -77,7 +86,7 @@ def continuation_row(model: EditableModel, prompt: str, target: str) -> TokenRow
     encoded = model.tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
     goal = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)]
     if not goal:
-        raise FedEditError(f"the tokenizer makes no token of the target {target!r}")
+        raise FedEditError(f"the tokenizer makes no token of a target of {len(target)} characters")
     return TokenRow(tuple(encoded["input_ids"]), goal[0] - 1, goal[0])
 
 

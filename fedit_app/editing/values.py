@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.tokens import TokenRow, pad, subject_row
-from fedit_app.models.editable import EditableModel
+from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import Trace, fixed_cache, trace
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class ValueProblem:
                 torch.arange(self.n),
             ]
         ).to(device)
-        self.h0 = self._upper.hidden[:: self.n_contexts, 0][: self.n].float()
+        self.h0 = at_least_float32(self._upper.hidden[:: self.n_contexts, 0][: self.n])
         self._goals = _Goals.of(rows[: self.n * self.n_contexts], device)
         with torch.no_grad():
             self._essence0 = self._essence(self._final(self._upper.hidden))
@@ -104,7 +104,7 @@ class ValueProblem:
 
     def _essence(self, final: Tensor) -> Tensor:
         """(n, vocabulary) log-probabilities after the subject in "SUBJECT is a"."""
-        return self.model.logits(final[self.n * self.n_contexts :, 0]).float().log_softmax(-1)
+        return self.model.log_probabilities(final[self.n * self.n_contexts :, 0])
 
     def evaluate(self, delta: Tensor) -> _Outcome:
         """Run the upper layers with h + delta at the subject's last token.
@@ -116,10 +116,10 @@ class ValueProblem:
         subject = hidden[:, :1] + delta[self.owner].to(hidden)[:, None]
         final = self._final(torch.cat([subject, hidden[:, 1:]], dim=1))
         goals = self._goals
-        scores = self.model.logits(final[goals.row, goals.position]).float().log_softmax(-1)
+        scores = self.model.log_probabilities(final[goals.row, goals.position])
         picked = scores.gather(1, goals.token[:, None])[:, 0]
         per_row = torch.zeros(len(hidden), device=picked.device, dtype=picked.dtype)
-        nll = per_row.index_add(0, goals.row, -picked * goals.share)
+        nll = per_row.index_add(0, goals.row, -picked * goals.share.to(picked))
         wrong = per_row.index_add(0, goals.row, (scores.argmax(-1) != goals.token).to(picked))
         shape = (self.n, self.n_contexts)
         contexts = self.n * self.n_contexts
@@ -173,7 +173,7 @@ class _Goals:
     Attributes:
         row, position: (m,) row, and index in the row's part behind the subject.
         token: (m,) wanted id.
-        share: (m,) 1 / number of target tokens of the row.
+        share: (m,) float64, 1 / number of target tokens of the row.
     """
 
     row: Tensor
@@ -190,7 +190,7 @@ class _Goals:
         ]
         row, position, token, share = zip(*found, strict=True)
         as_index = [torch.tensor(part, device=device) for part in (row, position, token)]
-        return _Goals(*as_index, torch.tensor(share, device=device))
+        return _Goals(*as_index, torch.tensor(share, dtype=torch.float64, device=device))
 
     def select(self, rows: Tensor) -> _Goals:
         place = torch.full((int(max(rows.max(), self.row.max())) + 1,), -1, device=rows.device)
@@ -276,7 +276,7 @@ def _optimise(problem: ValueProblem, settings: EditSettings) -> tuple[Tensor, ..
     reach = h0.norm(dim=1, keepdim=True)
     delta = torch.zeros_like(h0, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
-    result, last_loss = torch.zeros_like(h0), torch.zeros(len(h0), device=h0.device)
+    result, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0])
     passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
     held = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
     active = torch.arange(len(h0), device=h0.device)

@@ -121,7 +121,7 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
             for position in range(rows[number].target, len(rows[number].ids))
         ]
         line, position, token, number = zip(*wanted, strict=True)
-        scores = model.logits(final[list(line), list(position)]).float().log_softmax(-1)
+        scores = model.log_probabilities(final[list(line), list(position)])
         token_ids = torch.tensor(token, device=scores.device)
         nll = -scores.gather(1, token_ids[:, None])[:, 0]
         found: dict[int, list[tuple[float, bool]]] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,21 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import EVALUATE, TRAIN, content_bytes, unpack_info
+from fedit_app.federation.protocol import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    TRAIN,
+    content_bytes,
+    unpack_info,
+)
 from fedit_app.federation.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_STAGES = {HELLO: "hello", EDIT: "edit", TRAIN: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}
 
 
 @dataclass
@@ -33,34 +42,16 @@ class Member:
     Attributes:
         name: its name.
         node_id: Flower's id of it in this run.
-        requests: number of its requests per slot.
-        lookup: (n, d_ff) lookup keys of the slot that comes next.
+        lookup: (n, d_ff) lookup keys of its requests of the slot that comes next.
     """
 
     name: str
     node_id: int
-    requests: list[int]
     lookup: np.ndarray = field(repr=False)
 
-
-@dataclass(frozen=True)
-class Reply:
-    """A node's answer that is not an error.
-
-    Attributes:
-        node: the node's name.
-        info: the JSON part.
-        message: the message itself.
-    """
-
-    node: str
-    info: dict[str, Any]
-    message: Message
-
-    @property
-    def content(self) -> RecordDict:
-        """The records of the message."""
-        return self.message.content
+    def message(self, message_type: str, content: RecordDict) -> Message:
+        """A message to this node."""
+        return Message(content=content, message_type=message_type, dst_node_id=self.node_id)
 
 
 class RunGrid(Grid):
@@ -68,128 +59,114 @@ class RunGrid(Grid):
 
     Args:
         grid: Flower's grid.
-        record: where failures, traffic and stock strategies' metrics go.
+        record: where failures, traffic, counts and metrics go.
         timeout: most seconds to wait for the answers of one stage.
-        evaluated: slot -> whether stock strategies evaluate in it.
+        evaluated: slot -> whether it is one in which the nodes are evaluated.
     """
 
     def __init__(
         self, grid: Grid, record: RunRecord, timeout: float, evaluated: Callable[[int], bool]
     ) -> None:
-        self._grid, self.record = grid, record
-        self._timeout, self.evaluated = timeout, evaluated
+        self._grid, self._timeout, self._evaluated = grid, timeout, evaluated
+        self.record = record
         self.members: dict[str, Member] = {}
 
-    def ask(
-        self,
-        slot: int,
-        stage: str,
-        message_type: str,
-        contents: Mapping[int, RecordDict],
-        names: Mapping[int, str],
-    ) -> dict[str, Reply]:
-        """Send one message a node and wait for the answers; who does not answer is recorded.
+    def name_of(self, reply: Message) -> str:
+        """The name of the member that sent an answer."""
+        return self._names()[reply.metadata.src_node_id]
 
-        Args:
-            slot: the time slot, 0 before the first.
-            stage: name of the stage in the record.
-            message_type: Flower's message type.
-            contents: node id -> content.
-            names: node id -> name.
-
-        Returns:
-            Name -> answer, in the order of names.
-        """
-        messages = [
-            Message(content=content, message_type=message_type, dst_node_id=node_id)
-            for node_id, content in contents.items()
-        ]
-        return self._exchange(slot, stage, messages, names, self._timeout)
+    def _names(self) -> dict[int, str]:
+        return {member.node_id: name for name, member in self.members.items()}
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """What stock strategies call: a round of `train` or `evaluate`; see `Grid`.
+        """Send the messages of one stage and wait; who does not answer is recorded.
+
+        Evaluations of slots that are not evaluated are not sent.
+
+        Args:
+            messages: one per node, all of one kind and slot.
+            timeout: most seconds to wait; None for the run's slot-timeout.
 
         Returns:
-            The answers without errors, in the order of names.
+            The answers that are no errors, in the order of the nodes' names.
 
         Raises:
-            FedEditError: no node answered a `train` round.
+            FedEditError: no node answered an edit stage.
         """
         sent = list(messages)
-        if not sent:
-            return []
-        stage = {TRAIN: "edit", EVALUATE: "evaluate"}[sent[0].metadata.message_type]
-        slot = int(sent[0].content.config_records["config"]["server-round"])
-        if stage == "evaluate" and not self.evaluated(slot):
-            return []
-        names = {member.node_id: name for name, member in self.members.items()}
-        order = {node_id: name for name, node_id in sorted((n, i) for i, n in names.items())}
-        sent.sort(key=lambda message: order[message.metadata.dst_node_id])
-        replies = self._exchange(slot, stage, sent, names, timeout or self._timeout)
-        for name, reply in replies.items():
-            if stage == "edit":
-                counts = {key: reply.info[key] for key in ("requests", "optimised")}
-                self.record.count(slot, name, **counts)
-            else:
-                self.record.measured(slot, name, scopes(reply.info))
+        stage = _STAGES[sent[0].metadata.message_type] if sent else ""
+        slot = _slot_of(sent[0].content) if sent else 0
+        if stage == "evaluate" and slot and not self._evaluated(slot):
+            sent = []
+        names = self._names()
+        sent.sort(key=lambda message: names.get(message.metadata.dst_node_id, ""))
+        replies = self._exchange(slot, stage, sent, timeout or self._timeout) if sent else []
+        replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
+        for reply in replies if stage != "hello" else ():
+            self._note(slot, stage, self.name_of(reply), unpack_info(reply.content))
         if stage == "edit" and not replies:
             raise FedEditError(f"slot {slot}: no node answered; see the reasons above")
-        if stage == "evaluate" or not self.evaluated(slot):
+        if stage == "evaluate" and slot:
             self.record.close_slot(slot)
-        return [reply.message for reply in replies.values()]
+        return replies
+
+    def _note(self, slot: int, stage: str, name: str, info: Mapping[str, Any]) -> None:
+        """Record what an answer says, of FedEdit's own stages and of a stock strategy's alike."""
+        if stage == "edit":
+            counts = {key: info[key] for key in ("requests", "optimised")}
+            self.record.count(slot, name, **counts)
+        if stage == "evaluate":
+            found = {scope: info[scope] for scope in ("own", "federation")}
+            self.record.measured(slot, name, found)
+        for conflict in info.get("conflicts", ()):
+            self.record.conflict(slot, name, conflict["own"], conflict["other"])
 
     def _exchange(
-        self,
-        slot: int,
-        stage: str,
-        messages: list[Message],
-        names: Mapping[int, str],
-        timeout: float,
-    ) -> dict[str, Reply]:
+        self, slot: int, stage: str, messages: Sequence[Message], timeout: float
+    ) -> list[Message]:
         started = time.perf_counter()
+        stage = "before" if stage == "evaluate" and not slot else stage
+        names = self._names()
         self.record.traffic(slot, down=sum(content_bytes(m.content) for m in messages))
         self._grid.push_messages(messages)
-        waiting = {m.metadata.message_id: names[m.metadata.dst_node_id] for m in messages}
-        asked = len(waiting)
-        replies: dict[str, Reply] = {}
+        waiting = {
+            m.metadata.message_id: names.get(
+                m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"
+            )
+            for m in messages
+        }
+        replies: list[Message] = []
         while waiting and time.perf_counter() - started < timeout:
-            for message in self._grid.pull_messages(list(waiting)):
-                name = waiting.pop(message.metadata.reply_to_message_id)
-                reply = self._read(slot, stage, name, message)
-                if reply is not None:
-                    replies[name] = reply
-                logger.info(
-                    "slot %d %s: %s answered, %d of %d",
-                    slot,
-                    stage,
-                    name,
-                    asked - len(waiting),
-                    asked,
-                )
+            for reply in self._grid.pull_messages(list(waiting)):
+                name = waiting.pop(reply.metadata.reply_to_message_id)
+                info, failure = self._read(slot, reply)
+                name = (info or {}).get("node") or name
+                if failure:
+                    self.record.failed(name, slot, stage, failure)
+                else:
+                    replies.append(reply)
+                done = len(messages) - len(waiting)
+                total = len(messages)
+                logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
             time.sleep(_POLL_SECONDS if waiting else 0)
         for name in waiting.values():
             self.record.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
         self.record.took(slot, stage, time.perf_counter() - started)
-        return dict(sorted(replies.items()))
+        return replies
 
-    def _read(self, slot: int, stage: str, name: str, message: Message) -> Reply | None:
-        """The answer, or None once its error is recorded."""
-        if message.has_error():
-            # The reason may quote what an exception said; the code is all that is passed on.
-            self.record.failed(name, slot, stage, f"Flower error code {message.error.code}")
-            return None
-        self.record.traffic(slot, up=content_bytes(message.content))
+    def _read(self, slot: int, reply: Message) -> tuple[dict[str, Any] | None, str | None]:
+        """What an answer says, and why it is none."""
+        if reply.has_error():
+            # Its reason may quote what an exception said; the code is all that is passed on.
+            return None, f"Flower error code {reply.error.code}"
+        self.record.traffic(slot, up=content_bytes(reply.content))
         try:
-            info = unpack_info(message.content)
+            info = unpack_info(reply.content)
         except FedEditError as error:
-            self.record.failed(name, slot, stage, str(error))
-            return None
-        if "error" in info:
-            self.record.failed(str(info.get("node") or name), slot, stage, str(info["error"]))
-            return None
-        return Reply(name, info, message)
+            return None, str(error)
+        return info, str(info["error"]) if "error" in info else None
 
     def get_node_ids(self) -> list[int]:
         """Flower's ids of the members, in the order of their names."""
@@ -221,6 +198,8 @@ class RunGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
 
-def scopes(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of an `evaluate` answer."""
-    return {scope: info.get(scope) for scope in ("own", "federation")}
+def _slot_of(content: RecordDict) -> int:
+    """The slot that a message is about; stock strategies call it the server round."""
+    if "config" in content.config_records:
+        return int(content.config_records["config"]["server-round"])
+    return int(unpack_info(content).get("slot", 0))

@@ -95,7 +95,11 @@ class Participant:
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:
         """The node's own requests per slot."""
-        return by_slot(self._data.read(self.config.seed), self.config)
+        return by_slot(self._requests, self.config)
+
+    @functools.cached_property
+    def _requests(self) -> list[EditRequest]:
+        return self._data.read(self.config.seed)
 
     @property
     def workbench(self) -> Workbench:
@@ -128,6 +132,14 @@ class Participant:
     def hello(self) -> dict[str, Any]:
         """Who this node is and what its MKVs are to be measured on."""
         requests = [len(requests) for requests in self.slots]
+        left_out = len(self._requests) - sum(requests)
+        if left_out:
+            logger.warning(
+                "node %s: %d requests lie behind slot %d and are left out",
+                self.name,
+                left_out,
+                self.config.num_slots,
+            )
         bench = self.workbench
         return {
             "node": self.name,

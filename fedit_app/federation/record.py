@@ -60,17 +60,27 @@ class RunRecord:
         if (folder / "results.json").exists() or (folder / "metrics.jsonl").exists():
             raise FedEditError(f"output-dir: {folder} holds a run already; name another folder")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replace_file(folder / "config.toml") as temporary:
-                temporary.write_text(tomli_w.dumps(config.as_dict()), encoding="utf-8")
+            self._write_config("# How many nodes took part is not known yet.")
         except OSError as error:
             raise FedEditError(
                 f"output-dir: {folder} cannot be written ({error.strerror})"
             ) from None
 
-    def met(self, fingerprint: str) -> None:
-        """Note the model fingerprint that the federation agreed on."""
+    def _write_config(self, comment: str) -> None:
+        with replace_file(self.folder / "config.toml") as temporary:
+            text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
+            temporary.write_text(text, encoding="utf-8")
+
+    def met(self, fingerprint: str, nodes: int) -> None:
+        """Note what the federation agreed on, and write down how to repeat the run.
+
+        Args:
+            fingerprint: of the MKVs.
+            nodes: how many nodes said hello or failed to.
+        """
         self._model["fingerprint"] = fingerprint
+        command = f"fedit run --config config.toml --nodes {nodes} --output-dir NEW"
+        self._write_config(f"# Repeat this run: {command}")
 
     def failed(self, node: str, slot: int, stage: str, reason: str) -> None:
         """Note that a node did not do its part.

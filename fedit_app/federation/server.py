@@ -8,18 +8,23 @@ import time
 from collections import Counter
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedit_app.config import RunConfig
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.workbench import fingerprint_of
 from fedit_app.errors import FedEditError
-from fedit_app.federation.grid import Member, Reply, RunGrid
+from fedit_app.federation.grid import Member, RunGrid
 from fedit_app.federation.paths import pool_location, run_folder
-from fedit_app.federation.protocol import HELLO, VERSION, code_fingerprint, pack
+from fedit_app.federation.protocol import HELLO, VERSION, code_fingerprint, pack, unpack_info
 from fedit_app.federation.record import RunRecord
-from fedit_app.federation.strategies import evaluate, lookup_of, no_change, strategy_named
+from fedit_app.federation.strategies import (
+    evaluation_messages,
+    lookup_of,
+    no_change,
+    strategy_named,
+)
 from fedit_app.log import set_up_logging
 from fedit_app.mkv import MKVPool
 
@@ -62,8 +67,8 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
     try:
         reference = gather(run_grid, config)
         fingerprint = fingerprint_of(reference["components"])
-        record.met(fingerprint)
-        evaluate(run_grid, 0)
+        record.met(fingerprint, len(run_grid.all_node_ids()))
+        run_grid.send_and_receive(evaluation_messages(run_grid, 0))
         pool = MKVPool(pool_location(config, context.run_id))
         strategy = factory(config, pool, fingerprint)
         start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
@@ -94,35 +99,33 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
     """
     ids = _wait_for_nodes(grid, config.slot_timeout)
     content = pack({"version": VERSION, "code": code_fingerprint()})
-    replies = grid.ask(
-        0, "hello", HELLO, dict.fromkeys(ids, content), {id_: f"node id {id_}" for id_ in ids}
+    replies = grid.send_and_receive(
+        [Message(content=content, message_type=HELLO, dst_node_id=node_id) for node_id in ids]
     )
-    by_name: dict[str, Reply] = {}
-    for reply in replies.values():
-        name = reply.info["node"]
+    by_name: dict[str, Message] = {}
+    infos: dict[str, dict[str, Any]] = {}
+    for reply in replies:
+        info = unpack_info(reply.content)
+        name = info["node"]
         if name in by_name:
             grid.record.failed(name, 0, "hello", f"two nodes are named {name!r}; rename one")
             continue
-        by_name[name] = reply
+        by_name[name], infos[name] = reply, info
     if not by_name:
         raise FedEditError("no node can take part; see the reasons above")
-    fingerprints = {name: fingerprint_of(r.info["components"]) for name, r in by_name.items()}
+    fingerprints = {name: fingerprint_of(info["components"]) for name, info in infos.items()}
     counts = Counter(fingerprints[name] for name in sorted(fingerprints))
     chosen = counts.most_common(1)[0][0]
     members = sorted(name for name, found in fingerprints.items() if found == chosen)
-    reference = by_name[members[0]].info
+    reference = infos[members[0]]
     for name in sorted(set(by_name) - set(members)):
-        grid.record.failed(name, 0, "hello", _difference(by_name[name].info, reference))
+        grid.record.failed(name, 0, "hello", _difference(infos[name], reference))
     if config.strategy == "central" and not reference["simulated"]:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
     grid.members = {
-        name: Member(
-            name,
-            by_name[name].message.metadata.src_node_id,
-            by_name[name].info["requests"],
-            lookup_of(by_name[name]),
-        )
-        for name in members
+        name: Member(name, reply.metadata.src_node_id, lookup_of(reply.content))
+        for name, reply in sorted(by_name.items())
+        if name in members
     }
     logger.info("%d nodes take part: %s", len(members), ", ".join(members))
     return reference

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedit_app.config import RunConfig
 from fedit_app.errors import FedEditError
-from fedit_app.federation.grid import Member, Reply, RunGrid, scopes
+from fedit_app.federation.grid import Member, RunGrid
 from fedit_app.federation.protocol import (
     EDIT,
     EVALUATE,
@@ -21,6 +21,7 @@ from fedit_app.federation.protocol import (
     arrays_record,
     pack,
     unpack_arrays,
+    unpack_info,
     unpack_mkvs,
 )
 from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig, select
@@ -46,7 +47,6 @@ class FedEdit(Strategy):
 
     def __init__(self, config: RunConfig, pool: MKVPool, fingerprint: str) -> None:
         self.config, self.pool, self.fingerprint = config, pool, fingerprint
-        self._served: dict[str, set[str]] = {}
         self.selection = SelectionConfig(
             config.selection,
             config.signature,
@@ -54,6 +54,9 @@ class FedEdit(Strategy):
             config.similarity_threshold,
             config.top_k,
         )
+        self._grid: RunGrid | None = None
+        self._own: dict[str, list[MKV]] = {}
+        self._served: dict[str, set[str]] = {}
 
     def summary(self) -> None:
         """Log how MKVs are selected."""
@@ -82,47 +85,46 @@ class FedEdit(Strategy):
             exclude_nodes={node},
         )
 
-    def start(self, grid: RunGrid, **_: object) -> Result:
-        """Run all slots.
+    def start(self, grid: RunGrid, initial_arrays: ArrayRecord, **_: object) -> Result:
+        """Run all slots: edit, re-edit, evaluate.
 
         Args:
-            grid: the members of the run. What else stock strategies are given is not needed.
+            grid: the members of the run.
+            initial_arrays: not sent; FedEdit's nodes keep their own ledgers.
 
         Raises:
             FedEditError: no node answered the edit stage of a slot.
         """
+        self._grid = grid
         self.summary()
         for slot in range(1, self.config.num_slots + 1):
-            replies = self._ask(grid, slot, "edit", EDIT, self._edit_messages(grid, slot))
-            if not replies:
-                raise FedEditError(f"slot {slot}: no node answered; see the reasons above")
-            own = self._collect(grid, slot, replies)
+            none = ConfigRecord()
+            edits = self.configure_train(slot, initial_arrays, none, grid)
+            self.aggregate_train(slot, grid.send_and_receive(edits))
             if self.exchange:
-                offers = self._reedit_messages(grid, slot, own)
-                replies = self._ask(grid, slot, "reedit", REEDIT, offers)
-                self._note_reedit(grid, slot, replies)
-            if grid.evaluated(slot):
-                evaluate(grid, slot, self.central)
-            grid.record.close_slot(slot)
+                reedits = self.configure_reedit(slot, grid)
+                self.aggregate_reedit(slot, grid.send_and_receive(reedits))
+            evaluations = self.configure_evaluate(slot, initial_arrays, none, grid)
+            self.aggregate_evaluate(slot, grid.send_and_receive(evaluations))
         return Result()
 
-    def _ask(
-        self, grid: RunGrid, slot: int, stage: str, kind: str, contents: dict[str, RecordDict]
-    ) -> dict[str, Reply]:
-        ids = {name: grid.members[name].node_id for name in contents}
-        return grid.ask(
-            slot,
-            stage,
-            kind,
-            {ids[name]: content for name, content in contents.items()},
-            {node_id: name for name, node_id in ids.items()},
-        )
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: RunGrid
+    ) -> list[Message]:
+        """Edit stage: the slot, and MKVs of others whose lookup keys equal those of its requests.
 
-    def _edit_messages(self, grid: RunGrid, slot: int) -> dict[str, RecordDict]:
-        """Per node the slot, and MKVs of others whose lookup keys equal those of its requests."""
-        names = sorted(grid.members)[:1] if self.central else sorted(grid.members)
-        info = {"slot": slot, "central": self.central, "upload": self.exchange}
-        return {name: pack(info, self._candidates(grid.members[name])) for name in names}
+        Args:
+            server_round: the slot.
+            arrays: not sent.
+            config: not sent.
+            grid: the members of the run.
+        """
+        members = [grid.members[name] for name in sorted(grid.members)]
+        info = {"slot": server_round, "central": self.central, "upload": self.exchange}
+        return [
+            member.message(EDIT, pack(info, self._candidates(member)))
+            for member in members[: 1 if self.central else None]
+        ]
 
     def _candidates(self, member: Member) -> list[MKV]:
         if not self.exchange or not len(member.lookup):
@@ -135,81 +137,83 @@ class FedEdit(Strategy):
             _MOST_CANDIDATES,
             exclude_nodes=(member.name,),
         )
-        served = self._served.get(member.name, set())
         ids = dict.fromkeys(match.id for row in matches for match in row)
+        served = self._served.get(member.name, set())
         return self.pool.fetch([id_ for id_ in ids if id_ not in served])
 
-    def _collect(self, grid: RunGrid, slot: int, replies: dict[str, Reply]) -> dict[str, list[MKV]]:
-        """Put the nodes' new MKVs into the pool.
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Put the nodes' new MKVs into the pool; nothing is averaged.
 
-        Returns:
-            Name -> MKVs that fulfil the node's requests of this slot, reused ones included.
+        Args:
+            server_round: the slot.
+            replies: the nodes' answers.
         """
-        own = {}
-        for name, reply in replies.items():
+        self._own = {}
+        for message in replies:
+            name, info = self._grid.name_of(message), unpack_info(message.content)
             try:
-                new = unpack_mkvs(reply.content, self.fingerprint)
-                self._check_origin(name, slot, new)
-                reused = self.pool.fetch(reply.info["reused"]) if self.exchange else []
+                new = unpack_mkvs(message.content, self.fingerprint)
+                _check_origin(name, server_round, new)
+                reused = self.pool.fetch(info["reused"]) if self.exchange else []
+                self.pool.append(new)
             except FedEditError as error:
-                grid.record.failed(name, slot, "edit", str(error))
+                self._grid.record.failed(name, server_round, "edit", str(error))
                 continue
-            self.pool.append(new)
-            own[name] = [*new, *reused]
-            grid.record.count(
-                slot,
-                name,
-                requests=reply.info["requests"],
-                optimised=reply.info["optimised"],
-                reused=len(reply.info["reused"]),
-                uploaded=len(new),
-            )
-            self._note_conflicts(grid, slot, reply)
-        return own
-
-    def _check_origin(self, name: str, slot: int, mkvs: Sequence[MKV]) -> None:
-        for mkv in mkvs:
-            if mkv.node != name or mkv.slot > slot:
-                raise FedEditError(
-                    f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
-                )
-
-    def _reedit_messages(
-        self, grid: RunGrid, slot: int, own: dict[str, list[MKV]]
-    ) -> dict[str, RecordDict]:
-        messages = {}
-        for name, mkvs in own.items():
-            ranked = self.select(name, mkvs)
-            self._served[name] |= {entry.id for entry in ranked}
-            grid.record.count(slot, name, offered=len(ranked))
-            messages[name] = pack({"slot": slot}, self.pool.fetch([entry.id for entry in ranked]))
-        return messages
-
-    def _note_reedit(self, grid: RunGrid, slot: int, replies: dict[str, Reply]) -> None:
-        for name, reply in replies.items():
-            grid.record.received(slot, name, reply.info["received_from"], reply.info["rejections"])
-            self._note_conflicts(grid, slot, reply)
-        for name, member in grid.members.items():
-            member.lookup = lookup_of(replies[name]) if name in replies else member.lookup[:0]
-
-    def _note_conflicts(self, grid: RunGrid, slot: int, reply: Reply) -> None:
-        for conflict in reply.info["conflicts"]:
-            grid.record.conflict(slot, reply.node, conflict["own"], conflict["other"])
-
-    def configure_train(self, *_: object) -> Iterable[Message]:
-        """Not used: `start` sends messages of its own kinds."""
-        return []
-
-    def aggregate_train(self, *_: object) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Not used: nothing is averaged."""
+            self._own[name] = [*new, *reused]
+            counts = {"reused": len(info["reused"]), "uploaded": len(new)}
+            self._grid.record.count(server_round, name, **counts)
         return None, None
 
-    def configure_evaluate(self, *_: object) -> Iterable[Message]:
-        """Not used, see `configure_train`."""
-        return []
+    def configure_reedit(self, server_round: int, grid: RunGrid) -> list[Message]:
+        """Re-edit stage: for every node that has edited, the MKVs of others that `select` ranks.
 
-    def aggregate_evaluate(self, *_: object) -> MetricRecord | None:
-        """Not used, see `aggregate_train`."""
+        Args:
+            server_round: the slot.
+            grid: the members of the run.
+        """
+        messages = []
+        for name, own in sorted(self._own.items()):
+            ids = [ranked.id for ranked in self.select(name, own)]
+            self._served.setdefault(name, set()).update(ids)
+            grid.record.count(server_round, name, offered=len(ids))
+            content = pack({"slot": server_round}, self.pool.fetch(ids))
+            messages.append(grid.members[name].message(REEDIT, content))
+        return messages
+
+    def aggregate_reedit(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Note what the nodes accepted, and keep their lookup keys of the next slot.
+
+        Args:
+            server_round: the slot.
+            replies: the nodes' answers.
+        """
+        for member in self._grid.members.values():
+            member.lookup = member.lookup[:0]
+        for message in replies:
+            name, info = self._grid.name_of(message), unpack_info(message.content)
+            self._grid.members[name].lookup = lookup_of(message.content)
+            found = (info["received_from"], info["rejections"])
+            self._grid.record.received(server_round, name, *found)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: RunGrid
+    ) -> list[Message]:
+        """Ask every node for the metrics of its own model.
+
+        Args:
+            server_round: the slot.
+            arrays: not sent.
+            config: not sent.
+            grid: the members of the run.
+        """
+        return evaluation_messages(grid, server_round, self.central)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing to add: the grid has recorded every node's metrics."""
         return None
 
 
@@ -229,8 +233,8 @@ class Central(FedEdit):
     central = True
 
 
-def evaluate(grid: RunGrid, slot: int, central: bool = False) -> None:
-    """Ask every member for its metrics and record them.
+def evaluation_messages(grid: RunGrid, slot: int, central: bool = False) -> list[Message]:
+    """Messages that ask every member for its metrics.
 
     Args:
         grid: the members of the run.
@@ -238,28 +242,64 @@ def evaluate(grid: RunGrid, slot: int, central: bool = False) -> None:
         central: evaluate the central ledger.
     """
     content = pack({"slot": slot, "central": central})
-    names = {member.node_id: name for name, member in sorted(grid.members.items())}
-    stage = "evaluate" if slot else "before"
-    replies = grid.ask(slot, stage, EVALUATE, dict.fromkeys(names, content), names)
-    for name, reply in replies.items():
-        grid.record.measured(slot, name, scopes(reply.info))
+    return [grid.members[name].message(EVALUATE, content) for name in sorted(grid.members)]
 
 
-def lookup_of(reply: Reply) -> np.ndarray:
+def _check_origin(name: str, slot: int, mkvs: Sequence[MKV]) -> None:
+    for mkv in mkvs:
+        if mkv.node != name or mkv.slot > slot:
+            raise FedEditError(
+                f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
+            )
+
+
+def lookup_of(content: RecordDict) -> np.ndarray:
     """(n, d_ff) lookup keys that came with an answer; none if there are none."""
-    if "keys" not in reply.content.array_records:
+    if "keys" not in content.array_records:
         return np.zeros((0, 0), np.float32)
-    return unpack_arrays(reply.content, "keys")["lookup"]
+    return unpack_arrays(content, "keys")["lookup"]
 
 
 Factory = Callable[[RunConfig, MKVPool, str], Strategy]
+
+
+def stock_strategy(name: str) -> Factory:
+    """What makes a strategy of Flower's, for however many nodes there are.
+
+    Args:
+        name: its class name.
+
+    Raises:
+        FedEditError: Flower has none of that name, or it needs arguments.
+    """
+    found = getattr(flower, name, None)
+    if not inspect.isclass(found) or not issubclass(found, Strategy) or inspect.isabstract(found):
+        raise FedEditError(
+            f"run config: strategy = {name!r} must be one of {', '.join(STRATEGIES)}, or the class "
+            "name of a Flower strategy, such as FedMedian"
+        )
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(found).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    if needed:
+        raise FedEditError(
+            f"run config: strategy = {name!r} needs arguments ({', '.join(needed)}); add a factory "
+            "to STRATEGIES in fedit_app/federation/strategies.py"
+        )
+    wanted = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
+    at_least = {name: 1 for name in wanted if name in inspect.signature(found).parameters}
+    return lambda config, pool, fingerprint: found(**at_least)
+
 
 # To add a strategy, name here what makes it from run config, pool and fingerprint.
 STRATEGIES: dict[str, Factory] = {
     "fedit": FedEdit,
     "local": Local,
     "central": Central,
-    "fedavg": lambda config, pool, fingerprint: stock_strategy("FedAvg"),
+    "fedavg": stock_strategy("FedAvg"),
 }
 
 
@@ -273,38 +313,7 @@ def strategy_named(name: str) -> Factory:
     Raises:
         FedEditError: there is none of that name, or it needs arguments.
     """
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    stock_strategy(name)
-    return lambda config, pool, fingerprint: stock_strategy(name)
-
-
-def stock_strategy(name: str) -> Strategy:
-    """A strategy of Flower's by its class name, for however many nodes there are.
-
-    Raises:
-        FedEditError: Flower has none of that name, or it needs arguments.
-    """
-    found = getattr(flower, name, None)
-    known = inspect.isclass(found) and issubclass(found, Strategy) and not inspect.isabstract(found)
-    if not known:
-        raise FedEditError(
-            f"run config: strategy = {name!r} must be one of {', '.join(STRATEGIES)}, or the class "
-            "name of a Flower strategy, such as FedMedian"
-        )
-    parameters = inspect.signature(found).parameters.values()
-    needed = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    ]
-    if needed:
-        raise FedEditError(
-            f"run config: strategy = {name!r} needs arguments ({', '.join(needed)}); add a factory "
-            "to STRATEGIES in fedit_app/federation/strategies.py"
-        )
-    return found(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    return STRATEGIES.get(name) or stock_strategy(name)
 
 
 def no_change(layers: Sequence[int], d_model: int, d_ff: int) -> ArrayRecord:

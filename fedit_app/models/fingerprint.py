@@ -39,7 +39,12 @@ def model_fingerprint(folder: Path, cache_file: Path | None = None) -> str:
             f"model: {folder} has no *.safetensors file; convert the checkpoint with "
             "save_pretrained (transformers writes safetensors)"
         )
-    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights]
+    hashed = [*weights, folder / "config.json", folder / "tokenizer.json"]
+    state = [
+        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+        for file in hashed
+        if file.exists()
+    ]
     entry = f"{folder.resolve()}:{json.dumps(state)}"
     known = _read_cache(cache_file)
     if entry not in known:

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from fedit_app.errors import FedEditError
 from fedit_app.files import cache_dir
@@ -101,6 +102,7 @@ def _load(folder: str, name: str, device: torch.device, dtype: str) -> EditableM
         reason = str(error).splitlines()[0]
         raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
     architecture_of(config.model_type)
+    disable_progress_bar()  # its bars would tear the log lines apart
     fingerprint = model_fingerprint(Path(folder), cache_dir() / "fingerprints.json")
     chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else "auto")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen).to(device)

@@ -1,0 +1,44 @@
+"""Which facts count at which node."""
+
+from fedit_app.data.federation_facts import facts_for
+from fedit_app.editing.requests import EditRequest
+
+
+def fact(id_: str, subject: str, target: str, prompt: str = "{} is in") -> EditRequest:
+    return EditRequest(id_, subject, prompt, target)
+
+
+FACTS = {
+    "a": [fact("a1", "Tower", "Rome"), fact("a2", "Gate", "Oslo")],
+    "b": [fact("b1", "Tower", "Rome"), fact("b2", "Gate", "Bern"), fact("b3", "Arch", "Kiel")],
+    "c": [fact("c1", "Arch", "Kiel", "{} stands in"), fact("c2", "Dome", "Bonn")],
+}
+
+
+def at(node: str) -> list[str]:
+    return [request.id for request in facts_for(node, FACTS)]
+
+
+def test_own_facts_come_first_and_duplicates_count_once():
+    assert at("a") == ["a1", "a2", "b3", "c1", "c2"]
+    assert at("b") == ["b1", "b2", "b3", "c1", "c2"]
+
+
+def test_a_conflict_counts_at_its_owners_only_with_their_own_target():
+    assert "a2" in at("a") and "b2" not in at("a")
+    assert "b2" in at("b") and "a2" not in at("b")
+    assert not {"a2", "b2"} & set(at("c"))
+
+
+def test_another_prompt_about_the_same_subject_is_another_fact():
+    assert {"b3", "c1"} <= set(at("c"))
+
+
+def test_a_node_that_is_asked_twice_for_a_fact_counts_it_once():
+    own = {"a": [fact("x", "Tower", "Rome"), fact("y", "Tower", "Rome")]}
+
+    assert [request.id for request in facts_for("a", own)] == ["x"]
+
+
+def test_an_unknown_node_has_the_others_facts():
+    assert [r.id for r in facts_for("z", FACTS)] == ["a1", "b3", "c1", "c2"]
