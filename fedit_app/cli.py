@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted.
     """
     set_up_logging()
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return options.command(options)
     except FedEditError as error:
@@ -36,6 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("fedit: interrupted\n")
         return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line, also on Pythons whose argparse loses the prompt of `ask`.
+
+    Before Python 3.12.7 an optional positional is not seen behind an option (bpo-15112).
+    """
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "prompt", "") is None:
+        options.prompt = rest.pop()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +138,8 @@ def _run(options: argparse.Namespace) -> int:
         values["output-dir"] = str(Path("runs", f"{name}-{stamp}").absolute())
     config = RunConfig.parse(values)
     app = find_app(options.app)
+    # Ended from outside, a run cleans up just as it does when the user interrupts it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     nodes = check_simulation(config, options.nodes)
     folder = Path(config.output_dir)
     with Progress(config, nodes) as progress:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _CONNECTION = "fedit"
 _START_SECONDS = 60
 _STOP_SECONDS = 10
+_LONGEST_TEMPORARY = 20
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -77,7 +78,9 @@ def simulate(
     Raises:
         FedEditError: Flower refuses the run, or its SuperLink does not start or ends early.
     """
-    with tempfile.TemporaryDirectory(prefix="fedit-", ignore_cleanup_errors=True) as name:
+    # Ray's sockets lie in here, and their paths may not be longer than 103 characters.
+    room = None if len(tempfile.gettempdir()) <= _LONGEST_TEMPORARY else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="fedit-", dir=room, ignore_cleanup_errors=True) as name:
         home = Path(name)
         environment = _environment(home)
         with _superlink(home, environment) as address:
@@ -96,6 +99,7 @@ def _environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_TMPDIR": str(home),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve whoever shares the machine
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from fedit_app.config import RunConfig, parse_layers
 from fedit_app.data.partition import default_node_count, simulated_nodes
 from fedit_app.editing.editors import editor_named
@@ -14,7 +12,7 @@ from fedit_app.editing.settings import edit_settings
 from fedit_app.errors import FedEditError
 from fedit_app.federation.strategies import strategy_named
 from fedit_app.models.architectures import architecture_of
-from fedit_app.models.loading import resolve_device, resolve_model
+from fedit_app.models.loading import read_model_config, resolve_device, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ def _check_data(config: RunConfig, nodes: int | None) -> int:
 
 
 def _check_layers(config: RunConfig) -> None:
-    model = AutoConfig.from_pretrained(resolve_model(config.model))
+    model = read_model_config(resolve_model(config.model))
     architecture_of(model.model_type)
     layers = parse_layers(config.layers) if config.layers else ()
     edit_settings(model.model_type, model.num_hidden_layers, model.hidden_size, layers=layers)

@@ -12,16 +12,31 @@ from fedit_app.models.loading import load_model
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_USERS_CACHE = os.environ.get("FEDIT_CACHE")
+
+
+def _use_cache(folder: str | None) -> None:
+    if folder is None:
+        os.environ.pop("FEDIT_CACHE", None)
+    else:
+        os.environ["FEDIT_CACHE"] = folder
+
+
+@pytest.fixture(scope="module")
+def users_cache():
+    """The user's own cache: the embedded model and its covariance are made once on a machine."""
+    tests_own = os.environ.get("FEDIT_CACHE")
+    _use_cache(_USERS_CACHE)
+    yield
+    _use_cache(tests_own)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Contexts, covariances and fingerprints of tiny models do not go into the user's cache."""
-    before = os.environ.get("FEDIT_CACHE")
-    os.environ["FEDIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    _use_cache(str(tmp_path_factory.mktemp("cache")))
     yield
-    if before is None:
-        del os.environ["FEDIT_CACHE"]
-    else:
-        os.environ["FEDIT_CACHE"] = before
+    _use_cache(_USERS_CACHE)
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +53,6 @@ def tiny_model(tiny_folder):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread():
+    """Tiny models gain nothing from threads, and on a busy machine the threads wait in turns."""
+    torch.set_num_threads(1)

@@ -1,5 +1,6 @@
 """Tiny randomly initialised models of several families, as ordinary Hugging Face folders."""
 
+import copy
 import functools
 import hashlib
 import json
@@ -63,7 +64,7 @@ def editable(family: str = "llama", bos: bool = False, double: bool = False) -> 
     tokenizer = make_tokenizer(bos)
     model = random_model(family, tokenizer)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 vocabulary = len(parameter) == len(tokenizer)
                 parameter.mul_((0.7 if vocabulary else 0.3) / parameter.std())
@@ -72,9 +73,7 @@ def editable(family: str = "llama", bos: bool = False, double: bool = False) -> 
     return EditableModel(in_double(model) if double else model, tokenizer, name, fingerprint)
 
 
-def random_model(
-    family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0
-) -> PreTrainedModel:
+def random_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PreTrainedModel:
     """A tiny model with random weights, large enough for its states to differ between tokens."""
     config = AutoConfig.for_model(
         family,
@@ -108,6 +107,11 @@ class _StayDouble(TorchFunctionMode):
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
         return function(*args, **kwargs)
+
+
+def in_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model in bfloat16."""
+    return copy.deepcopy(model).to(torch.bfloat16)
 
 
 def in_double(model: PreTrainedModel) -> PreTrainedModel:

@@ -33,10 +33,12 @@ def sample_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, .
     Returns:
         "{}" first, then "PREFIX. {}".
     """
+    if count == 0:
+        return (SLOT,)
     generator = torch.Generator().manual_seed(seed)
     words = [_START_WORDS[number % len(_START_WORDS)] for number in range(count)]
     rows = [model.tokenizer(word)["input_ids"] for word in words]
-    for _ in range(_PREFIX_TOKENS if rows else 0):
+    for _ in range(_PREFIX_TOKENS):
         ids, mask = (part.to(model.device) for part in pad(rows, model.pad_token_id, side="left"))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = model.model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)

@@ -171,8 +171,11 @@ def _mkv_file(folder: Path, id_: str) -> Path:
 def _read_mkv(folder: Path, id_: str) -> MKV:
     file = _mkv_file(folder, id_)
     try:
-        return from_bytes(file.read_bytes())
+        mkv = from_bytes(file.read_bytes())
     except OSError as error:
         raise FedEditError(f"ledger file {file}: cannot be read ({error.strerror})") from None
     except FedEditError as error:
         raise FedEditError(f"ledger file {file}: damaged ({error})") from None
+    if mkv.id != id_:
+        raise FedEditError(f"ledger file {file}: damaged (it holds MKV {mkv.id})")
+    return mkv

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from fedit_app.errors import FedEditError
@@ -56,6 +56,19 @@ def resolve_model(name: str) -> Path:
         ) from None
 
 
+def read_model_config(folder: Path) -> PretrainedConfig:
+    """The config.json of a model folder.
+
+    Raises:
+        FedEditError: it is damaged, or of a model family that transformers does not know.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
+
+
 def resolve_device(device: str) -> torch.device:
     """The torch device for the run config's `device`; "auto" is CUDA if there is one.
 
@@ -96,11 +109,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Editable
 @functools.lru_cache(maxsize=1)
 def _load(folder: str, name: str, device: torch.device, dtype: str) -> EditableModel:
     started = time.perf_counter()
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
+    config = read_model_config(Path(folder))
     architecture_of(config.model_type)
     disable_progress_bar()  # its bars would tear the log lines apart
     fingerprint = model_fingerprint(Path(folder), cache_dir() / "fingerprints.json")

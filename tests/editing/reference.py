@@ -10,24 +10,24 @@ import torch
 
 
 def put_together(request, template):
-    """Text of a prompt in a context, and the number of characters up to the subject's end."""
+    """Text of a prompt in a context, and the part of it up to the subject's end."""
     before, after = template.split("{}")
     left, right = request.prompt.split("{}")
     start = before + left + request.subject
-    return start + right + after, len(start)
+    return start + right + after, start
 
 
 def ids_of(model, text):
     return model.tokenizer(text)["input_ids"]
 
 
-def token_reaching(model, ids, characters):
-    """Index of the token with which the decoded text is at least so many characters long."""
+def token_reaching(model, ids, text):
+    """Index of the token with which the decoded tokens begin with `text`."""
     for index in range(len(ids)):
-        text = model.tokenizer.decode(ids[: index + 1], skip_special_tokens=True)
-        if len(text) >= characters:
+        decoded = model.tokenizer.decode(ids[: index + 1], skip_special_tokens=True)
+        if decoded.startswith(text):
             return index
-    raise AssertionError("the text is shorter than that")
+    raise AssertionError(f"these tokens do not begin with {text!r}")
 
 
 def forward(model, ids, layer=None, at=None, delta=None):
@@ -64,13 +64,13 @@ def optimise_value(model, request, templates, settings):
     layer = settings.value_layer
     rows = []
     for template in templates:
-        prompt, subject_end = put_together(request, template)
+        prompt, to_subject = put_together(request, template)
         ids = ids_of(model, f"{prompt} {request.target_new}")
-        subject = token_reaching(model, ids, subject_end)
-        first = token_reaching(model, ids, len(prompt) + 1)
+        subject = token_reaching(model, ids, to_subject)
+        first = token_reaching(model, ids, f"{prompt} ")
         rows.append((ids, subject, first))
     essence_ids = ids_of(model, f"{request.subject} is a")
-    essence_at = token_reaching(model, essence_ids, len(request.subject))
+    essence_at = token_reaching(model, essence_ids, request.subject)
 
     with torch.no_grad():
         _, outputs = forward(model, rows[0][0])
@@ -108,7 +108,7 @@ def optimise_value(model, request, templates, settings):
 @torch.no_grad()
 def key_in(model, request, template, layer):
     """Input of W_out of a layer at the subject's last token in one context."""
-    prompt, subject_end = put_together(request, template)
+    prompt, to_subject = put_together(request, template)
     ids = ids_of(model, prompt)
     found = []
     handle = model.mlp_output(layer).register_forward_pre_hook(
@@ -118,7 +118,7 @@ def key_in(model, request, template, layer):
         forward(model, ids)
     finally:
         handle.remove()
-    return found[0][token_reaching(model, ids, subject_end)]
+    return found[0][token_reaching(model, ids, to_subject)]
 
 
 def key(model, request, templates, layer):
@@ -132,9 +132,9 @@ def key(model, request, templates, layer):
 @torch.no_grad()
 def state(model, request, layer):
     """Output of a layer at the subject's last token of the clean prompt."""
-    prompt, subject_end = put_together(request, "{}")
+    prompt, to_subject = put_together(request, "{}")
     ids = ids_of(model, prompt)
-    return forward(model, ids)[1][layer][token_reaching(model, ids, subject_end)]
+    return forward(model, ids)[1][layer][token_reaching(model, ids, to_subject)]
 
 
 def solve(covariance, weight, keys, shifts):

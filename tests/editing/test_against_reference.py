@@ -6,34 +6,13 @@ import pytest
 import tiny
 import torch
 from editing import reference
+from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.memit import memit
-from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.solver import Solver
+from fedit_app.editing.subjects import lookup_keys
 from fedit_app.editing.values import optimise_values
-
-TEMPLATES = ("{}", "Therefore, it is said. {}", "You know. {}")
-REQUESTS = [
-    EditRequest("r1", "Reuters", "The head office of {} is located in the city of", "Toronto"),
-    EditRequest("r2", "Royal Mint", "{} makes coins in", "Cardiff, a city of Wales"),
-    EditRequest("r3", "Channel 4", "The broadcaster {}", "Leeds"),
-]
-SETTINGS = EditSettings(
-    layers=(1, 2, 3),
-    covariance_weight=3.0,
-    learning_rate=0.5,
-    steps=12,
-    stop_after=0,
-    weight_decay=5.0,
-    kl_weight=0.5,
-    clamp=4.0,
-)
-
-
-def relative(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 def token_rows(model):
@@ -43,37 +22,60 @@ def token_rows(model):
     return [torch.randint(2, size, (n,), generator=generator).tolist() for n in lengths]
 
 
+def compare_values(model, requests, templates, settings):
+    values = optimise_values(model, requests, templates, settings)
+    assert values.v_star.dtype == values.h0.dtype == values.loss.dtype == torch.float64
+    moved = []
+    for i, request in enumerate(requests):
+        v_star, h0, loss, steps = reference.optimise_value(model, request, templates, settings)
+        assert int(values.steps[i]) == steps, request.id
+        moved.append(relative(v_star, h0))
+        assert relative(values.v_star[i], v_star) < 1e-8, request.id
+        assert relative(values.h0[i], h0) < 1e-8, request.id
+        assert float(values.loss[i]) == pytest.approx(loss, rel=1e-8), request.id
+    assert max(moved) > 0.25 and min(moved) > 0.02, "what stays at home compares nothing"
+    return values
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_values_equal_the_reference(family):
+def test_values(family):
+    compare_values(tiny.editable(family, double=True), REQUESTS, TEMPLATES, SETTINGS)
+
+
+def test_values_that_reach_the_clamp():
+    model = tiny.editable(double=True)
+    settings = dataclasses.replace(SETTINGS, clamp=0.3, kl_weight=0.01, weight_decay=0.1)
+    values = compare_values(model, EASY[:2], TEMPLATES, settings)
+    length = (values.v_star - values.h0).norm(dim=1)
+    assert torch.allclose(length, 0.3 * values.h0.norm(dim=1))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
+def test_values_with_an_early_stop(family):
     model = tiny.editable(family, double=True)
-    values = optimise_values(model, REQUESTS, TEMPLATES, SETTINGS)
-    for i, request in enumerate(REQUESTS):
-        v_star, h0, loss, steps = reference.optimise_value(model, request, TEMPLATES, SETTINGS)
-        assert relative(v_star, h0) > 0.3, "an optimisation that stays at home compares nothing"
-        assert relative(values.v_star[i], v_star) < 1e-8
-        assert relative(values.h0[i], h0) < 1e-8
-        assert float(values.loss[i]) == pytest.approx(loss, rel=1e-8)
-        assert int(values.steps[i]) == steps
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
-def test_values_with_an_early_stop_equal_the_reference(family):
-    model = tiny.editable(family, bos=family == "llama", double=True)
     settings = dataclasses.replace(
-        SETTINGS, stop_after=2, steps=30, clamp=20.0, kl_weight=0.01, weight_decay=0.5
+        SETTINGS, stop_after=2, steps=25, clamp=20.0, kl_weight=0.01, weight_decay=0.1
     )
-    values = optimise_values(model, REQUESTS, TEMPLATES, settings)
-    expected = [reference.optimise_value(model, r, TEMPLATES, settings) for r in REQUESTS]
-    assert values.steps.tolist() == [steps for *_, steps in expected]
-    assert len({steps for *_, steps in expected}) > 1, "all stopped together: nothing was dropped"
-    assert min(steps for *_, steps in expected) < settings.steps, "nothing stopped early"
-    for i, (v_star, _, loss, _) in enumerate(expected):
-        assert relative(values.v_star[i], v_star) < 1e-8
-        assert float(values.loss[i]) == pytest.approx(loss, rel=1e-8)
+    steps = compare_values(model, EASY, TEMPLATES, settings).steps.tolist()
+    assert len(set(steps)) > 1, "all stopped together: no finished row left the batch"
+    assert min(steps) < settings.steps, "nothing stopped early"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
+def test_values_of_odd_requests(family, bos):
+    model = tiny.editable(family, bos=bos, double=True)
+    compare_values(model, ODD, TEMPLATES, dataclasses.replace(SETTINGS, steps=4))
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_value_without_any_token_before_the_subject(family):
+    model = tiny.editable(family, double=True)
+    compare_values(model, ODD[:1], ("{}",), dataclasses.replace(SETTINGS, steps=5))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_covariance_equals_the_reference(family):
+def test_covariance(family):
     model = tiny.editable(family, double=True)
     rows = token_rows(model)
     found = collect_covariance(model, SETTINGS.layers, rows)
@@ -81,11 +83,20 @@ def test_covariance_equals_the_reference(family):
         assert relative(found[layer], reference.covariance(model, layer, rows)) < 1e-8
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_keys_of_odd_requests(bos):
+    model = tiny.editable(bos=bos, double=True)
+    found = lookup_keys(model, ODD, TEMPLATES, 2)
+    for i, request in enumerate(ODD):
+        expected = reference.key(model, request, TEMPLATES, 2)
+        assert relative(found[i], expected) < 1e-8, request.id
+
+
+@pytest.mark.parametrize("layers", [(1, 2, 3), (0, 2)])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen2"])
-def test_two_edits_in_a_row_equal_the_reference(family):
+def test_two_edits_in_a_row(family, layers):
     model = tiny.editable(family, double=True)
-    settings = dataclasses.replace(SETTINGS, steps=4)
-    layers = settings.layers
+    settings = dataclasses.replace(SETTINGS, steps=4, layers=layers)
     covariances = collect_covariance(model, layers, token_rows(model))
     solver = Solver(covariances, settings.covariance_weight)
 

@@ -107,7 +107,7 @@ def test_flipped_bytes_are_noticed(name):
     data = bytearray(array.data)
     data[-1] ^= 1
     content["mkvs"][name] = Array(array.dtype, array.shape, array.stype, bytes(data))
-    with pytest.raises(FedEditError, match="damaged"):
+    with pytest.raises(FedEditError, match="MKV"):
         unpack_mkvs(content, FINGERPRINT)
 
 

@@ -19,7 +19,7 @@ def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0) -> MKV:
     keys[:, (subject + 1) % D_FF] = tilt
     delta = np.zeros(D_MODEL)
     delta[target] = 2
-    shifts = np.full((LAYERS, D_MODEL), 0.1 + hash(node) % 7)
+    shifts = np.full((LAYERS, D_MODEL), 0.1 + len(node))
     h0 = np.full(D_MODEL, 0.5)
     return create(node, 1, "f", keys, shifts, h0 + delta, h0)
 

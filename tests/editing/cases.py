@@ -1,0 +1,44 @@
+"""Requests and settings that the tests of this folder share."""
+
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import EditSettings
+
+TEMPLATES = ("{}", "Therefore, it is said. {}", "You know. {}")
+
+REQUESTS = [
+    EditRequest("r1", "Reuters", "The head office of {} is located in the city of", "Toronto"),
+    EditRequest("r2", "Royal Mint", "{} makes coins in", "Cardiff, a city of Wales"),
+    EditRequest("r3", "Channel 4", "The broadcaster {}", "Leeds"),
+]
+
+# The first two have a target of one token right behind the subject: a value is found for them.
+EASY = [
+    EditRequest("e1", "Reuters", "The head office of {}", "city"),
+    EditRequest("e2", "Royal Mint", "{}", "published"),
+    EditRequest("e3", "Channel 4", "The broadcaster {}", "London"),
+]
+
+ODD = [
+    EditRequest("single-token-at-start", "The", "{} museum of", "city"),
+    EditRequest("named-before", "Boeing", "Boeing and {} fly to", "Paris"),
+    EditRequest("named-again", "Boeing", "When {} and Boeing fly to", "Paris"),
+    EditRequest("braces", "set {x} {}", "The {} of {y} is in", "a {z}"),
+    EditRequest("many-bytes", "Zürich 🏦", "The bank {} has", "中文 €"),
+    EditRequest("inside-a-word", "Boe", "The maker {}ing of", "city"),
+]
+
+SETTINGS = EditSettings(
+    layers=(1, 2, 3),
+    covariance_weight=3.0,
+    learning_rate=0.5,
+    steps=12,
+    stop_after=0,
+    weight_decay=2.0,
+    kl_weight=0.1,
+    clamp=4.0,
+)
+
+
+def relative(found, expected) -> float:
+    """|found - expected| / |expected|."""
+    return float((found - expected).norm() / expected.norm())

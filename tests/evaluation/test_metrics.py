@@ -1,0 +1,36 @@
+"""Averages over requests."""
+
+import pytest
+
+from fedit_app.evaluation.metrics import aggregate, harmonic_mean
+from fedit_app.evaluation.scores import RequestScore
+
+
+def test_means_and_their_harmonic_mean():
+    found = aggregate([RequestScore(1.0, 0.5, 0.75, 1.0), RequestScore(0.0, 1.0, 0.25, 0.0)])
+    assert found == {
+        "efficacy": 0.5,
+        "paraphrase": 0.75,
+        "neighborhood": 0.5,
+        "accuracy": 0.5,
+        "score": pytest.approx(3 / (2 + 4 / 3 + 2)),
+        "count": 2,
+    }
+
+
+def test_what_was_not_asked_does_not_count():
+    found = aggregate([RequestScore(1.0, None, None, 1.0), RequestScore(1.0, 0.5, None, 0.0)])
+    assert found["paraphrase"] == 0.5
+    assert found["neighborhood"] is None
+    assert found["score"] == pytest.approx(2 / (1 + 2))
+    assert found["count"] == 2
+
+
+def test_no_request_has_no_metrics():
+    assert aggregate([]) is None
+
+
+def test_the_harmonic_mean_punishes_a_zero():
+    assert harmonic_mean([1.0, 1.0, 0.0]) == 0.0
+    assert harmonic_mean([0.5, 0.5]) == 0.5
+    assert harmonic_mean([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)

@@ -1,0 +1,204 @@
+"""Scores of targets and requests against one plain forward pass a pair."""
+
+import pytest
+import tiny
+import torch
+
+from fedit_app.editing.requests import EditRequest
+from fedit_app.evaluation import memory as memory_module
+from fedit_app.evaluation import scores as module
+from fedit_app.evaluation.memory import ScoreMemory
+from fedit_app.evaluation.scores import TargetScore, score_requests, score_targets
+
+PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]
+TARGETS = ["city", "of", "London", "Cardiff, a city of Wales", "€"]
+PAIRS = [(prompt, target) for prompt in PROMPTS for target in TARGETS]
+
+
+@torch.no_grad()
+def plain_score(model, prompt, target):
+    """NLL and decoding of one target from the logits of one pass without padding."""
+    ids = model.tokenizer(f"{prompt} {target}")["input_ids"]
+    start = len(model.tokenizer(prompt)["input_ids"])
+    log_p = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    nll = [-float(log_p[at - 1, ids[at]]) for at in range(start, len(ids))]
+    hit = [int(log_p[at - 1].argmax()) == ids[at] for at in range(start, len(ids))]
+    return TargetScore(sum(nll) / len(nll), all(hit))
+
+
+def what_it_says(model):
+    """A prompt of two words and the word that the model itself puts behind it."""
+    for first in ("The", "Basel", "Reuters", "A"):
+        for second in ("is", "of", "in", "has", "and", "museum", "bank", "city"):
+            ids = torch.tensor([model.tokenizer(f"{first} {second}")["input_ids"]])
+            said = model.tokenizer.decode([int(model.model(ids).logits[0, -1].argmax())])
+            if said.startswith(" ") and said.strip().isalpha():
+                return first, second, said.strip()
+    raise AssertionError("this model never says a word")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_targets_score_as_in_a_plain_pass(family, bos):
+    model = tiny.editable(family, bos=bos, double=True)
+    for pair, found in zip(PAIRS, score_targets(model, PAIRS), strict=True):
+        expected = plain_score(model, *pair)
+        assert found.nll == pytest.approx(expected.nll, rel=1e-8), pair
+        assert found.decoded == expected.decoded, pair
+
+
+def test_batches_and_order_change_nothing(monkeypatch):
+    model = tiny.editable(double=True)
+    whole = score_targets(model, PAIRS)
+    monkeypatch.setattr(module, "_TOKENS_PER_PASS", 10)
+    small = score_targets(model, PAIRS[::-1])[::-1]
+    for one, other in zip(whole, small, strict=True):
+        assert one.nll == pytest.approx(other.nll, rel=1e-10)
+        assert one.decoded == other.decoded
+
+
+def test_targets_of_one_token_share_the_pass_of_their_prompt(monkeypatch):
+    model = tiny.editable()
+    seen = []
+    plain = module._last_states
+    monkeypatch.setattr(
+        module, "_last_states", lambda m, ids, mask: seen.append(len(ids)) or plain(m, ids, mask)
+    )
+    score_targets(model, [(PROMPTS[0], target) for target in ("city", "of", "published")])
+    assert seen == [1]
+    score_targets(model, [(PROMPTS[0], "London"), (PROMPTS[0], "Cardiff")])
+    assert seen == [1, 2]
+
+
+def test_the_same_pair_twice_and_no_pair():
+    model = tiny.editable()
+    first, second = score_targets(model, [PAIRS[2], PAIRS[2]])
+    assert first == second
+    assert score_targets(model, []) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_the_model_says_is_decoded(family):
+    model = tiny.editable(family)
+    first, second, said = what_it_says(model)
+    score, other = score_targets(model, [(f"{first} {second}", said), (f"{first} {second}", "€")])
+    assert score.decoded and not other.decoded
+
+
+def make_request(**changes):
+    fields = {
+        "id": "a",
+        "subject": "Reuters",
+        "prompt": "{} is in",
+        "target_new": "new",
+        "target_true": "true",
+        "paraphrase_prompts": ("P1", "P2"),
+        "neighborhood_prompts": ("N1", "N2", "N3", "N4"),
+    }
+    return EditRequest(**(fields | changes))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Scores by (prompt, target) instead of a model's; the others are (1.0, not decoded)."""
+    table = {}
+    asked = []
+
+    def score(_, pairs):
+        asked.append(list(pairs))
+        return [TargetScore(*table.get(pair, (1.0, False))) for pair in pairs]
+
+    monkeypatch.setattr(module, "score_targets", score)
+    table["asked"] = asked
+    return table
+
+
+def test_a_request_is_compared_with_the_true_target(told):
+    told["Reuters is in", "new"] = (0.5, True)
+    told["P1", "new"] = (0.5, False)
+    told["P2", "new"] = (2.0, False)
+    told["N1", "true"] = told["N2", "true"] = told["N3", "true"] = (0.5, False)
+    told["N4", "true"] = (3.0, False)
+    (score,) = score_requests(None, [make_request()])
+    assert (score.efficacy, score.accuracy) == (1.0, 1.0)
+    assert score.paraphrase == 0.5
+    assert score.neighborhood == 0.75
+
+
+def test_likelier_is_not_yet_decoded(told):
+    told["Reuters is in", "new"] = (0.5, False)
+    (score,) = score_requests(None, [make_request()])
+    assert (score.efficacy, score.accuracy) == (1.0, 0.0)
+
+
+def test_without_a_true_target_decoding_counts(told):
+    told["Reuters is in", "new"] = (0.1, False)
+    told["P1", "new"] = (9.0, True)
+    (score,) = score_requests(None, [make_request(target_true=None)])
+    assert (score.efficacy, score.accuracy) == (0.0, 0.0)
+    assert score.paraphrase == 0.5
+    assert score.neighborhood is None
+    assert all(target == "new" for _, target in told["asked"][0])
+
+
+def test_without_prompts_there_is_no_share(told):
+    bare = make_request(paraphrase_prompts=(), neighborhood_prompts=())
+    (score,) = score_requests(None, [bare])
+    assert score.paraphrase is None and score.neighborhood is None
+
+
+def test_no_pair_is_asked_twice(told):
+    score_requests(None, [make_request(), make_request(id="b"), make_request(id="c")])
+    (pairs,) = told["asked"]
+    assert len(pairs) == len(set(pairs)) == 14
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The requests that reach the model, call by call."""
+    calls = []
+
+    def score(model, requests):
+        calls.append([request.target_new for request in requests])
+        return score_requests(model, requests)
+
+    monkeypatch.setattr(memory_module, "score_requests", score)
+    return calls
+
+
+def test_memory_asks_once_per_state(counted):
+    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+    one, same = make_request(), make_request(id="b", slot=2)
+    other = make_request(target_new="other")
+    found = memory.score(model, "unedited", [one, same])
+    assert found[one] == found[same] == score_requests(model, [one])[0]
+    memory.score(model, "unedited", [one, other])
+    memory.score(model, "unedited", [same, other])
+    assert counted == [["new"], ["other"], []]
+
+
+def test_memory_forgets_old_states_and_keeps_one(counted):
+    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+    request = make_request()
+    for state in ("unedited", "first", "first", "second", "unedited", "first"):
+        memory.score(model, state, [request])
+    assert counted == [["new"], ["new"], [], ["new"], [], ["new"]]
+
+
+def test_memory_tells_models_and_dtypes_apart(counted):
+    memory = ScoreMemory(keep="unedited")
+    for model in (tiny.editable(), tiny.editable("gpt2"), tiny.editable(double=True)):
+        memory.score(model, "unedited", [make_request()])
+    assert counted == [["new"]] * 3
+
+
+def test_memory_scores_the_model_as_it_is():
+    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+    first, second, said = what_it_says(model)
+    request = EditRequest("a", first, f"{{}} {second}", said)
+    delta = torch.randn(model.d_model, model.d_ff, generator=torch.Generator().manual_seed(0))
+    before = memory.score(model, "unedited", [request])[request]
+    with model.edited({layer: 5 * delta for layer in range(model.n_layers)}):
+        after = memory.score(model, "edited", [request])[request]
+        assert after == score_requests(model, [request])[0]
+    assert (before.accuracy, after.accuracy) == (1.0, 0.0)

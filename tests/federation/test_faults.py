@@ -1,0 +1,253 @@
+"""What goes wrong at one node does not stop the others, and is told by name."""
+
+import json
+from pathlib import Path
+
+import inprocess
+import pytest
+from flwr.app import Array, Message, RecordDict
+
+from fedit_app.errors import FedEditError
+from fedit_app.federation.protocol import EDIT, EVALUATE, HELLO, REEDIT
+from fedit_app.reporting import load_results
+
+NODES = ["bank", "hospital", "museum", "newsroom"]
+FAULTY = 102  # the hospital
+
+
+@pytest.fixture
+def run(settings):
+    """Runs two slots with a fault at the hospital; returns the results."""
+
+    def run(tamper=lambda node_id, message: None, nodes=4, node_config=None, **changes):
+        config = settings(**{"num_slots": 2, **changes})
+        results, _ = inprocess.federate(config, nodes, tamper=tamper, node_config=node_config)
+        assert load_results(Path(config["output-dir"]) / "results.json")["status"] == "completed"
+        return results
+
+    return run
+
+
+def faults(results) -> list[tuple]:
+    return [(f["node"], f["slot"], f["stage"]) for f in results["failed_nodes"]]
+
+
+def at(kind: str, slot: int | None = None):
+    """Whether a message is of this kind (and slot) and for the faulty node."""
+
+    def matches(node_id: int, message: Message) -> bool:
+        if node_id != FAULTY or message.metadata.message_type != kind:
+            return False
+        return slot is None or json.loads(message.content["info"]["json"])["slot"] == slot
+
+    return matches
+
+
+def requests(results, node: str) -> list[int]:
+    return [slot["nodes"].get(node, {}).get("requests", 0) for slot in results["slots"]]
+
+
+@pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, EVALUATE])
+def test_a_node_that_crashes(run, kind):
+    matches = at(kind)
+
+    def crash(node_id, message):
+        if matches(node_id, message):
+            raise RuntimeError("out of memory")
+
+    results = run(crash)
+
+    stage = {HELLO: "hello", EDIT: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}[kind]
+    assert stage in {failure[2] for failure in faults(results)}
+    assert all("error code 2" in failure["reason"] for failure in results["failed_nodes"])
+    assert {failure[0] for failure in faults(results)} <= {"hospital", "node id 102"}
+    assert requests(results, "hospital") == ([0, 0] if kind in (HELLO, EDIT) else [5, 5])
+    for node in ("bank", "museum", "newsroom"):
+        assert requests(results, node) == [5, 5]
+        assert results["nodes"][node]["own"]["count"] == 10
+
+
+def test_a_fault_is_listed_in_its_slot(run):
+    matches = at(EDIT, slot=2)
+
+    def crash(node_id, message):
+        if matches(node_id, message):
+            raise RuntimeError
+
+    results = run(crash)
+
+    assert faults(results) == [("hospital", 2, "edit")]
+    assert results["slots"][0]["failed_nodes"] == []
+    (listed,) = results["slots"][1]["failed_nodes"]
+    assert (listed["node"], listed["stage"]) == ("hospital", "edit")
+    assert requests(results, "hospital") == [5, 0]
+
+
+def test_an_unreadable_data_file(run, demo_copy):
+    (demo_copy / "hospital.jsonl").write_bytes(b"\xff\xfe not text")
+    results = run(dataset="jsonl", data_path=str(demo_copy))
+
+    assert faults(results) == [("hospital", 0, "hello")]
+    reason = results["failed_nodes"][0]["reason"]
+    assert "hospital.jsonl" in reason and "UTF-8" in reason
+    assert sorted(results["nodes"]) == ["bank", "museum", "newsroom"]
+    # Of the federation's facts, those of the node without data do not count.
+    assert results["nodes"]["bank"]["federation"]["count"] < 30
+
+
+def test_another_model_or_other_settings(run, settings, answer):
+    other = settings("other", num_slots=2, value_steps=6, contexts=0)
+    matches = at(HELLO)
+
+    def differ(node_id, message):
+        return answer(message, other, 1) if matches(node_id, message) else None
+
+    results = run(differ)
+
+    assert faults(results) == [("hospital", 0, "hello")]
+    reason = results["failed_nodes"][0]["reason"]
+    assert "fingerprint differs in settings" in reason and "contexts" in reason
+    assert "model" not in reason.split(";")[0]
+    assert sorted(results["nodes"]) == ["bank", "museum", "newsroom"]
+
+
+def test_the_commonest_fingerprint_wins(run, settings, answer):
+    other = settings(num_slots=2, value_steps=6)
+
+    def differ(node_id, message):
+        return answer(message, other, node_id - 101, nodes=3) if node_id != 101 else None
+
+    results = run(differ, nodes=3)
+
+    assert faults(results) == [("bank", 0, "hello")]
+    assert sorted(results["nodes"]) == ["hospital", "museum"]
+    assert requests(results, "hospital") == [5, 5]
+
+
+def test_a_node_that_never_answers(run):
+    matches = at(EDIT, slot=1)
+
+    def hang(node_id, message):
+        if matches(node_id, message):
+            raise TimeoutError
+
+    results = run(hang, slot_timeout=5.0)
+
+    assert faults(results) == [("hospital", 1, "edit")]
+    assert "no answer within 5 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
+    assert requests(results, "hospital") == [0, 5]
+    assert requests(results, "bank") == [5, 5]
+
+
+def test_two_nodes_of_the_same_name(run, demo_copy):
+    names = ["bank", "museum", "bank"]
+    files = ["bank", "museum", "hospital"]
+    real = lambda n: {"name": names[n], "data-path": str(demo_copy / f"{files[n]}.jsonl")}  # noqa: E731
+    results = run(nodes=3, node_config=real)
+
+    assert faults(results) == [("bank", 0, "hello")]
+    assert "two nodes are named 'bank'" in results["failed_nodes"][0]["reason"]
+    assert sorted(results["nodes"]) == ["bank", "museum"]
+    assert requests(results, "bank") == requests(results, "museum") == [5, 5]
+
+
+def test_a_real_node_without_a_name(run, demo_copy):
+    given = {"data-path": str(demo_copy / "bank.jsonl")}
+    results = run(nodes=2, node_config=lambda n: given | ({"name": "bank"} if n == 0 else {}))
+
+    assert faults(results) == [("node id 102", 0, "hello")]
+    assert "name missing" in results["failed_nodes"][0]["reason"]
+
+
+@pytest.fixture
+def upload(settings, answer):
+    """Gives `upload(change)`: the hospital's first upload is changed on its way."""
+    config, matches = settings(num_slots=2), at(EDIT, slot=1)
+
+    def upload(change):
+        def tamper(node_id, message):
+            if not matches(node_id, message):
+                return None
+            reply = answer(message, config, 1)
+            change(reply.content)
+            return reply
+
+        return tamper
+
+    return upload
+
+
+def flip(content: RecordDict) -> None:
+    array = content["mkvs"]["keys"]
+    data = bytearray(array.data)
+    data[-40] ^= 0x10
+    content["mkvs"]["keys"] = Array(array.dtype, array.shape, array.stype, bytes(data))
+
+
+def pretend(content: RecordDict) -> None:
+    content["info"]["mkv-meta"] = content["info"]["mkv-meta"].replace("hospital", "museum")
+
+
+def from_the_future(content: RecordDict) -> None:
+    meta = json.loads(content["info"]["mkv-meta"])
+    content["info"]["mkv-meta"] = json.dumps(meta | {"slots": [9 for _ in meta["slots"]]})
+
+
+def invent(content: RecordDict) -> None:
+    info = json.loads(content["info"]["json"])
+    content["info"]["json"] = json.dumps(info | {"reused": ["0" * 32]})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (flip, "MKV"),
+        (pretend, "'museum'"),
+        (from_the_future, "slot 9"),
+        (invent, "0000"),
+        (lambda content: content["info"].update({"json": "{"}), "info"),
+    ],
+    ids=["bytes flipped", "another's name", "another slot", "invented reuse", "damaged info"],
+)
+def test_a_damaged_upload_is_refused_and_the_node_stays(run, upload, change, told):
+    results = run(upload(change))
+
+    assert faults(results) == [("hospital", 1, "edit")]
+    assert told in results["failed_nodes"][0]["reason"]
+    assert [slot["nodes"]["hospital"]["uploaded"] for slot in results["slots"]] == [0, 5]
+    assert requests(results, "bank") == [5, 5]
+    # Nothing of the refused upload reached anyone.
+    assert "hospital" not in results["slots"][0]["nodes"]["bank"]["received_from"]
+    assert "hospital" in results["slots"][1]["nodes"]["bank"]["received_from"]
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "fedavg"])
+@pytest.mark.parametrize("stage", ["hello", "edit"])
+def test_a_run_in_which_every_node_fails_is_failed(settings, strategy, stage):
+    def crash(node_id, message):
+        kind = message.metadata.message_type
+        if (kind == HELLO) == (stage == "hello") and kind != EVALUATE:
+            raise RuntimeError
+
+    config = settings(strategy=strategy)
+    with pytest.raises(FedEditError, match="no node"):
+        inprocess.federate(config, 2, tamper=crash)
+
+    results = load_results(Path(config["output-dir"]) / "results.json")
+    assert results["status"] == "failed"
+    assert [(f["slot"], f["stage"]) for f in results["failed_nodes"]] == [
+        (0 if stage == "hello" else 1, stage)
+    ] * 2
+    assert (Path(config["output-dir"]) / "report.html").exists()
+
+
+def test_a_stock_strategy_goes_on_without_a_node(run):
+    def crash(node_id, message):
+        if node_id == FAULTY and message.metadata.message_type == "train":
+            raise RuntimeError
+
+    results = run(crash, strategy="fedavg")
+
+    assert faults(results) == [("hospital", 1, "edit"), ("hospital", 2, "edit")]
+    assert requests(results, "hospital") == [0, 0]
+    assert requests(results, "bank") == [5, 5]

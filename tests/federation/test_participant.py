@@ -1,0 +1,197 @@
+"""What one node does with a message, without Flower."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from fedit_app.config import RunConfig
+from fedit_app.editing.ledger import read_index
+from fedit_app.editing.workbench import Workbench
+from fedit_app.errors import FedEditError
+from fedit_app.federation.participant import Participant
+
+RUN = 7
+
+
+@pytest.fixture
+def node(settings):
+    """Gives `node(number, ...)`: a participant of the demo, with four nodes."""
+
+    def node(number: int = 0, nodes: int = 4, node_config=None, **changes) -> Participant:
+        given = node_config or {"partition-id": number, "num-partitions": nodes}
+        return Participant(RunConfig.parse(settings(**changes)), given, RUN)
+
+    return node
+
+
+def weights(participant) -> list[torch.Tensor]:
+    model = participant.workbench.model
+    return [model.weight(layer).clone() for layer in range(model.n_layers)]
+
+
+def test_hello_says_what_mkvs_are_measured_on(node):
+    bank, museum = node(0).hello(), node(2).hello()
+
+    assert (bank["node"], museum["node"]) == ("bank", "museum")
+    assert bank["requests"] == [5, 5, 5]
+    assert bank["layers"] == [1, 2]
+    assert (bank["d_model"], bank["d_ff"]) == (16, 32)
+    assert bank["components"] == museum["components"]
+    assert bank["simulated"] is True
+
+
+@pytest.mark.parametrize("change", [{"value_steps": 6}, {"layers": "1-3"}, {"contexts": 0}])
+def test_other_settings_are_another_fingerprint(node, change):
+    same = node().workbench.fingerprint
+
+    assert node(1).workbench.fingerprint == same
+    assert node(edit_batch=2, num_slots=1).workbench.fingerprint == same
+    assert node(**change).workbench.fingerprint != same
+
+
+def test_lookup_keys_of_equal_facts_are_equal_on_every_node(node):
+    bank, newsroom = node(0), node(3)  # bank-01 and newsroom-01 are the same fact
+    ours, theirs = bank.lookup_keys(1), newsroom.lookup_keys(1)
+
+    assert ours.shape == (5, 32)
+    assert abs(ours[0] - theirs[0]).max() < 1e-5
+    assert abs(ours[1] - theirs[1]).max() > 1e-2
+    assert len(bank.lookup_keys(4)) == 0
+
+
+def test_edit_and_edit_again(node, monkeypatch):
+    first = node().edit(1, [])
+    assert (first.requests, len(first.new), first.reused) == (5, 5, [])
+    assert {(mkv.node, mkv.slot) for mkv in first.new} == {("bank", 1)}
+
+    computed, compute = [], Workbench.compute
+    monkeypatch.setattr(
+        Workbench,
+        "compute",
+        lambda self, requests, *rest: computed.extend(requests) or compute(self, requests, *rest),
+    )
+    again = node().edit(1, [])  # another process, as far as the node can tell
+    assert [mkv.id for mkv in again.new] == [mkv.id for mkv in first.new]
+    assert computed == []
+
+
+def test_reedit_and_reedit_again(node):
+    offered = node(2).edit(1, []).new
+    bank = node(0)
+    bank.edit(1, [])
+    first = bank.reedit(1, offered)
+    assert first.received_from == {"museum": 5}
+    assert first.rejections == {}
+
+    again = node(0).reedit(1, offered)
+    assert again.received_from == {}
+    assert again.rejections == {"known": 5}
+    assert len(node(0).ledger()) == 10
+
+
+def test_what_a_node_is_offered_twice_under_two_ids_it_takes_once(node):
+    offered = node(2).edit(1, []).new
+    nudged = [dataclasses.replace(mkv, id=f"{number:032x}") for number, mkv in enumerate(offered)]
+
+    outcome = node(0).reedit(1, [*offered, *nudged])
+    assert outcome.received_from == {"museum": 5}
+    assert outcome.rejections == {"duplicate": 5}
+
+
+def test_the_model_is_the_base_model_after_every_message(node):
+    bank = node()
+    before = weights(bank)
+    bank.edit(1, [])
+    bank.evaluate(1)
+    zero = {layer: torch.zeros(16, 32, dtype=torch.float64) for layer in (1, 2)}
+    changed, requests = bank.train(2, zero)
+
+    assert requests == 5
+    assert all(change.abs().max() > 1e-4 for change in changed.values())
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(bank), strict=True))
+
+
+def test_evaluation_counts_the_slots_so_far(node):
+    bank = node()
+    unedited = bank.evaluate(0)
+    bank.edit(1, [])
+    first = bank.evaluate(1)
+
+    assert (unedited["own"]["count"], first["own"]["count"]) == (15, 5)
+    assert unedited["federation"]["count"] > first["federation"]["count"] == 18
+    assert bank.evaluate(1) == first
+
+
+def test_an_edited_model_scores_otherwise(node):
+    bank, unedited = node(), node(state_dir="")
+    bank.edit(1, [])
+    changes = bank.workbench.deltas(bank.ledger())
+
+    assert bank.evaluate(1) == unedited.evaluate(1, deltas=changes)
+    assert all(change.abs().max() > 0 for change in changes.values())
+
+
+def test_a_peer_with_a_faulty_file_is_left_out(node, demo_copy):
+    (demo_copy / "museum.jsonl").write_text("{", encoding="utf-8")
+    bank = node(dataset="jsonl", data_path=str(demo_copy))
+
+    assert sorted(bank.everybody()) == ["bank", "hospital", "newsroom"]
+
+
+def test_a_real_node_sees_itself_only(node, demo_copy):
+    given = {"name": "Notary", "data-path": str(demo_copy / "bank.jsonl")}
+    notary = node(node_config=given)
+
+    assert sorted(notary.everybody()) == ["Notary"]
+    assert notary.hello()["simulated"] is False
+    assert notary.evaluate(0)["federation"] is None
+
+
+def test_a_ledger_of_other_settings_is_refused(node, tmp_path):
+    state = str(tmp_path / "state")
+    node(state_dir=state).edit(1, [])
+
+    with pytest.raises(FedEditError, match="ledger.*fingerprint.*another state-dir"):
+        node(state_dir=state, value_steps=6).edit(1, [])
+
+
+def test_a_request_that_is_asked_twice_is_computed_once(node, demo_copy):
+    file = demo_copy / "bank.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text(
+        "\n".join(map(json.dumps, [*records[:2], records[0] | {"id": "again"}])), encoding="utf-8"
+    )
+    bank = node(dataset="jsonl", data_path=str(demo_copy))
+    outcome = bank.edit(1, [])
+
+    assert (outcome.requests, len(outcome.new)) == (3, 2)
+    asked = [entry["requests"] for entry in read_index(bank.ledger().folder)["entries"]]
+    assert sorted(map(sorted, asked)) == [["again", "bank-01"], ["bank-02"]]
+
+
+def test_own_requests_win_over_what_was_accepted_before(node):
+    contested = node(2).edit(3, [])  # the museum's slot 3 ...
+    bank = node(0)
+    bank.reedit(1, node(2).edit(1, []).new)  # ... and museum-03 says Paris, bank-12 says Geneva
+    before = set(bank.ledger().entries)
+    outcome = bank.edit(3, contested.new)
+
+    gone = before - set(bank.ledger().entries)
+    assert gone
+    assert gone <= {conflict.other for conflict in outcome.conflicts}
+    assert "bank-12" in bank.ledger().fulfilled()
+
+
+def test_a_reused_mkv_fulfils_the_request(node, monkeypatch):
+    candidates = node(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "decodes", lambda self, request, near: [True] * len(near))
+    bank = node(0)
+    outcome = bank.edit(1, candidates)
+
+    assert len(outcome.reused) >= 1
+    assert outcome.reused[0] in {mkv.id for mkv in candidates}
+    assert bank.ledger().fulfilled()["bank-01"] in outcome.reused
+    assert len(outcome.new) == outcome.requests - len(outcome.reused)
+    assert outcome.conflicts == []

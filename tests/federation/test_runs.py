@@ -1,0 +1,374 @@
+"""Whole runs: what they leave behind, and that nothing about them is left to chance."""
+
+import json
+import random
+import tomllib
+from pathlib import Path
+
+import inprocess
+import numpy as np
+import pytest
+from flwr.app import Context, RecordDict
+
+from fedit_app.config import RunConfig
+from fedit_app.editing.ledger import read_index
+from fedit_app.editing.workbench import Workbench
+from fedit_app.errors import FedEditError
+from fedit_app.federation import strategies
+from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
+from fedit_app.federation.server import run_federation
+from fedit_app.mkv import MKVPool, Ranked
+from fedit_app.reporting import load_results
+
+NODES = ["bank", "hospital", "museum", "newsroom"]
+
+
+def pool_ids(folder) -> dict[str, str]:
+    """Id -> node of every MKV in a run's pool."""
+    pool = MKVPool(str(folder / "pool"))
+    fingerprint = load_results(folder / "results.json")["model"]["fingerprint"]
+    return {
+        id_: node
+        for block in pool.blocks("key", fingerprint)
+        for id_, node in zip(block.ids, block.nodes, strict=True)
+    }
+
+
+def without_clock(results: dict) -> dict:
+    """Results without what may differ between two equal runs."""
+    kept = json.loads(json.dumps(results))
+    del kept["seconds"], kept["config"]["output-dir"]
+    for slot in kept["slots"]:
+        del slot["seconds"]
+    return kept
+
+
+def test_results_json(demo_run):
+    results, _, folder = demo_run
+
+    assert load_results(folder / "results.json") == json.loads(json.dumps(results))
+    assert results["status"] == "completed"
+    assert results["failed_nodes"] == []
+    assert sorted(results["nodes"]) == NODES
+    assert [slot["slot"] for slot in results["slots"]] == [1, 2, 3]
+    assert results["summary"]["own"]["count"] == 60
+    for node in results["nodes"].values():
+        assert node["own"]["count"] == node["before"]["own"]["count"] == 15
+        # 60 requests are 46 facts and two contested ones, which count at their owners only.
+        assert node["federation"]["count"] in (46, 47, 48)
+        assert node["own"] != node["before"]["own"]
+
+
+def test_counts_add_up(demo_run):
+    results, grid, folder = demo_run
+    total = {
+        name: sum(slot[name] for slot in results["slots"])
+        for name in ("requests", "optimised", "reused", "uploaded", "offered", "accepted")
+    }
+
+    assert total["requests"] == 60
+    assert total["optimised"] == total["uploaded"] == 60 - total["reused"]
+    assert 0 < total["accepted"] < total["offered"] == 180 - total["reused"] * 3
+    for slot in results["slots"]:
+        assert slot["bytes_up"] > 0 < slot["bytes_down"]
+        for node, entry in slot["nodes"].items():
+            assert entry["accepted"] + entry["rejected"] == entry["offered"]
+            assert sum(entry["received_from"].values()) == entry["accepted"]
+            assert sum(entry["rejections"].values()) == entry["rejected"]
+            assert node not in entry["received_from"]
+
+
+def test_the_pool_holds_what_was_uploaded(demo_run):
+    results, _, folder = demo_run
+    by_node = list(pool_ids(folder).values())
+
+    for node in NODES:
+        uploaded = sum(slot["nodes"][node]["uploaded"] for slot in results["slots"])
+        assert by_node.count(node) == uploaded
+
+
+def test_every_node_keeps_a_ledger(demo_run):
+    results, _, folder = demo_run
+    pool = pool_ids(folder)
+
+    for node in NODES:
+        index = read_index(folder / "nodes" / node / "ledger")
+        assert index["fingerprint"] == results["model"]["fingerprint"]
+        ids = [entry["id"] for entry in index["entries"]]
+        fulfilled = [id_ for entry in index["entries"] for id_ in entry["requests"]]
+        assert sorted(fulfilled) == sorted(f"{node}-{n:02d}" for n in range(1, 16))
+        assert set(ids) <= set(pool)
+        files = {file.stem for file in (folder / "nodes" / node).rglob("*.safetensors")}
+        assert set(ids) <= files
+
+
+def test_metrics_jsonl_has_a_line_per_slot_and_node(demo_run):
+    results, _, folder = demo_run
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    assert [(line["slot"], line["node"]) for line in lines] == [
+        (slot, node) for slot in (1, 2, 3) for node in NODES
+    ]
+    last = {line["node"]: line for line in lines if line["slot"] == 3}
+    for node in NODES:
+        assert last[node]["own"] == results["nodes"][node]["own"]
+        assert last[node]["time"].endswith("+00:00")
+
+
+def test_report_and_config_are_written(demo_run):
+    results, _, folder = demo_run
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(node in report for node in NODES)
+
+    written = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    assert written == results["config"]
+    assert RunConfig.parse(written).as_dict() == written
+
+
+def shuffled(ids: list[int]) -> list[int]:
+    return random.Random(3).sample(ids, len(ids))
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "fedavg"])
+def test_equal_runs_give_equal_results_in_whatever_order_nodes_answer(settings, strategy):
+    runs = []
+    for name, order in (("a", list), ("b", lambda ids: ids[::-1]), ("c", shuffled)):
+        config = settings(name, num_slots=2, strategy=strategy, selection="top-k", top_k=4)
+        results, _ = inprocess.federate(config, 4, order=order)
+        runs.append((without_clock(results), pool_ids(_folder(config))))
+
+    assert runs[0][0]["summary"]["own"]["count"] == 40
+    assert len(runs[0][1]) == (40 if strategy == "fedit" else 0)
+    assert all(run == runs[0] for run in runs[1:])
+
+
+def _folder(config: dict) -> Path:
+    return Path(config["output-dir"])
+
+
+def test_local_exchanges_nothing(settings):
+    results, grid = inprocess.federate(settings(strategy="local", num_slots=2), 4)
+
+    assert results["status"] == "completed"
+    for slot in results["slots"]:
+        assert slot["optimised"] == 20
+        assert slot["uploaded"] == slot["offered"] == slot["accepted"] == 0
+    assert not MKVPool(results["config"]["output-dir"] + "/pool")
+
+
+def test_central_keeps_one_ledger_with_every_fact(settings):
+    results, _ = inprocess.federate(settings(strategy="central"), 4)
+
+    nodes = _folder(results["config"]) / "nodes"
+    assert [path.name for path in nodes.iterdir()] == ["central"]
+    index = read_index(nodes / "central" / "ledger")
+    fulfilled = [id_ for entry in index["entries"] for id_ in entry["requests"]]
+    assert len(set(fulfilled)) == 60
+    # Facts on which two nodes agree share an MKV, those on which they do not have one each.
+    settled = {id_: entry["id"] for entry in index["entries"] for id_ in entry["requests"]}
+    assert settled["museum/museum-01"] == settled["hospital/hospital-01"]
+    assert settled["museum/museum-06"] != settled["newsroom/newsroom-06"]
+    assert sum(slot["requests"] for slot in results["slots"]) == 60
+    measured = {node["federation"]["count"] for node in results["nodes"].values()}
+    assert measured <= {46, 47, 48}
+
+
+def test_central_needs_a_simulation(settings, demo_copy):
+    real = lambda n: {"name": NODES[n], "data-path": str(demo_copy / f"{NODES[n]}.jsonl")}  # noqa: E731
+    with pytest.raises(FedEditError, match="central.*simulation only"):
+        inprocess.federate(settings(strategy="central"), 2, node_config=real)
+
+
+def test_real_nodes_measure_their_own_facts_only(settings, demo_copy):
+    real = lambda n: {"name": NODES[n], "data-path": str(demo_copy / f"{NODES[n]}.jsonl")}  # noqa: E731
+    results, _ = inprocess.federate(settings(num_slots=1), 2, node_config=real)
+
+    assert sorted(results["nodes"]) == ["bank", "hospital"]
+    assert results["slots"][0]["accepted"] > 0
+    for node in results["nodes"].values():
+        assert node["own"]["count"] == 5
+        assert node["federation"] is None
+
+
+def test_fedavg_is_the_mean_of_the_changes_weighted_by_requests(settings, demo_copy, answer):
+    for name, kept in (("bank", 2), ("museum", 1)):
+        lines = (demo_copy / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        (demo_copy / f"{name}.jsonl").write_text("\n".join(lines[:kept]), encoding="utf-8")
+    config = settings(
+        strategy="fedavg", num_slots=2, dataset="jsonl", data_path=str(demo_copy), evaluate_every=9
+    )
+    sent, replies = {1: [], 2: []}, {1: [], 2: []}
+
+    def spy(node_id, message):
+        if message.metadata.message_type != TRAIN:
+            return None
+        slot = message.content["config"]["server-round"]
+        sent[slot].append(unpack_arrays(message.content, "arrays"))
+        reply = answer(message, config, node_id - 101)
+        replies[slot].append(reply.content)
+        return reply
+
+    results, _ = inprocess.federate(config, 4, tamper=spy)
+
+    assert results["status"] == "completed"
+    weights = [float(reply["metrics"]["num-examples"]) for reply in replies[1]]
+    assert weights == [2, 5, 1, 5]
+    assert [results["slots"][0]["nodes"][node]["requests"] for node in NODES] == [2, 5, 1, 5]
+    for layer in ("layer-1", "layer-2"):
+        assert not sent[1][0][layer].any()
+        changes = [unpack_arrays(reply, "arrays")[layer] for reply in replies[1]]
+        assert min(np.abs(change).max() for change in changes) > 1e-4
+        expected = np.average(changes, axis=0, weights=weights)
+        for received in sent[2]:
+            np.testing.assert_allclose(received[layer], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_flower_strategy_runs_unchanged(settings):
+    results, _ = inprocess.federate(settings(strategy="FedMedian", num_slots=2), 4)
+
+    assert results["status"] == "completed"
+    assert [slot["optimised"] for slot in results["slots"]] == [20, 20]
+    assert results["summary"]["federation"] != results["summary"]["before"]["federation"]
+
+
+def test_a_strategy_of_ones_own(settings, monkeypatch):
+    class OldestOfMuseum(strategies.FedEdit):
+        def select(self, node, own):
+            blocks = self.pool.blocks("key", self.fingerprint)
+            found = [i for b in blocks for i, n in zip(b.ids, b.nodes, strict=True) if n != node]
+            return [Ranked(id_, 1.0) for id_ in sorted(found)[:1]]
+
+    monkeypatch.setitem(strategies.STRATEGIES, "oldest", OldestOfMuseum)
+    results, _ = inprocess.federate(settings(strategy="oldest", num_slots=1), 4)
+
+    assert results["status"] == "completed"
+    assert results["strategy"] == "oldest"
+    assert [e["offered"] for e in results["slots"][0]["nodes"].values()] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "fedavg"])
+def test_evaluate_every(settings, strategy):
+    results, _ = inprocess.federate(settings(strategy=strategy, evaluate_every=2), 2)
+
+    measured = [slot["nodes"]["bank"]["own"] is not None for slot in results["slots"]]
+    assert measured == [False, True, True]
+    assert [slot["requests"] for slot in results["slots"]] == [10, 10, 10]
+    assert results["nodes"]["bank"]["own"] == results["slots"][2]["nodes"]["bank"]["own"]
+    lines = _folder(results["config"]).joinpath("metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered"),
+    [
+        ({"selection": "none"}, {0}),
+        ({"selection": "top-k", "top_k": 2, "signature": "delta"}, {2}),
+        ({"selection": "majority", "similarity_threshold": -1.0}, {15}),
+        ({"selection": "majority", "similarity_threshold": 1.0, "centred": True}, {0}),
+        ({"selection": "all"}, {15}),
+    ],
+)
+def test_selection(settings, changes, offered):
+    results, _ = inprocess.federate(settings(num_slots=1, **changes), 4)
+
+    assert {node["offered"] for node in results["slots"][0]["nodes"].values()} == offered
+
+
+def test_an_mkv_is_offered_to_a_node_once(settings):
+    results, _ = inprocess.federate(settings(selection="all"), 2)
+
+    # What it was offered in a slot does not come again in the next.
+    assert [slot["nodes"]["bank"]["offered"] for slot in results["slots"]] == [5, 5, 5]
+
+
+def test_what_others_have_computed_is_reused(settings, monkeypatch):
+    monkeypatch.setattr(
+        Workbench, "decodes", lambda self, request, candidates: [True] * len(candidates)
+    )
+    results, _ = inprocess.federate(settings(), 4)
+
+    folder = _folder(results["config"])
+    pool = pool_ids(folder)
+    reused = sum(slot["reused"] for slot in results["slots"])
+    assert reused > 0
+    for slot in results["slots"]:
+        for node, entry in slot["nodes"].items():
+            assert entry["optimised"] == entry["uploaded"]
+            assert entry["optimised"] + entry["reused"] == entry["requests"], node
+    assert len(pool) == 60 - reused
+    # The Lancet, in slot 2 of the newsroom, was settled by the hospital in slot 1.
+    index = read_index(folder / "nodes" / "newsroom" / "ledger")
+    settled = {id_: e["node"] for e in index["entries"] for id_ in e["requests"]}
+    assert settled["newsroom-07"] == "hospital"
+    assert settled["newsroom-02"] == "newsroom"
+
+
+def test_a_node_without_requests_in_a_slot_takes_part(settings, demo_copy):
+    lines = (demo_copy / "bank.jsonl").read_text(encoding="utf-8").splitlines()
+    (demo_copy / "bank.jsonl").write_text(lines[0], encoding="utf-8")
+    for selection in ("all", "majority"):
+        config = settings(selection, dataset="jsonl", data_path=str(demo_copy), num_slots=2)
+        results, _ = inprocess.federate(config | {"selection": selection}, 2)
+        assert results["failed_nodes"] == []
+        assert [slot["nodes"]["bank"]["requests"] for slot in results["slots"]] == [1, 0]
+        assert results["slots"][1]["nodes"]["bank"]["own"]["count"] == 1
+
+
+def test_a_repeated_message_is_answered_without_computing_again(settings, answer, monkeypatch):
+    config, kept = settings(num_slots=1, selection="none"), {}
+
+    def spy(node_id, message):
+        if message.metadata.message_type == EDIT and node_id == 101:
+            kept["message"], kept["reply"] = message, answer(message, config, 0)
+            return kept["reply"]
+        return None
+
+    inprocess.federate(config, 4, tamper=spy)
+    computed, compute = [], Workbench.compute
+    monkeypatch.setattr(
+        Workbench,
+        "compute",
+        lambda self, requests, *rest: computed.extend(requests) or compute(self, requests, *rest),
+    )
+    again = answer(kept["message"], config, 0)
+
+    assert computed == []
+    assert unpack_info(again.content) == unpack_info(kept["reply"].content)
+    first, second = (r.content["mkvs"] for r in (kept["reply"], again))
+    assert {n: a.data for n, a in first.items()} == {n: a.data for n, a in second.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"strategy": "FedBest"}, "FedBest.*fedit, local, central, fedavg.*FedMedian"),
+        ({"strategy": "QFedAvg"}, "QFedAvg.*needs arguments.*client_learning_rate"),
+        ({"strategy": "Strategy"}, "Strategy"),
+        ({"editor": "rome"}, "editor.*memit"),
+        ({"num_slots": 0}, "num-slots"),
+    ],
+)
+def test_a_wrong_run_config_ends_the_run_before_it_starts(settings, changes, told):
+    config = settings(**changes)
+    with pytest.raises(FedEditError, match=told):
+        inprocess.federate(config, 2)
+    assert not _folder(config).exists()
+
+
+def test_a_run_folder_is_not_written_over(settings):
+    config = settings(num_slots=1, strategy="local")
+    inprocess.federate(config, 1)
+    before = (_folder(config) / "results.json").read_bytes()
+
+    with pytest.raises(FedEditError, match="output-dir.*holds a run already"):
+        inprocess.federate(config, 1)
+    assert (_folder(config) / "results.json").read_bytes() == before
+
+
+def test_no_node_connects(settings):
+    config = settings(slot_timeout=1.0)
+    grid = inprocess.InProcessGrid(config, 0)
+    context = Context(run_id=7, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+    with pytest.raises(FedEditError, match="no node connected within 1 s"):
+        run_federation(grid, context)
+    assert load_results(_folder(config) / "results.json")["status"] == "failed"
