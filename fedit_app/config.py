@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -242,6 +243,8 @@ def _check(key: str, field: dataclasses.Field[Any], value: Any) -> tuple[Any, st
         value = float(value)
     if type(value) is not expected:
         return value, f"{key} = {value!r} must be {_article(expected.__name__)}"
+    if expected is float and not math.isfinite(value):
+        return value, f"{key} = {value} must be a finite number"
     choices = field.metadata["choices"]
     if choices and value not in choices:
         return value, f"{key} = {value!r} must be one of {', '.join(choices)}"

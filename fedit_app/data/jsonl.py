@@ -36,9 +36,9 @@ def read_requests(file: Path) -> list[EditRequest]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise FedEditError(f"data file {file}: cannot be read ({error.strerror})") from None
+        raise FedEditError(f"data file {file.name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise FedEditError(f"data file {file}: not UTF-8 text (byte {error.start})") from None
+        raise FedEditError(f"data file {file.name}: not UTF-8 text (byte {error.start})") from None
     requests: list[EditRequest] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
@@ -57,9 +57,11 @@ def read_requests(file: Path) -> list[EditRequest]:
     if problems:
         more = len(problems) - _MOST_PROBLEMS
         shown = problems[:_MOST_PROBLEMS] + ([f"and {more} more lines"] if more > 0 else [])
-        raise FedEditError(f"data file {file}: " + "; ".join(shown))
+        raise FedEditError(f"data file {file.name}: " + "; ".join(shown))
     if not requests:
-        raise FedEditError(f"data file {file}: holds no edit request; write one JSON object a line")
+        raise FedEditError(
+            f"data file {file.name}: holds no edit request; write one JSON object a line"
+        )
     return requests
 
 

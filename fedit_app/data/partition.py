@@ -45,8 +45,8 @@ class NodeData:
         number, count = self.share
         if len(requests) < count:
             raise FedEditError(
-                f"data file {self.file}: {len(requests)} requests cannot be dealt out to {count} "
-                "nodes; use fewer nodes"
+                f"data file {self.file.name}: {len(requests)} requests cannot be dealt out to "
+                f"{count} nodes; use fewer nodes"
             )
         order = np.random.default_rng(seed).permutation(len(requests))
         return [requests[i] for i in sorted(np.array_split(order, count)[number])]

@@ -151,7 +151,8 @@ def _token_rows(model: EditableModel, source: CovarianceSource, tokens: int) -> 
             f"covariance-source: {source.name!r} has {len(ids)} tokens, {tokens} are needed; "
             "give more text, or lower covariance-tokens"
         )
-    return [ids[at : at + _TEXT_LENGTH] for at in range(0, tokens, _TEXT_LENGTH)]
+    length = min(_TEXT_LENGTH, getattr(model.model.config, "max_position_embeddings", _TEXT_LENGTH))
+    return [ids[at : at + length] for at in range(0, tokens, length)]
 
 
 def _hub_texts(name: str) -> Iterable[str]:

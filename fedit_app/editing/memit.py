@@ -91,7 +91,6 @@ def _spread(
                 layer, torch.cat([old_keys[:, i], key]), torch.cat([old_shifts[:, i], shift])
             )
             write(layer, deltas[layer])
-            subjects.advance_past(layer)
             keys.append(key)
             shifts.append(shift)
     return torch.stack(keys, 1), torch.stack(shifts, 1)

@@ -52,10 +52,11 @@ class SubjectStates:
         self._hidden, self._next = self._trace.hidden, first
 
     def key_and_state(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The key of a layer and the output of the last edited layer.
+        """The key of a layer and the output of the last edited layer, with the weights of now.
 
         Args:
-            layer: an edited layer that has not been passed.
+            layer: an edited layer; they have to be asked for in rising order, since the layers
+                below are run once and for good.
 
         Returns:
             (n, d_ff) float64 weighted mean over the contexts, and (n, d_model) state in the clean
@@ -70,11 +71,6 @@ class SubjectStates:
         per_request = found.view(-1, len(self._weights), found.shape[1])
         key = (per_request * self._weights[:, None]).sum(1)
         return key, output[rows, self._at][:: len(self._weights)]
-
-    def advance_past(self, layer: int) -> None:
-        """Run a layer for good, with the weights that it has now."""
-        self._hidden = self._trace.run(self._hidden, layer, layer)
-        self._next = layer + 1
 
 
 @torch.no_grad()

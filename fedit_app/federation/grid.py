@@ -32,6 +32,13 @@ from fedit_app.federation.record import RunRecord
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_ANSWERS = {
+    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff"),
+    EDIT: ("requests", "optimised", "reused", "conflicts"),
+    TRAIN: ("requests", "optimised"),
+    REEDIT: ("received_from", "rejections", "conflicts"),
+    EVALUATE: ("own", "federation"),
+}
 _STAGES = {HELLO: "hello", EDIT: "edit", TRAIN: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}
 
 
@@ -126,11 +133,12 @@ class RunGrid(Grid):
     def _exchange(
         self, slot: int, stage: str, messages: Sequence[Message], timeout: float
     ) -> list[Message]:
-        started = time.perf_counter()
         stage = "before" if stage == "evaluate" and not slot else stage
         names = self._names()
         self.record.traffic(slot, down=sum(content_bytes(m.content) for m in messages))
+        began = time.perf_counter()
         self._grid.push_messages(messages)
+        started = time.perf_counter()
         waiting = {
             m.metadata.message_id: names.get(
                 m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"
@@ -138,7 +146,7 @@ class RunGrid(Grid):
             for m in messages
         }
         replies: list[Message] = []
-        while waiting and time.perf_counter() - started < timeout:
+        while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 name = waiting.pop(reply.metadata.reply_to_message_id)
                 info, failure = self._read(slot, reply)
@@ -150,10 +158,12 @@ class RunGrid(Grid):
                 done = len(messages) - len(waiting)
                 total = len(messages)
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
+            if time.perf_counter() - started >= timeout:
+                break
             time.sleep(_POLL_SECONDS if waiting else 0)
         for name in waiting.values():
             self.record.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
-        self.record.took(slot, stage, time.perf_counter() - started)
+        self.record.took(slot, stage, time.perf_counter() - began)
         return replies
 
     def _read(self, slot: int, reply: Message) -> tuple[dict[str, Any] | None, str | None]:
@@ -166,7 +176,10 @@ class RunGrid(Grid):
             info = unpack_info(reply.content)
         except FedEditError as error:
             return None, str(error)
-        return info, str(info["error"]) if "error" in info else None
+        if "error" in info:
+            return info, str(info["error"])
+        missing = [key for key in _ANSWERS[reply.metadata.message_type] if key not in info]
+        return info, f"its answer lacks {', '.join(missing)}" if missing else None
 
     def get_node_ids(self) -> list[int]:
         """Flower's ids of the members, in the order of their names."""

@@ -163,15 +163,16 @@ class Participant:
             central: edit everybody's requests into one ledger.
         """
         owner = CENTRAL if central else self.name
-        requests = self._named_requests(slot) if central else self.slots[slot - 1]
+        slots = self._everybodys_slots() if central else self.slots
+        requests = slots[slot - 1]
         bench, ledger = self.workbench, self.ledger(owner)
+        self._repeat(requests, slots[: slot - 1], ledger, slot)
         open_requests = [r for r in requests if r.id not in ledger.fulfilled()]
         conflicts = self._reuse(open_requests, candidates, ledger, slot)
         todo: dict[tuple[str, str, str], list[EditRequest]] = {}
         for request in open_requests:
             if request.id not in ledger.fulfilled():
-                fact = (request.subject, request.prompt, request.target_new)
-                todo.setdefault(fact, []).append(request)
+                todo.setdefault(_fact(request), []).append(request)
         started = time.perf_counter()
         computed = bench.compute([group[0] for group in todo.values()], ledger, owner, slot)
         asked = {
@@ -203,12 +204,31 @@ class Participant:
             ],
         )
 
-    def _named_requests(self, slot: int) -> list[EditRequest]:
-        return [
-            dataclasses.replace(request, id=f"{name}/{request.id}")
+    def _everybodys_slots(self) -> list[list[EditRequest]]:
+        """Per slot the requests of all nodes, their ids with the node's name before them."""
+        named = [
+            [
+                [dataclasses.replace(request, id=f"{name}/{request.id}") for request in requests]
+                for requests in slots
+            ]
             for name, slots in self.everybody().items()
-            for request in slots[slot - 1]
         ]
+        return [sum(requests, []) for requests in zip(*named, strict=True)]
+
+    def _repeat(
+        self,
+        requests: Sequence[EditRequest],
+        earlier: Sequence[Sequence[EditRequest]],
+        ledger: Ledger,
+        slot: int,
+    ) -> None:
+        """Let what was computed for an own request in an earlier slot serve for the same fact."""
+        fulfilled = ledger.fulfilled()
+        before = {_fact(r): fulfilled[r.id] for rs in earlier for r in rs if r.id in fulfilled}
+        for request in requests:
+            id_ = before.get(_fact(request))
+            if id_ is not None and request.id not in fulfilled:
+                ledger.accept([ledger.entries[id_].mkv], slot, {id_: [request.id]})
 
     def _reuse(
         self,
@@ -363,6 +383,10 @@ def workbench_for(config: RunConfig) -> Workbench:
     )
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
     return Workbench(model, config.editor, settings, config.contexts, source, config.seed)
+
+
+def _fact(request: EditRequest) -> tuple[str, str, str]:
+    return request.subject, request.prompt, request.target_new
 
 
 _memory = ScoreMemory(keep=_BASE)

@@ -24,7 +24,7 @@ ODD = [
     EditRequest("named-again", "Boeing", "When {} and Boeing fly to", "Paris"),
     EditRequest("braces", "set {x} {}", "The {} of {y} is in", "a {z}"),
     EditRequest("many-bytes", "Zürich 🏦", "The bank {} has", "中文 €"),
-    EditRequest("inside-a-word", "Boe", "The maker {}ing of", "city"),
+    EditRequest("inside-a-token", "museu", "The {}m of", "city"),
 ]
 
 SETTINGS = EditSettings(

@@ -8,7 +8,7 @@ from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.tokens import continuation_row, pad, subject_row
 from fedit_app.errors import FedEditError
 
-ALIGNED = [request for request in REQUESTS + EASY + ODD if request.id != "inside-a-word"]
+ALIGNED = [request for request in REQUESTS + EASY + ODD if request.id != "inside-a-token"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no-bos", "bos"])
@@ -43,10 +43,9 @@ def test_a_row_without_target_looks_up_the_same_token(model, request_):
 
 
 def test_a_subject_that_ends_inside_a_token_is_looked_up_at_that_token(model):
-    request = EditRequest("a", "L", "The city of {}ondon is", "x")
-    row = subject_row(model, request, "{}")
-    assert decode(model, row.ids[: row.lookup]) == "The city of"
-    assert decode(model, row.ids[: row.lookup + 1]).startswith("The city of L")
+    row = subject_row(model, EditRequest("a", "museu", "The {}m of", "x"), "{}")
+    assert decode(model, row.ids[: row.lookup]) == "The m"
+    assert decode(model, row.ids[: row.lookup + 1]) == "The museum"
 
 
 def test_a_continuation_begins_behind_the_prompt(model):

@@ -60,6 +60,18 @@ def test_stops_after_so_many_passes_beyond_the_first_that_decodes(model):
     assert steps == [steps[0], steps[0] + 1, steps[0] + 3]
 
 
+def test_a_target_that_is_lost_again_starts_the_count_anew(model, monkeypatch):
+    decoded = iter([False, True, True, False, True, True, True, True])
+    plain = ValueProblem.evaluate
+
+    def evaluate(self, delta):
+        answer = torch.tensor([next(decoded)])
+        return dataclasses.replace(plain(self, delta), decoded=answer)
+
+    monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
+    assert optimise_values(model, REQUESTS[:1], TEMPLATES, FAST).steps.tolist() == [7]
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_selected_requests_make_the_same_problem(family):
     model = tiny.editable(family, double=True)

@@ -130,6 +130,24 @@ def test_a_run_in_which_every_node_fails(preset, tmp_path):
     assert all("short.txt" in reason for reason in failed.values())
 
 
+def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path):
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "fedit_app.cli", "run", "--config", str(preset)]
+    command += ["--app", str(ROOT), "--output-dir", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, MARK: mark, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if "nodes take part" in line:
+                process.terminate()
+        assert process.wait(60) == 130
+    assert [left for left in psutil.process_iter() if marked(left, mark)] == []
+
+
 def test_flwr_run_gives_the_same_figures(first, preset, tmp_path):
     """What `fedit run` adds is comfort: the plain command does the same."""
     overrides = tmp_path / "overrides.toml"
