@@ -16,6 +16,7 @@ from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import score_targets
 from fedit_app.mkv import create
+from fedit_app.models.loading import load_model
 
 STRONG = dataclasses.replace(
     SETTINGS,
@@ -151,3 +152,18 @@ def test_settings_take_the_defaults_of_the_model():
 def test_a_layer_with_nothing_above_it_cannot_be_edited():
     with pytest.raises(FedEditError, match="layers: 4 is out of range, the model has 5 layers"):
         edit_settings("llama", 5, 16, layers=(3, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder):
+    found = {}
+    for device in ("cpu", "cuda"):
+        model = load_model(str(tiny_folder), device, "float32")
+        bench = Workbench(model, "memit", STRONG, 2, CovarianceSource(tokens=500), 0)
+        ledger = Ledger(bench.fingerprint)
+        ledger.accept(bench.compute(EASY, ledger, "clinic", 1), 1)
+        with bench.edited(ledger) as edited:
+            found[device] = likelihood(edited, EASY), bench.lookup_keys(EASY)
+    assert np.allclose(found["cpu"][0], found["cuda"][0], rtol=0.05)
+    assert torch.allclose(found["cpu"][1], found["cuda"][1], rtol=1e-3, atol=1e-5)
