@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fedit_app.evaluation.scores import RequestScore
+if TYPE_CHECKING:  # reporting averages metrics too, and needs no torch for it
+    from fedit_app.evaluation.scores import RequestScore
 
 Metrics = dict[str, float | int | None]
 

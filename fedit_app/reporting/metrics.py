@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from fedit_app.evaluation.metrics import harmonic_mean
+
 Metrics = dict[str, Any]
 
 SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
@@ -36,7 +38,7 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
     if mean["score"] is not None:
         parts = [mean[name] for name in _SCORE_PARTS if mean[name] is not None]
         if parts:
-            mean["score"] = _harmonic_mean(parts)
+            mean["score"] = harmonic_mean(parts)
     mean["count"] = sum(record["count"] for record in measured)
     return mean
 
@@ -45,7 +47,3 @@ def _weighted_mean(records: list[Metrics], name: str) -> float | None:
     pairs = [(record[name], record["count"]) for record in records if record.get(name) is not None]
     weight = sum(count for _, count in pairs)
     return sum(share * count for share, count in pairs) / weight if weight else None
-
-
-def _harmonic_mean(shares: list[float]) -> float:
-    return 0.0 if min(shares) <= 0 else len(shares) / sum(1 / share for share in shares)
