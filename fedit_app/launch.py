@@ -99,7 +99,8 @@ def _environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_TMPDIR": str(home),
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve whoever shares the machine
+        # Threads that spin long starve each other when somebody else uses a core, too.
+        "GOMP_SPINCOUNT": "2000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

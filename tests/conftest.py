@@ -9,9 +9,6 @@ import torch
 
 from fedit_app.models.loading import load_model
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 _USERS_CACHE = os.environ.get("FEDIT_CACHE")
 
 
