@@ -9,6 +9,9 @@ from inprocess import federate
 from fedit_app.ask import ask
 from fedit_app.models.embedded import embedded_model
 
+# On a fresh machine the model is downloaded and its covariance collected first.
+pytestmark = pytest.mark.timeout(1800)
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, users_cache):
