@@ -167,12 +167,10 @@ class Participant:
         requests = slots[slot - 1]
         bench, ledger = self.workbench, self.ledger(owner)
         self._repeat(requests, slots[: slot - 1], ledger, slot)
-        open_requests = [r for r in requests if r.id not in ledger.fulfilled()]
-        conflicts = self._reuse(open_requests, candidates, ledger, slot)
+        conflicts = self._reuse(_open(requests, ledger), candidates, ledger, slot)
         todo: dict[tuple[str, str, str], list[EditRequest]] = {}
-        for request in open_requests:
-            if request.id not in ledger.fulfilled():
-                todo.setdefault(_fact(request), []).append(request)
+        for request in _open(requests, ledger):
+            todo.setdefault(_fact(request), []).append(request)
         started = time.perf_counter()
         computed = bench.compute([group[0] for group in todo.values()], ledger, owner, slot)
         asked = {
@@ -383,6 +381,12 @@ def workbench_for(config: RunConfig) -> Workbench:
     )
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
     return Workbench(model, config.editor, settings, config.contexts, source, config.seed)
+
+
+def _open(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditRequest]:
+    """The requests that no MKV of the ledger fulfils yet."""
+    fulfilled = ledger.fulfilled()
+    return [request for request in requests if request.id not in fulfilled]
 
 
 def _fact(request: EditRequest) -> tuple[str, str, str]:
