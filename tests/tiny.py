@@ -22,28 +22,64 @@ DEMO = Path(__file__).parents[1] / "fedit_app" / "data" / "demo"
 VOCABULARY = 600
 LAYERS = 5
 D_MODEL = 16
-D_FF = 32
+D_FF = 32  # Bloom's is always 4 D_MODEL
 
-_LLAMA = {
-    "hidden_size": D_MODEL,
-    "intermediate_size": D_FF,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
+_HEADS = {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+_LLAMA = _HEADS | {"intermediate_size": D_FF, "num_key_value_heads": 1, "head_dim": 8}
 _GPT = {"n_embd": D_MODEL, "n_inner": D_FF, "n_layer": LAYERS, "n_head": 2, "rotary_dim": 4}
+_GEMMA = _LLAMA | {
+    "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
+    "sliding_window": 128,
+}
 FAMILIES = {
     "llama": _LLAMA | {"tie_word_embeddings": True},
     "qwen2": _LLAMA | {"tie_word_embeddings": False},
     "qwen3": _LLAMA,
     "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "starcoder2": _LLAMA,
+    "olmo": _LLAMA,
+    "olmo2": _LLAMA,
     "gemma": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "gpt_neo": {
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_FF,
+        "num_layers": LAYERS,
+        "attention_types": [[["global", "local"], 2], [["global"], 1]],
+        "num_heads": 2,
+    },
     "gptj": _GPT,
     "gpt_neox": _LLAMA | {"use_parallel_residual": True},
     "phi": _LLAMA,
+    "phi3": _LLAMA,
+    # OPT's own ReLU leaves units that never fire, so that a covariance cannot be inverted.
+    "opt": _HEADS
+    | {"ffn_dim": D_FF, "word_embed_proj_dim": D_MODEL, "activation_function": "gelu"},
+    "falcon": _HEADS | {"ffn_hidden_size": D_FF},
+    "bloom": _HEADS,
 }
+# Other configurations of a family that run other code: FAMILY-VARIANT.
+VARIANTS = {
+    "falcon-alibi": FAMILIES["falcon"]
+    | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon-grouped": FAMILIES["falcon"] | {"new_decoder_architecture": True, "num_kv_heads": 1},
+    "gpt_neox-sequential": FAMILIES["gpt_neox"] | {"use_parallel_residual": False},
+    "stablelm-parallel": FAMILIES["stablelm"] | {"use_parallel_residual": True},
+}
+# Not in FedEdit's table, each for another reason.
+UNKNOWN = {
+    "arcee": _LLAMA,
+    "granite": _LLAMA | {"residual_multiplier": 0.22},
+    "cohere": _LLAMA | {"logit_scale": 0.0625},
+    "olmo3": _LLAMA,
+    "mpt": {"d_model": D_MODEL, "n_layers": LAYERS, "n_heads": 2, "expansion_ratio": 2},
+}
+_CONFIGS = FAMILIES | VARIANTS | UNKNOWN
 
 
 def make_model(folder: Path, family: str = "llama", seed: int = 0, bos: bool = False) -> Path:
@@ -76,13 +112,13 @@ def editable(family: str = "llama", bos: bool = False, double: bool = False) -> 
 def random_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PreTrainedModel:
     """A tiny model with random weights, large enough for its states to differ between tokens."""
     config = AutoConfig.for_model(
-        family,
+        family.partition("-")[0],
         vocab_size=len(tokenizer),
         max_position_embeddings=256,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
-        **FAMILIES[family],
+        **_CONFIGS[family],
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -1,7 +1,8 @@
-"""What the editors must know of a model family: three module names, by `config.model_type`."""
+"""What the editors must know of a model family: a few module names, by `config.model_type`."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from fedit_app.errors import FedEditError
@@ -15,43 +16,109 @@ class Architecture:
         layers: path of the list of decoder layers, from the causal language model.
         mlp_output: path of the MLP's output projection W_out, from a decoder layer.
         final_norm: path of the normalisation between the last layer and the output head.
+        attention_output: path of the attention's output projection, from a decoder layer; only
+            PMET needs it. None: not known.
+        post_norm: path of the RMS norm between W_out and the residual stream, from a decoder
+            layer. None: the output of W_out is added to the residual stream as it is.
     """
 
     layers: str
     mlp_output: str
     final_norm: str
+    attention_output: str | None = None
+    post_norm: str | None = None
 
 
-_LLAMA = Architecture("model.layers", "mlp.down_proj", "model.norm")
-_GPT2 = Architecture("transformer.h", "mlp.c_proj", "transformer.ln_f")
+@dataclass(frozen=True)
+class ModuleNames:
+    """Module paths that the run config gives, one per field of `Architecture`; "" is not given.
+
+    Field `a_b` is the run-config key `module-a-b`.
+    """
+
+    layers: str = ""
+    mlp_output: str = ""
+    final_norm: str = ""
+    attention_output: str = ""
+    post_norm: str = ""
+
+    def given(self) -> dict[str, str]:
+        """Field -> path of what is given."""
+        return {field: path for field, path in dataclasses.asdict(self).items() if path}
+
+
+NO_NAMES = ModuleNames()
+_NEEDED = ("layers", "mlp_output", "final_norm")
+
+_LLAMA = Architecture("model.layers", "mlp.down_proj", "model.norm", "self_attn.o_proj")
+_POST_NORM = dataclasses.replace(_LLAMA, post_norm="post_feedforward_layernorm")
+_GPT2 = Architecture("transformer.h", "mlp.c_proj", "transformer.ln_f", "attn.c_proj")
+_BLOOM = Architecture(
+    "transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", "self_attention.dense"
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
-    "gptj": Architecture("transformer.h", "mlp.fc_out", "transformer.ln_f"),
-    "gpt_neox": Architecture("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": dataclasses.replace(_GPT2, attention_output="attn.attention.out_proj"),
+    "gptj": Architecture("transformer.h", "mlp.fc_out", "transformer.ln_f", "attn.out_proj"),
+    "gpt_neox": Architecture(
+        "gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", "attention.dense"
+    ),
+    "bloom": _BLOOM,
+    "falcon": _BLOOM,
+    "opt": Architecture(
+        "model.decoder.layers", "fc2", "model.decoder.final_layer_norm", "self_attn.out_proj"
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "smollm3": _LLAMA,
+    "stablelm": _LLAMA,
+    "starcoder2": dataclasses.replace(_LLAMA, mlp_output="mlp.c_proj"),
+    "olmo": _LLAMA,
+    "olmo2": _POST_NORM,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
-    "phi": Architecture("model.layers", "mlp.fc2", "model.final_layernorm"),
+    "gemma2": _POST_NORM,
+    "gemma3_text": _POST_NORM,
+    "phi": Architecture("model.layers", "mlp.fc2", "model.final_layernorm", "self_attn.dense"),
+    "phi3": _LLAMA,
 }
 
 
-def architecture_of(model_type: str) -> Architecture:
-    """Look up the architecture of a model family.
+def architecture_of(model_type: str, names: ModuleNames = NO_NAMES) -> Architecture:
+    """The architecture of a model family; names that are given win over the table.
 
     Args:
         model_type: `config.model_type` of the Hugging Face model.
+        names: what the run config gives; of layers, mlp_output and final_norm all or none.
 
     Raises:
-        FedEditError: the family is not in the table.
+        FedEditError: only one or two of those three are given, or none is and the family is not
+            in the table.
     """
-    try:
-        return ARCHITECTURES[model_type]
-    except KeyError:
-        known = ", ".join(sorted(ARCHITECTURES))
+    given = names.given()
+    missing = [module_key(field) for field in _NEEDED if field not in given]
+    if 0 < len(missing) < len(_NEEDED):
         raise FedEditError(
-            f"model: family {model_type!r} is not known to FedEdit. Known: {known}. Add a line "
-            "with its three module names to ARCHITECTURES in fedit_app/models/architectures.py"
-        ) from None
+            f"run config: {' and '.join(missing)} not given; "
+            f"{', '.join(map(module_key, _NEEDED))} are given together or not at all"
+        )
+    if not missing:
+        known = ARCHITECTURES.get(model_type, Architecture("", "", ""))
+        return dataclasses.replace(known, **given)
+    if model_type in ARCHITECTURES:
+        return dataclasses.replace(ARCHITECTURES[model_type], **given)
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise FedEditError(
+        f"model: family {model_type!r} is not known to FedEdit (known: {known}). Give its module "
+        "names in the run config: module-layers, the list of decoder layers, such as "
+        "'model.layers'; module-mlp-output, the MLP's output projection in a layer, such as "
+        "'mlp.down_proj'; module-final-norm, the norm before the output head, such as 'model.norm'"
+    )
+
+
+def module_key(field: str) -> str:
+    """The run-config key of a field of `Architecture`."""
+    return f"module-{field.replace('_', '-')}"

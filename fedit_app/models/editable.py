@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedit_app.errors import FedEditError
-from fedit_app.models.architectures import architecture_of
+from fedit_app.models.architectures import NO_NAMES, ModuleNames, architecture_of
+from fedit_app.models.modules import find_layers, find_module, on_device_of, projection_weight
+
+_NORM_TOLERANCE = 0.05
 
 
 class EditableModel:
@@ -21,9 +24,11 @@ class EditableModel:
         tokenizer: a fast tokenizer (character offsets are needed to find the subject).
         name: what the user called the model.
         fingerprint: hash of its weights and tokenizer, see `models.fingerprint`.
+        names: module names that the run config gives.
 
     Raises:
-        FedEditError: unknown model family, or a tokenizer without character offsets.
+        FedEditError: unknown model family, a module name that the model does not have, or a
+            tokenizer without character offsets.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class EditableModel:
         tokenizer: PreTrainedTokenizerBase,
         name: str,
         fingerprint: str,
+        names: ModuleNames = NO_NAMES,
     ) -> None:
         if not tokenizer.is_fast:
             raise FedEditError(
@@ -42,9 +48,9 @@ class EditableModel:
         self.tokenizer = tokenizer
         self.name = name
         self.fingerprint = fingerprint
-        self.architecture = architecture_of(model.config.model_type)
-        self.layers: nn.ModuleList = model.get_submodule(self.architecture.layers)
-        self._final_norm = model.get_submodule(self.architecture.final_norm)
+        self.architecture = architecture_of(model.config.model_type, names)
+        self.layers = find_layers(model, self.architecture)
+        self._final_norm = find_module(model, "final_norm", self.architecture.final_norm)
 
     @property
     def n_layers(self) -> int:
@@ -59,12 +65,12 @@ class EditableModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.weight(0).shape[0]
+        return projection_weight(self.mlp_output(0)).shape[0]
 
     @property
     def d_ff(self) -> int:
         """Width of the MLP's hidden layer."""
-        return self.weight(0).shape[1]
+        return projection_weight(self.mlp_output(0)).shape[1]
 
     @property
     def pad_token_id(self) -> int:
@@ -74,16 +80,118 @@ class EditableModel:
 
     def mlp_output(self, layer: int) -> nn.Module:
         """The output projection W_out of the MLP of a layer."""
-        return self.layers[layer].get_submodule(self.architecture.mlp_output)
+        return find_module(self.layers[layer], "mlp_output", self.architecture.mlp_output)
+
+    def attention_output(self, layer: int) -> nn.Module:
+        """The output projection of the attention of a layer.
+
+        Raises:
+            FedEditError: its name is not known for this family.
+        """
+        path = self.architecture.attention_output
+        if path is None:
+            raise FedEditError(
+                f"model {self.name!r}: where its attention ends is not known; give "
+                "module-attention-output in the run config, the attention's output projection in "
+                "a layer, such as 'self_attn.o_proj'"
+            )
+        return find_module(self.layers[layer], "attention_output", path)
 
     def weight(self, layer: int) -> Tensor:
-        """W_out of a layer as (d_model, d_ff), a view (GPT-2's Conv1D keeps the transpose)."""
-        module = self.mlp_output(layer)
-        return module.weight if isinstance(module, nn.Linear) else module.weight.T
+        """W_out of a layer as (d_model, d_ff), a view (GPT-2's Conv1D keeps the transpose).
+
+        Raises:
+            FedEditError: it is quantised, of a module that FedEdit cannot write to, or not in
+                memory.
+        """
+        weight = projection_weight(self.mlp_output(layer))
+        if weight.is_meta:
+            raise FedEditError(
+                f"device-map: layer {layer} of model {self.name!r} is offloaded to disk or to the "
+                "CPU, so it cannot be edited; give the edited layers a GPU in the device map, or "
+                "edit other layers"
+            )
+        return weight
+
+    def require_editable(self, layers: Iterable[int]) -> None:
+        """Check that layers can be edited, before anything is computed for them.
+
+        Raises:
+            FedEditError: see `weight`.
+        """
+        for layer in layers:
+            self.weight(layer)
+
+    def projection_shift(self, layer: int, output: Tensor, change: Tensor) -> Tensor:
+        """By how much the output of W_out has to move for the residual stream to move by `change`.
+
+        By `change` itself where the output is added to the residual stream as it is. With an RMS
+        norm between the two, y = g * m / rms(m), rms(m) = sqrt(mean(m^2)), it is
+
+            change / g * rms(m)
+
+        which takes rms(m) for fixed, as it is for small changes across m; where g is 0 nothing
+        can move and the shift is 0.
+
+        Args:
+            layer: the layer.
+            output: (n, d_model) current output m of W_out.
+            change: (n, d_model) wanted change of the residual stream.
+
+        Returns:
+            (n, d_model), in at least float32.
+
+        Raises:
+            FedEditError: the norm is not an RMS norm.
+        """
+        m = at_least_float32(output)
+        wanted = change.to(m.device, torch.promote_types(m.dtype, change.dtype))
+        if self.architecture.post_norm is None:
+            return wanted
+        gain = self._post_norm_gain(layer, m.dtype).to(m.device)
+        root_mean_square = m.square().mean(-1, keepdim=True).sqrt()
+        return torch.where(gain == 0, 0.0, wanted / gain) * root_mean_square
+
+    def _post_norm_gain(self, layer: int, dtype: torch.dtype) -> Tensor:
+        """(1, d_model) g of the norm behind W_out: its output for ones, whose RMS is 1."""
+        ones = torch.ones(1, self.d_model, dtype=dtype, device=self.device)
+        signs = 1 - 2 * (torch.arange(self.d_model, device=self.device) % 3 == 0).to(dtype)
+        gain = self.post_norm(layer, ones)
+        other = self.post_norm(layer, 7 * signs[None])
+        if not torch.allclose(other, gain * signs, rtol=_NORM_TOLERANCE):
+            raise _no_root_mean_square(self.architecture.post_norm)
+        return gain
+
+    def post_norm(self, layer: int, output: Tensor) -> Tensor:
+        """What the output of W_out adds to the residual stream: through the norm, if there is one.
+
+        Args:
+            layer: the layer.
+            output: (..., d_model).
+
+        Raises:
+            FedEditError: the module of that name is not a norm.
+        """
+        path = self.architecture.post_norm
+        if path is None:
+            return output
+        norm = find_module(self.layers[layer], "post_norm", path)
+        try:
+            normed = norm(on_device_of(output, norm))
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError) as error:
+            raise _no_root_mean_square(path) from error
+        return normed.to(output.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., vocabulary) of last-layer states (..., d_model), as the model's own head."""
-        logits = self.model.get_output_embeddings()(self._final_norm(hidden))
+        """Logits (..., vocabulary) of last-layer states (..., d_model), as the model's own head.
+
+        They are on the device of `hidden`, wherever the head is.
+        """
+        normed = self._final_norm(on_device_of(hidden, self._final_norm))
+        head = self.model.get_output_embeddings()
+        logits = head(on_device_of(normed, head)).to(hidden.device)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -116,6 +224,14 @@ class EditableModel:
         finally:
             for layer, weight in original.items():
                 self.weight(layer).copy_(weight)
+
+
+def _no_root_mean_square(path: str | None) -> FedEditError:
+    return FedEditError(
+        f"model: module-post-norm = {path!r} is not an RMS norm; name the norm between the MLP's "
+        "output projection and the residual stream. With another kind of norm there FedEdit "
+        "cannot edit the model"
+    )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ The decoder layers of every Hugging Face family are called one after the other w
 state and arguments (mask, positions, cache) that do not depend on it. `trace` runs the model once
 and records those arguments; afterwards any layer can be run again on another hidden state
 without knowing anything of the family.
+
+Layers may live on several devices. What comes out of this module lives on the device of what went
+in: the caller sees one device only.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.modules import on_device_of
 
 
 class _ReachedLast(Exception):
@@ -56,7 +60,7 @@ class Trace:
         model: the model.
         first: first recorded layer.
         last: last recorded layer.
-        hidden: (batch, tokens, d_model) input of layer `first`.
+        hidden: (batch, tokens, d_model) input of layer `first`, on the device of the input ids.
         calls: layer -> positional and keyword arguments besides the hidden state.
     """
 
@@ -75,13 +79,15 @@ class Trace:
             last: last layer to run; smaller than `first` runs nothing.
 
         Returns:
-            (batch, tokens, d_model) output of layer `last`.
+            (batch, tokens, d_model) output of layer `last`, on the device of `hidden`.
         """
+        device = hidden.device
         for layer in range(first, last + 1):
             args, kwargs = self.calls[layer]
-            output = self.model.layers[layer](hidden, *args, **kwargs)
+            module = self.model.layers[layer]
+            output = module(on_device_of(hidden, module), *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output
-        return hidden
+        return hidden.to(device)
 
     def select(self, rows: Tensor) -> Trace:
         """The same for some rows of the batch only.
@@ -95,10 +101,11 @@ class Trace:
             layer: (_select(args, rows, batch, seen), _select(kwargs, rows, batch, seen))
             for layer, (args, kwargs) in self.calls.items()
         }
-        return Trace(self.model, self.first, self.last, self.hidden[rows], calls)
+        hidden = self.hidden[rows.to(self.hidden.device)]
+        return Trace(self.model, self.first, self.last, hidden, calls)
 
 
-def _select(value: Any, rows: Tensor, batch: int, seen: dict[int, Any]) -> Any:
+def _select(value: Any, rows: Tensor, batch: int, seen: dict[int, Any], name: str = "") -> Any:
     """Take rows of everything in `value` that has a row per batch entry.
 
     `seen` keeps what several layers share (masks, rotary angles, the cache) shared.
@@ -106,29 +113,39 @@ def _select(value: Any, rows: Tensor, batch: int, seen: dict[int, Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(_select(part, rows, batch, seen) for part in value)
     if isinstance(value, dict):
-        return {key: _select(part, rows, batch, seen) for key, part in value.items()}
+        return {key: _select(part, rows, batch, seen, key) for key, part in value.items()}
     if id(value) in seen:
         return seen[id(value)]
     selected = value
-    if isinstance(value, Tensor) and value.dim() >= 2 and len(value) == batch:
+    if isinstance(value, Tensor) and name == "alibi":
+        # Bloom's position biases: all heads of the first row, then all of the second, ...
+        per_row = value.unflatten(0, (batch, -1))
+        selected = per_row[rows.to(value.device)].flatten(0, 1)
+    elif isinstance(value, Tensor) and value.dim() >= 2 and len(value) == batch:
         selected = value[rows.to(value.device)]
     elif isinstance(value, Cache):
-        layers = [
-            _FixedLayer(layer.keys[rows], layer.values[rows]) if len(layer.keys) else layer
-            for layer in value.layers
-        ]
-        selected = Cache(layers=layers)
+        selected = Cache(layers=[_select_cached(layer, rows) for layer in value.layers])
     seen[id(value)] = selected
     return selected
 
 
-def trace(model: EditableModel, first: int, last: int, **inputs: Any) -> Trace:
+def _select_cached(layer: Any, rows: Tensor) -> Any:
+    if not len(layer.keys):
+        return layer
+    rows = rows.to(layer.keys.device)
+    return _FixedLayer(layer.keys[rows], layer.values[rows])
+
+
+def trace(
+    model: EditableModel, first: int, last: int, *, dry: bool = False, **inputs: Any
+) -> Trace:
     """Run a model up to the end of layer `last` and record the calls of layers first..last.
 
     Args:
         model: the model.
         first: first layer to record.
         last: last layer to record; nothing behind it is computed.
+        dry: record the layers above `first` without computing them.
         inputs: arguments of the model's forward: input_ids, attention_mask, position_ids, ...
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
@@ -152,13 +169,37 @@ def trace(model: EditableModel, first: int, last: int, **inputs: Any) -> Trace:
     ]
     handles.append(model.layers[last].register_forward_hook(leave))
     try:
-        model.model(**inputs)
+        with _passed_over(model, range(first, last + 1) if dry else ()):
+            model.model(**inputs)
     except _ReachedLast:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(model, first, last, hidden[0], calls)
+    return Trace(model, first, last, hidden[0].to(model.device), calls)
+
+
+@contextmanager
+def _passed_over(model: EditableModel, layers: Sequence[int]) -> Iterator[None]:
+    """Layers that give out what the first of them does: it shows in which form they do."""
+    if not layers:
+        yield
+        return
+    first, *above = (model.layers[layer] for layer in layers)
+    given: list[Any] = []
+    handle = first.register_forward_hook(lambda _, __, output: given.append(output))
+    saved = [vars(module).get("forward") for module in above]
+    for module in above:
+        module.forward = lambda *_, **__: given[0]
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module, forward in zip(above, saved, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
 
 
 @contextmanager
@@ -166,14 +207,25 @@ def projection_inputs(model: EditableModel, layers: Sequence[int]) -> Iterator[d
     """Collect the inputs of the MLP output projections, the keys, of a forward pass.
 
     Yields:
-        layer -> (batch, tokens, d_ff), filled by forward passes inside the block.
+        layer -> (batch, tokens, d_ff) on `model.device`, filled by forward passes inside the block.
     """
     keys: dict[int, Tensor] = {}
+    shapes: dict[int, torch.Size] = {}
+
+    def keep_shape(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes[layer] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
 
     def keep(layer: int, args: tuple[Any, ...]) -> None:
-        keys[layer] = args[0]
+        # OPT flattens (batch, tokens) before its MLP
+        keys[layer] = args[0].reshape(*shapes[layer], -1).to(model.device)
 
     handles = [
+        model.layers[layer].register_forward_pre_hook(
+            lambda _, args, kwargs, layer=layer: keep_shape(layer, args, kwargs), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    handles += [
         model.mlp_output(layer).register_forward_pre_hook(
             lambda _, args, layer=layer: keep(layer, args)
         )
