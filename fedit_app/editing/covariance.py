@@ -1,90 +1,148 @@
-"""C_l = E[k k^T], the uncentred covariance of the keys of every edited layer on ordinary text."""
+"""C_l = E[k k^T], the uncentred covariance of the keys of every edited layer on ordinary text.
+
+Never computed twice on a machine. The cache has one folder per model, text, number of tokens and
+seed, with the text as token rows and one file per layer:
+
+    covariance/MODEL-DIGEST/tokens.safetensors
+                            layer-4.safetensors, layer-5.safetensors, ...
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
 from torch import Tensor
 
+from fedit_app.editing.corpus import (
+    SAMPLE,
+    CovarianceSource,
+    TokenProgress,
+    read_rows,
+    sample_text,
+    token_rows,
+    write_rows,
+)
+from fedit_app.editing.statistics import (
+    DELETE,
+    Origin,
+    StatisticsFile,
+    is_statistics_name,
+    open_statistics,
+    write_statistics,
+)
 from fedit_app.editing.tokens import pad
 from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir, replace_file
+from fedit_app.files import cache_dir
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import projection_inputs, trace
+
+__all__ = [
+    "CovarianceSource",
+    "collect_covariance",
+    "covariance",
+    "load_into_cache",
+    "origin_of",
+    "sample_text",
+    "statistics_files",
+]
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_PER_DIMENSION = 10
-_SAMPLED_LENGTH = 96
-_TEXT_LENGTH = 512
 _TOKENS_PER_PASS = 4096
-_LEAST_PROBABILITY = 3e-4
-
-
-@dataclass(frozen=True)
-class CovarianceSource:
-    """Where the ordinary text comes from.
-
-    Attributes:
-        name: "sample" (written by the model itself), a text file, or "hub:DATASET[:CONFIG]".
-        tokens: how many tokens; 0 for 10 x d_ff, which FastMEMIT found to be enough.
-        seed: seed of the sampling.
-    """
-
-    name: str = "sample"
-    tokens: int = 0
-    seed: int = 0
 
 
 def covariance(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource
 ) -> dict[int, Tensor]:
-    """The covariances of the edited layers, computed once per model, layers and source.
+    """The covariances of the edited layers; what is not in the cache is computed and kept.
 
     Args:
         model: the model, unedited.
-        layers: rising layer numbers.
-        source: the text.
+        layers: layer numbers.
+        source: the text, or a file of finished statistics.
 
     Returns:
         layer -> C_l (d_ff, d_ff) float64 on the CPU.
 
     Raises:
-        FedEditError: the text is not there or too short.
+        FedEditError: see `statistics_files`.
     """
-    tokens = source.tokens or _TOKENS_PER_DIMENSION * model.d_ff
-    file = _cache_file(model, layers, source, tokens)
-    if not file.exists():
-        started = time.perf_counter()
-        logger.info("covariance: %d tokens from %s, once for this model", tokens, source.name)
-        rows = _token_rows(model, source, tokens)
-        collected = collect_covariance(model, layers, rows)
-        with replace_file(file) as temporary:
-            save_file({str(layer): c.float() for layer, c in collected.items()}, temporary)
-        logger.info("covariance: made in %.0f s, kept as %s", time.perf_counter() - started, file)
-    return {int(layer): c.double() for layer, c in load_file(file).items()}
+    files = statistics_files(model, layers, source)
+    return {layer: file.read(layer).double() for layer, file in files.items()}
 
 
-def _cache_file(
-    model: EditableModel, layers: Sequence[int], source: CovarianceSource, tokens: int
-) -> Path:
-    text = [source.name, tokens, source.seed]
-    file = Path(source.name).expanduser()
-    if source.name != "sample" and file.is_file():
-        with file.open("rb") as stream:
-            text[0] = hashlib.file_digest(stream, "sha256").hexdigest()
-    what = json.dumps([model.fingerprint, list(layers), *text])
-    digest = hashlib.sha256(what.encode()).hexdigest()[:16]
-    return cache_dir() / "covariance" / f"{model.fingerprint[:16]}-{digest}.safetensors"
+def statistics_files(
+    model: EditableModel, layers: Sequence[int], source: CovarianceSource
+) -> dict[int, StatisticsFile]:
+    """The files with the covariances of some layers, made as far as they are missing.
+
+    Args:
+        model: the model, unedited.
+        layers: layer numbers.
+        source: the text, or a file of finished statistics.
+
+    Returns:
+        layer -> its file.
+
+    Raises:
+        FedEditError: the text is not there or too short, the statistics file is of another model
+            or lacks a layer, or a file of the cache is damaged.
+    """
+    if is_statistics_name(source.name):
+        given = open_statistics(Path(source.name).expanduser())
+        given.require_model(model.fingerprint, model.d_ff)
+        given.require_layers(layers)
+        logger.info("covariance: read from %s (%s)", given.path, given.origin.source)
+        return dict.fromkeys(layers, given)
+    origin = origin_of(model, source)
+    if len(_cached(origin, layers)) < len(layers):
+        with _alone(_folder(origin)):
+            _make_missing(model, layers, source, origin)
+    return _cached(origin, layers)
+
+
+def load_into_cache(model: EditableModel, given: StatisticsFile) -> dict[int, StatisticsFile]:
+    """Put the layers of a statistics file into the cache, so that they need not be computed.
+
+    Args:
+        model: the model.
+        given: a file of `fedit stats --save`.
+
+    Returns:
+        layer -> its file in the cache.
+
+    Raises:
+        FedEditError: the file is damaged or of another model.
+    """
+    given.require_model(model.fingerprint, model.d_ff)
+    for layer, counted in given.counted.items():
+        file = _layer_file(given.origin, layer)
+        write_statistics(file, given.origin, {layer: counted}, {layer: given.read(layer)})
+    return _cached(given.origin, sorted(given.counted))
+
+
+def origin_of(model: EditableModel, source: CovarianceSource) -> Origin:
+    """What the covariances of a model on a text depend on.
+
+    Raises:
+        FedEditError: the text file is not there.
+    """
+    return Origin(
+        model=model.fingerprint,
+        source=source.label(),
+        tokens=source.tokens or _TOKENS_PER_DIMENSION * model.d_ff,
+        seed=source.seed if source.name == SAMPLE else 0,
+    )
 
 
 @torch.no_grad()
@@ -95,28 +153,33 @@ def collect_covariance(
 
     Args:
         model: the model, unedited.
-        layers: rising layer numbers.
+        layers: layer numbers.
         rows: token ids, one text a row.
 
     Returns:
         layer -> C_l (d_ff, d_ff) float64 on the CPU.
     """
-    total = 0
+    rows = list(rows)
+    total = sum(map(len, rows))
+    progress = TokenProgress("counted", total)
+    last = max(layers)
     sums: dict[int, Tensor] = {}
     for batch in _batches(rows):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
         with projection_inputs(model, layers) as keys:
-            trace(model, layers[-1], layers[-1], input_ids=ids, attention_mask=mask)
+            trace(model, last, last, input_ids=ids, attention_mask=mask)
         real = mask.bool()
-        total += int(real.sum())
         for layer in layers:
             found = keys[layer][real.to(keys[layer].device)].double()
-            product = found.T @ found
-            sums[layer] = sums[layer] + product if layer in sums else product
+            if layer in sums:
+                sums[layer].addmm_(found.T, found)
+            else:
+                sums[layer] = found.T @ found
+        progress.add(sum(map(len, batch)))
     return {layer: (sums[layer] / total).cpu() for layer in layers}
 
 
-def _batches(rows: Iterable[Sequence[int]]) -> Iterable[list[Sequence[int]]]:
+def _batches(rows: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
     batch: list[Sequence[int]] = []
     for row in rows:
         batch.append(row)
@@ -127,79 +190,65 @@ def _batches(rows: Iterable[Sequence[int]]) -> Iterable[list[Sequence[int]]]:
         yield batch
 
 
-def _token_rows(model: EditableModel, source: CovarianceSource, tokens: int) -> list[list[int]]:
-    if source.name == "sample":
-        return sample_text(model, tokens, source.seed)
-    if source.name.startswith("hub:"):
-        texts = _hub_texts(source.name)
-    else:
-        file = Path(source.name).expanduser()
-        if not file.is_file():
-            raise FedEditError(
-                f"covariance-source: {source.name!r} is neither sample, nor hub:DATASET, nor a "
-                "text file that exists"
-            )
-        texts = file.read_text(encoding="utf-8").splitlines()
-    ids: list[int] = []
-    for text in texts:
-        if text.strip():
-            ids += model.tokenizer(text)["input_ids"]
-        if len(ids) >= tokens:
-            break
-    else:
-        raise FedEditError(
-            f"covariance-source: {source.name!r} has {len(ids)} tokens, {tokens} are needed; "
-            "give more text, or lower covariance-tokens"
-        )
-    length = min(_TEXT_LENGTH, getattr(model.model.config, "max_position_embeddings", _TEXT_LENGTH))
-    return [ids[at : at + length] for at in range(0, tokens, length)]
+def _make_missing(
+    model: EditableModel, layers: Sequence[int], source: CovarianceSource, origin: Origin
+) -> None:
+    missing = sorted(set(layers) - set(_cached(origin, layers)))
+    if not missing:
+        return
+    started = time.perf_counter()
+    shown = ",".join(map(str, missing))
+    logger.info(
+        "covariance: layers %s from %d tokens, %s; once for this model",
+        shown,
+        origin.tokens,
+        source.name,
+    )
+    tokens = _folder(origin) / "tokens.safetensors"
+    if not tokens.exists():
+        write_rows(tokens, token_rows(model, source, origin.tokens))
+    rows = read_rows(tokens)
+    counted = sum(map(len, rows))
+    for layer, found in collect_covariance(model, missing, rows).items():
+        write_statistics(_layer_file(origin, layer), origin, {layer: counted}, {layer: found})
+    seconds = time.perf_counter() - started
+    logger.info("covariance: made in %.0f s, kept in %s", seconds, tokens.parent)
 
 
-def _hub_texts(name: str) -> Iterable[str]:
-    _, dataset, *config = name.split(":")
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time works in a folder; the others wait and find the work done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
     try:
-        rows = load_dataset(dataset, *config, split="train", streaming=True)
-    except Exception as error:
-        raise FedEditError(
-            f"covariance-source: cannot load {name!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); write hub:DATASET or hub:DATASET:CONFIG"
-        ) from error
-    return (row["text"] for row in rows)
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("covariance: another process is making it, waiting for that")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-@torch.no_grad()
-def sample_text(model: EditableModel, tokens: int, seed: int) -> list[list[int]]:
-    """Text that the model writes itself, from random first tokens.
+def _folder(origin: Origin) -> Path:
+    text = json.dumps(dataclasses.astuple(origin))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_dir() / "covariance" / f"{origin.model[:16]}-{digest}"
 
-    Drawn by epsilon sampling (Hewitt et al., arXiv 2210.15191): like nucleus sampling it leaves out
-    the unlikely tail, but without sorting the vocabulary at every step.
 
-    Args:
-        model: the model, unedited.
-        tokens: how many tokens at least.
-        seed: seed of the sampling; the same device and seed give the same text.
+def _layer_file(origin: Origin, layer: int) -> Path:
+    return _folder(origin) / f"layer-{layer}.safetensors"
 
-    Returns:
-        Rows of 96 token ids.
-    """
-    count = -(-tokens // _SAMPLED_LENGTH)
-    generator = torch.Generator().manual_seed(seed)
-    special = torch.tensor(sorted(set(model.tokenizer.all_special_ids)), dtype=torch.long)
-    vocabulary = torch.arange(len(model.tokenizer))
-    plain = vocabulary[~torch.isin(vocabulary, special)]
-    first = plain[torch.randint(len(plain), (count, 1), generator=generator)]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        written = model.model.generate(
-            first.to(model.device),
-            attention_mask=torch.ones_like(first).to(model.device),
-            do_sample=True,
-            top_k=0,
-            epsilon_cutoff=_LEAST_PROBABILITY,
-            temperature=1.0,
-            min_new_tokens=_SAMPLED_LENGTH - 1,
-            max_new_tokens=_SAMPLED_LENGTH - 1,
-            pad_token_id=model.pad_token_id,
-        )
-    return written.tolist()
+
+def _cached(origin: Origin, layers: Iterable[int]) -> dict[int, StatisticsFile]:
+    """The files of those layers that are in the cache, in the order asked for."""
+    files = {}
+    for layer in layers:
+        path = _layer_file(origin, layer)
+        if path.exists():
+            file = open_statistics(path, DELETE)
+            if file.origin != origin or set(file.counted) != {layer}:
+                raise FedEditError(f"{path}: its header is of something else; {DELETE}")
+            files[layer] = file
+    return files
