@@ -14,8 +14,8 @@ from fedit_app.config import RunConfig
 from fedit_app.data.partition import simulated_nodes
 from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.workbench import workbench_for
 from fedit_app.errors import FedEditError
-from fedit_app.federation.participant import workbench_for
 from fedit_app.federation.paths import ledger_folder
 from fedit_app.models.editable import EditableModel
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedit_app.errors import FedEditError
+from fedit_app.models.architectures import ModuleNames
 
 ConfigValue = str | int | float | bool
 
@@ -42,7 +43,8 @@ class RunConfig:
         "only), fedavg, or the class name of a Flower strategy such as FedMedian",
     )
     editor: str = _key(
-        "memit", "locate-then-edit method that computes the MKVs", choices=("memit",)
+        "memit",
+        "locate-then-edit method that computes the MKVs: memit, pmet, alphaedit or memit-fe",
     )
     model: str = _key("smollm2-135m", "smollm2-135m (embedded), a Hugging Face folder, or a hub id")
     dataset: str = _key(
@@ -94,25 +96,56 @@ class RunConfig:
     )
     covariance_source: str = _key(
         "sample",
-        "text behind the covariance: sample (from the model itself), a text file, or "
-        "hub:DATASET[:CONFIG] (its train split, column text)",
+        "text behind the covariance: sample (from the model itself), a text file, "
+        "hub:DATASET[:CONFIG] (its train split, column text), or a .safetensors file of "
+        "`fedit stats --save`",
     )
     covariance_tokens: int = _key(0, "tokens behind the covariance; 0: 10 x d_ff", at_least=0)
     layers: str = _key("", 'edited layers, such as "4-8" or "4,6,8"; empty: the model\'s default')
     learning_rate: float = _key(
         0.0, "Adam's step size for v*; 0: the model's default", at_least=0, at_most=10
     )
-    value_steps: int = _key(25, "most steps of the v* optimisation", at_least=1, at_most=1000)
+    value_steps: int = _key(
+        0,
+        "most steps of the v* optimisation; 0: the model's and editor's default",
+        at_least=0,
+        at_most=1000,
+    )
     stop_after: int = _key(
-        3,
+        2,
         "stop a v* after its target was the argmax in every context for so many steps; 0: never",
         at_least=0,
     )
     weight_decay: float = _key(0.5, "weight of the norm of v* - h0 in the loss", at_least=0)
-    kl_weight: float = _key(0.0625, "weight of the KL term that keeps the essence", at_least=0)
-    clamp: float = _key(0.75, "largest norm of v* - h0, in norms of h0", at_least=0.01)
+    kl_weight: float = _key(
+        -1.0,
+        "weight of the KL term that keeps the essence; -1: the model's and editor's default",
+        at_least=-1,
+    )
+    clamp: float = _key(
+        0.0,
+        "largest norm of v* - h0, in norms of h0; 0: the model's and editor's default",
+        at_least=0,
+    )
+    norm_guard: float = _key(
+        2.0,
+        "for the clamp, the norm of h0 counts at most as so many times its median over the "
+        "contexts (a subject at the very start of a text has an outlier); 0: no limit",
+        at_least=0,
+    )
+    max_condition: float = _key(
+        1e7, "largest condition number of lambda C; above it a ridge is added", at_least=1000
+    )
+    null_space_threshold: float = _key(
+        0.0,
+        "alphaedit: eigenvalues of C below it belong to the null space; 0: the model's default",
+        at_least=0,
+    )
+    l2: float = _key(0.0, "alphaedit: weight of |Delta|^2; 0: the model's default", at_least=0)
     contexts: int = _key(5, "sampled context prefixes beside the bare prompt", at_least=0)
-    edit_batch: int = _key(16, "requests whose v* are optimised together", at_least=1)
+    edit_batch: int = _key(
+        0, "requests whose v* are optimised together; 0: as many as fit in memory", at_least=0
+    )
     evaluate_every: int = _key(1, "evaluate after every so many slots; always last", at_least=1)
     slot_timeout: float = _key(
         3600.0, "seconds to wait for the replies of one stage; the slow are left out", at_least=1
@@ -127,6 +160,30 @@ class RunConfig:
         "auto",
         "weights in memory; auto: float32 on a CPU, else as in the checkpoint",
         choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device_map: str = _key(
+        "",
+        "spreads a model over several GPUs: auto, balanced, sequential, or a JSON file (absolute) "
+        "from module paths to devices; empty: all of it on device",
+    )
+    module_layers: str = _key(
+        "",
+        "path of the list of decoder layers, such as model.layers; the module-... keys are for "
+        "model families that FedEdit does not know, and win over what it knows",
+    )
+    module_mlp_output: str = _key(
+        "", "path of the MLP's output projection in a layer, such as mlp.down_proj"
+    )
+    module_final_norm: str = _key("", "path of the norm before the output head, such as model.norm")
+    module_attention_output: str = _key(
+        "",
+        "path of the attention's output projection in a layer, such as self_attn.o_proj; only the "
+        "editor pmet needs it",
+    )
+    module_post_norm: str = _key(
+        "",
+        "path of the RMS norm behind the MLP's output projection in a layer, in the families that "
+        "have one, such as post_feedforward_layernorm",
     )
     seed: int = _key(0, "seed of everything that is drawn", at_least=0, at_most=2**31 - 1)
 
@@ -177,6 +234,12 @@ class RunConfig:
                 f"run config: pool-uri = {self.pool_uri!r} must be an absolute path or a URI such "
                 "as s3://BUCKET/PATH (Flower runs the app in a folder of its own)"
             )
+
+    @property
+    def module_names(self) -> ModuleNames:
+        """The module names that are given, for a model family that is not known."""
+        fields = [field.name for field in dataclasses.fields(ModuleNames)]
+        return ModuleNames(**{field: getattr(self, f"module_{field}") for field in fields})
 
     def as_dict(self) -> dict[str, ConfigValue]:
         """The configuration as key -> value, with every key."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fedit_app.config import RunConfig, parse_layers
+from fedit_app.config import RunConfig
 from fedit_app.data.partition import default_node_count, simulated_nodes
 from fedit_app.editing.editors import editor_named
-from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.settings import run_settings
+from fedit_app.editing.statistics import is_statistics_name, open_statistics
 from fedit_app.errors import FedEditError
 from fedit_app.federation.strategies import strategy_named
-from fedit_app.models.architectures import architecture_of
-from fedit_app.models.loading import read_model_config, resolve_device, resolve_model
+from fedit_app.models.loading import (
+    model_shape,
+    read_device_map,
+    resolve_device,
+    resolve_model,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
     strategy_named(config.strategy)
     editor_named(config.editor)
     resolve_device(config.device)
+    read_device_map(config.device_map, config.device)
     if nodes is not None and nodes < 1:
         raise FedEditError(f"--nodes {nodes} must be at least 1")
     folder = Path(config.output_dir)
@@ -49,8 +55,8 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
 def _check_source(source: str) -> None:
     if source != "sample" and not source.startswith("hub:") and not Path(source).is_file():
         raise FedEditError(
-            f"covariance-source: {source!r} is neither sample, nor hub:DATASET, nor a text file "
-            "that exists"
+            f"covariance-source: {source!r} is neither sample, nor hub:DATASET, nor a text or "
+            "statistics file that exists"
         )
 
 
@@ -69,7 +75,7 @@ def _check_data(config: RunConfig, nodes: int | None) -> int:
 
 
 def _check_layers(config: RunConfig) -> None:
-    model = read_model_config(resolve_model(config.model))
-    architecture_of(model.model_type)
-    layers = parse_layers(config.layers) if config.layers else ()
-    edit_settings(model.model_type, model.num_hidden_layers, model.hidden_size, layers=layers)
+    shape = model_shape(resolve_model(config.model), config.module_names)
+    settings = run_settings(config, shape.model_type, shape.n_layers, shape.d_model)
+    if is_statistics_name(config.covariance_source):
+        open_statistics(Path(config.covariance_source)).require_layers(settings.layers)

@@ -1,8 +1,10 @@
-"""What the edited layers see at the subject's last token."""
+"""What the edited layers see and give out at the subject's last token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +14,24 @@ from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.tokens import pad, subject_row
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import Trace, projection_inputs, trace
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One pass through some layers, at the subject's last token.
+
+    Attributes:
+        key: (n, d_ff) float64 input of W_out of the first of these layers, weighted mean over the
+            contexts.
+        state: (n, d_model) output of the last of these layers, in the clean prompt.
+        first_projection: (n, d_model) output of W_out of the first layer, in the clean prompt.
+        last_projection: (n, d_model) output of W_out of the last layer, in the clean prompt.
+    """
+
+    key: Tensor
+    state: Tensor
+    first_projection: Tensor
+    last_projection: Tensor
 
 
 class SubjectStates:
@@ -24,8 +44,8 @@ class SubjectStates:
         model: the model, edited or not.
         requests: n requests.
         templates: context templates, the bare one first.
-        first: first edited layer.
-        last: last edited layer.
+        first: first layer that will be asked for.
+        last: last layer that will be asked for.
     """
 
     def __init__(
@@ -36,11 +56,11 @@ class SubjectStates:
         first: int,
         last: int,
     ) -> None:
-        self._model, self._last = model, last
-        self._weights = context_weights(len(templates)).to(model.device)
+        self._model = model
+        self._weights = context_weights(len(templates))
         rows = [subject_row(model, request, text) for request in requests for text in templates]
         ids, mask = pad([row.ids[: row.lookup + 1] for row in rows], model.pad_token_id)
-        self._at = (mask.sum(1) - 1).to(model.device)
+        self._at = mask.sum(1) - 1
         self._trace: Trace = trace(
             model,
             first,
@@ -51,26 +71,84 @@ class SubjectStates:
         )
         self._hidden, self._next = self._trace.hidden, first
 
-    def key_and_state(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The key of a layer and the output of the last edited layer, with the weights of now.
+    def see(self, layer: int, until: int) -> Seen:
+        """Run layers `layer` .. `until` with the weights of now.
 
         Args:
             layer: an edited layer; they have to be asked for in rising order, since the layers
                 below are run once and for good.
-
-        Returns:
-            (n, d_ff) float64 weighted mean over the contexts, and (n, d_model) state in the clean
-            prompt.
+            until: a layer that is not below it.
         """
         self._hidden = self._trace.run(self._hidden, self._next, layer - 1)
         self._next = layer
-        with projection_inputs(self._model, [layer]) as inputs:
-            output = self._trace.run(self._hidden, layer, self._last)
-        rows = torch.arange(len(self._at), device=self._at.device)
-        found = inputs[layer][rows, self._at].double()
-        per_request = found.view(-1, len(self._weights), found.shape[1])
-        key = (per_request * self._weights[:, None]).sum(1)
-        return key, output[rows, self._at][:: len(self._weights)]
+        with (
+            projection_inputs(self._model, [layer]) as inputs,
+            _projection_outputs(self._model, {layer, until}) as outputs,
+        ):
+            state = self._trace.run(self._hidden, layer, until)
+        found = self._pick(inputs[layer]).double()
+        per_request = found.unflatten(0, (-1, len(self._weights)))
+        weights = self._weights.to(found.device)
+        return Seen(
+            key=(per_request * weights[:, None]).sum(1),
+            state=self._clean(state),
+            first_projection=self._clean(outputs[layer]),
+            last_projection=self._clean(outputs[until]),
+        )
+
+    def states_behind(self, layer: int, value: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Outputs of layers once the output of an earlier one is set to a value in every context.
+
+        Args:
+            layer: the layer whose output at the subject's last token is replaced.
+            value: (n, d_model) what stands there then, in the clean prompt.
+            layers: rising, all above `layer`.
+
+        Returns:
+            (n, d_model) per layer, in the clean prompt.
+        """
+        hidden = self._trace.run(self._hidden, self._next, layer)
+        rows = torch.arange(len(self._at), device=hidden.device)
+        at = self._at.to(hidden.device)
+        change = value.to(hidden) - self._clean(hidden)
+        hidden = hidden.clone()
+        hidden[rows, at] += change.repeat_interleave(len(self._weights), 0)
+        found, reached = [], layer
+        for above in layers:
+            hidden = self._trace.run(hidden, reached + 1, above)
+            found.append(self._clean(hidden))
+            reached = above
+        return found
+
+    def _pick(self, values: Tensor) -> Tensor:
+        """(rows, width) at the subject's last token, of values (rows, tokens, width)."""
+        at = self._at.to(values.device)
+        by_row = values.view(len(at), -1, values.shape[-1])
+        return by_row[torch.arange(len(at), device=values.device), at]
+
+    def _clean(self, values: Tensor) -> Tensor:
+        return self._pick(values)[:: len(self._weights)]
+
+
+@contextmanager
+def _projection_outputs(model: EditableModel, layers: set[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect what the MLP output projections give out."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int, output: Tensor) -> None:
+        found[layer] = output.clone()  # Falcon adds the attention to it in place
+
+    handles = [
+        model.mlp_output(layer).register_forward_hook(
+            lambda _, __, output, layer=layer: keep(layer, output)
+        )
+        for layer in sorted(layers)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -91,4 +169,4 @@ def lookup_keys(
     Returns:
         (n, d_ff) float64.
     """
-    return SubjectStates(model, requests, templates, first, first).key_and_state(first)[0]
+    return SubjectStates(model, requests, templates, first, first).see(first, first).key

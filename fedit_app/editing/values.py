@@ -1,59 +1,74 @@
-"""The value v*: which output of layer L at the subject makes the model say the target.
+"""The objective of the value v*: which state at the subject makes the model say the target.
 
     min_delta  mean over contexts of NLL(target) / |target|
                + kl_weight KL(p_0 || p_delta) + weight_decay |delta| / |h0|^2,   v* = h0 + delta
 
-(MEMIT, arXiv 2210.07229, equation 16, with the projection |delta| <= clamp |h0| after each step.)
-The tokens before the subject's last one and the layers up to L do not depend on delta: they are
-computed once, and many requests share each pass.
+(MEMIT, arXiv 2210.07229, equation 16.) The tokens before the subject's last one and the layers
+below delta do not depend on it: they are computed once, and many requests share each pass.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
 
+from fedit_app.editing.prefixes import trace_from_lookup
 from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.tokens import TokenRow, pad, subject_row
+from fedit_app.editing.sites import Site
+from fedit_app.editing.tokens import TokenRow, subject_row
 from fedit_app.models.editable import EditableModel, at_least_float32
-from fedit_app.models.partial import Trace, fixed_cache, trace
-
-logger = logging.getLogger(__name__)
-
-_SOLVED = 0.05
 
 
 @dataclass(frozen=True)
-class Values:
-    """Optimised values of n requests.
+class Outcome:
+    """One forward pass with a delta per request.
 
     Attributes:
-        v_star: (n, d_model) wanted output of layer L at the subject's last token.
-        h0: (n, d_model) that output in the unedited model, in the clean prompt.
-        loss: (n,) last loss.
-        steps: (n,) forward passes that were needed.
+        nll: (n,) mean over contexts and target tokens of the negative log-likelihood, in nats.
+        kl: (n,) KL(p_0 || p_delta) behind the subject in "SUBJECT is a".
+        decoded: (n,) whether every target token is the argmax in every context.
     """
-
-    v_star: Tensor
-    h0: Tensor
-    loss: Tensor
-    steps: Tensor
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """One forward pass: per request the NLL, the KL term, and whether the target is decoded."""
 
     nll: Tensor
     kl: Tensor
     decoded: Tensor
+
+
+@dataclass(frozen=True)
+class RequestRows:
+    """A request as tokens.
+
+    Attributes:
+        contexts: the prompt with its target, in every context; the bare one first.
+        essence: "SUBJECT is a", cut behind the subject: all that the KL term looks at.
+    """
+
+    contexts: tuple[TokenRow, ...]
+    essence: TokenRow
+
+    @property
+    def width(self) -> int:
+        """Tokens from the subject's last one to the last from which a target is predicted."""
+        return max(len(row.ids) - 1 - row.lookup for row in self.contexts)
+
+
+def request_rows(
+    model: EditableModel, request: EditRequest, templates: Sequence[str]
+) -> RequestRows:
+    """Tokenise a request in every context.
+
+    Raises:
+        FedEditError: the tokenizer makes no token of the subject or of the target.
+    """
+    contexts = tuple(subject_row(model, request, text, request.target_new) for text in templates)
+    plain = EditRequest(request.id, request.subject, "{} is a", request.target_new)
+    row = subject_row(model, plain, "{}")
+    essence = TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1)
+    return RequestRows(contexts, essence)
 
 
 class ValueProblem:
@@ -61,87 +76,73 @@ class ValueProblem:
 
     Rows are the requests' contexts in turn, then one row "SUBJECT is a" per request. Each row is
     split at the subject's last token: what stands before is a fixed key/value cache, the rest is
-    run from layer L + 1 upwards.
+    run from the first layer that delta changes.
 
     Args:
         model: the model, unedited.
-        requests: n requests.
-        templates: context templates, the bare one first.
-        layer: L, at whose output delta is added.
+        requests: n requests as tokens, each in the same number of contexts.
+        site: where delta is added.
     """
 
-    def __init__(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        templates: Sequence[str],
-        layer: int,
-    ) -> None:
-        self.model, self.layer = model, layer
-        self.n, self.n_contexts = len(requests), len(templates)
-        rows = [
-            subject_row(model, request, template, request.target_new)
-            for request in requests
-            for template in templates
-        ]
-        rows += [_essence_row(model, request) for request in requests]
-        device = model.device
+    def __init__(self, model: EditableModel, requests: Sequence[RequestRows], site: Site) -> None:
+        self.model, self.site = model, site
+        self.n, self.n_contexts = len(requests), len(requests[0].contexts)
+        rows = [row for request in requests for row in request.contexts]
+        rows += [request.essence for request in requests]
+        groups = [*range(self.n_contexts)] * self.n + [self.n_contexts] * self.n
+        self._upper = trace_from_lookup(model, rows, groups, site.first)
+        in_contexts = self.n * self.n_contexts
         with torch.no_grad():
-            self._upper = _split_trace(model, rows, layer)
-        self.owner = torch.cat(
-            [
-                torch.arange(self.n).repeat_interleave(self.n_contexts),
-                torch.arange(self.n),
-            ]
-        ).to(device)
-        self.h0 = at_least_float32(self._upper.hidden[:: self.n_contexts, 0][: self.n])
-        self._goals = _Goals.of(rows[: self.n * self.n_contexts], device)
-        with torch.no_grad():
-            self._essence0 = self._essence(self._final(self._upper.hidden))
+            states = at_least_float32(site.outputs(self._upper))
+            essence = self._upper.select(torch.arange(in_contexts, len(rows)))
+            final = site.run(essence, torch.zeros_like(states[in_contexts:]))
+            self._essence0 = model.log_probabilities(final[:, 0])
+        self._goals = _Goals.of(rows[:in_contexts], final.device)
+        self.states = states[:in_contexts].unflatten(0, (self.n, self.n_contexts))
+        owner = [torch.arange(self.n).repeat_interleave(self.n_contexts), torch.arange(self.n)]
+        self._owner = torch.cat(owner).to(states.device)
 
-    def _final(self, hidden: Tensor) -> Tensor:
-        return self._upper.run(hidden, self.layer + 1, self.model.n_layers - 1)
+    @property
+    def h0(self) -> Tensor:
+        """(n, parts, d_model) what stands at the site in the clean prompt of the unedited model."""
+        return self.states[:, 0]
 
-    def _essence(self, final: Tensor) -> Tensor:
-        """(n, vocabulary) log-probabilities after the subject in "SUBJECT is a"."""
-        return self.model.log_probabilities(final[self.n * self.n_contexts :, 0])
-
-    def evaluate(self, delta: Tensor) -> _Outcome:
-        """Run the upper layers with h + delta at the subject's last token.
+    def evaluate(self, delta: Tensor) -> Outcome:
+        """Run the layers from the site on with delta at the subject's last token.
 
         Args:
-            delta: (n, d_model).
+            delta: (n, parts, d_model).
         """
-        hidden = self._upper.hidden
-        subject = hidden[:, :1] + delta[self.owner].to(hidden)[:, None]
-        final = self._final(torch.cat([subject, hidden[:, 1:]], dim=1))
+        final = self.site.run(self._upper, delta[self._owner])
         goals = self._goals
         scores = self.model.log_probabilities(final[goals.row, goals.position])
         picked = scores.gather(1, goals.token[:, None])[:, 0]
-        per_row = torch.zeros(len(hidden), device=picked.device, dtype=picked.dtype)
+        contexts = self.n * self.n_contexts
+        per_row = torch.zeros(contexts, device=picked.device, dtype=picked.dtype)
         nll = per_row.index_add(0, goals.row, -picked * goals.share.to(picked))
         wrong = per_row.index_add(0, goals.row, (scores.argmax(-1) != goals.token).to(picked))
         shape = (self.n, self.n_contexts)
-        contexts = self.n * self.n_contexts
-        essence = self._essence(final)
+        essence = self.model.log_probabilities(final[contexts:, 0])
         kl = functional.kl_div(essence, self._essence0, log_target=True, reduction="none").sum(-1)
-        return _Outcome(
-            nll=nll[:contexts].view(shape).mean(1),
-            kl=kl,
-            decoded=(wrong[:contexts].view(shape) == 0).all(1),
+        return Outcome(
+            nll=nll.view(shape).mean(1).to(delta.device),
+            kl=kl.to(delta.device),
+            decoded=(wrong.view(shape) == 0).all(1).to(delta.device),
         )
 
     @torch.no_grad()
-    def decodes(self, v_star: Tensor) -> Tensor:
+    def decodes(self, change: Tensor) -> Tensor:
         """Whether the model says the targets, in every context, once v* is patched in.
 
         Args:
-            v_star: (n, d_model) candidates.
+            change: (n, d_model) v* - h0 at the last output of the site: what an MKV carries.
 
         Returns:
             (n,) bool.
         """
-        return self.evaluate(v_star.to(self.h0) - self.h0).decoded
+        delta = torch.zeros_like(self.h0)
+        delta[:, -1] = change
+        return self.evaluate(delta).decoded
 
     def select(self, kept: Tensor) -> ValueProblem:
         """The same problem for some of its requests.
@@ -150,19 +151,17 @@ class ValueProblem:
             kept: (m,) numbers of requests, rising.
         """
         part = object.__new__(ValueProblem)
-        part.model, part.layer = self.model, self.layer
+        part.model, part.site = self.model, self.site
         part.n, part.n_contexts = len(kept), self.n_contexts
+        kept = kept.to(self._owner.device)
         contexts = torch.arange(self.n_contexts, device=kept.device)
-        rows = torch.cat(
-            [
-                (kept[:, None] * self.n_contexts + contexts).flatten(),
-                self.n * self.n_contexts + kept,
-            ]
-        )
+        in_contexts = (kept[:, None] * self.n_contexts + contexts).flatten()
+        rows = torch.cat([in_contexts, self.n * self.n_contexts + kept])
         part._upper = self._upper.select(rows)
-        part.owner = torch.searchsorted(kept, self.owner[rows])
-        part.h0, part._essence0 = self.h0[kept], self._essence0[kept]
-        part._goals = self._goals.select(rows)
+        part._owner = torch.searchsorted(kept, self._owner[rows])
+        part.states = self.states[kept]
+        part._essence0 = self._essence0[kept.to(self._essence0.device)]
+        part._goals = self._goals.select(in_contexts, self.n * self.n_contexts)
         return part
 
 
@@ -171,7 +170,7 @@ class _Goals:
     """Every target token of every context row: where it is predicted and what it is.
 
     Attributes:
-        row, position: (m,) row, and index in the row's part behind the subject.
+        row, position: (m,) row, and index in the row's part from the subject's last token on.
         token: (m,) wanted id.
         share: (m,) float64, 1 / number of target tokens of the row.
     """
@@ -192,117 +191,11 @@ class _Goals:
         as_index = [torch.tensor(part, device=device) for part in (row, position, token)]
         return _Goals(*as_index, torch.tensor(share, dtype=torch.float64, device=device))
 
-    def select(self, rows: Tensor) -> _Goals:
-        place = torch.full((int(max(rows.max(), self.row.max())) + 1,), -1, device=rows.device)
+    def select(self, rows: Tensor, n_rows: int) -> _Goals:
+        rows = rows.to(self.row.device)
+        place = torch.full((n_rows,), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
         kept = place[self.row] >= 0
         return _Goals(
             place[self.row[kept]], self.position[kept], self.token[kept], self.share[kept]
         )
-
-
-def _essence_row(model: EditableModel, request: EditRequest) -> TokenRow:
-    """ "SUBJECT is a", cut behind the subject: all that the KL term looks at."""
-    plain = EditRequest(request.id, request.subject, "{} is a", request.target_new)
-    row = subject_row(model, plain, "{}")
-    return TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1)
-
-
-def _split_trace(model: EditableModel, rows: Sequence[TokenRow], layer: int) -> Trace:
-    """Cache the tokens before each row's lookup token, and trace the upper layers on the rest.
-
-    The last target token is left out: nothing is predicted from it.
-    """
-    pad_id, device = model.pad_token_id, model.device
-    before, before_mask = pad([row.ids[: row.lookup] for row in rows], pad_id, side="left")
-    rest = [row.ids[row.lookup : len(row.ids) - (row.target < len(row.ids))] for row in rows]
-    after, after_mask = pad(rest, pad_id)
-    past = None
-    if before.shape[1]:
-        past = DynamicCache()
-        model.model(
-            input_ids=before.to(device),
-            attention_mask=before_mask.to(device),
-            position_ids=(before_mask.cumsum(1) - 1).clamp(min=0).to(device),
-            past_key_values=past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        past = fixed_cache(past)
-    start = before_mask.sum(1, keepdim=True)
-    return trace(
-        model,
-        layer + 1,
-        model.n_layers - 1,
-        input_ids=after.to(device),
-        attention_mask=torch.cat([before_mask, after_mask], dim=1).to(device),
-        position_ids=(start + torch.arange(after.shape[1])).to(device),
-        past_key_values=past,
-        use_cache=past is not None,
-    )
-
-
-def optimise_values(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    templates: Sequence[str],
-    settings: EditSettings,
-) -> Values:
-    """Optimise v* for requests, `settings.batch` at a time.
-
-    Args:
-        model: the model, unedited.
-        requests: n requests.
-        templates: context templates, the bare one first.
-        settings: hyperparameters.
-    """
-    parts: dict[int, tuple[Tensor, ...]] = {}
-    by_length = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))
-    for start in range(0, len(requests), settings.batch):
-        chosen = by_length[start : start + settings.batch]
-        problem = ValueProblem(
-            model, [requests[i] for i in chosen], templates, settings.value_layer
-        )
-        solved = _optimise(problem, settings)
-        parts.update({i: tuple(part[row] for part in solved) for row, i in enumerate(chosen)})
-        logger.info("v*: %d of %d requests optimised", len(parts), len(requests))
-    columns = zip(*(parts[i] for i in range(len(requests))), strict=True)
-    return Values(*(torch.stack(column) for column in columns))
-
-
-def _optimise(problem: ValueProblem, settings: EditSettings) -> tuple[Tensor, ...]:
-    """Adam on delta with a stop per request; finished requests leave the batch."""
-    h0 = problem.h0
-    reach = h0.norm(dim=1, keepdim=True)
-    delta = torch.zeros_like(h0, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
-    result, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0])
-    passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
-    held = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
-    active = torch.arange(len(h0), device=h0.device)
-    for step in range(1, settings.steps + 1):
-        outcome = problem.evaluate(delta[active])
-        norms = delta[active].norm(dim=1)
-        decay = settings.weight_decay * norms / reach[active, 0] ** 2
-        loss = outcome.nll + settings.kl_weight * outcome.kl + decay
-        held[active] = torch.where(outcome.decoded, held[active] + 1, 0)
-        done = loss.detach() < _SOLVED
-        if settings.stop_after:
-            done |= held[active] > settings.stop_after
-        if step == settings.steps:
-            done = torch.ones_like(done)
-        finished = active[done]
-        result[finished] = delta.detach()[finished]
-        last_loss[finished] = loss.detach()[done]
-        passes[finished] = step
-        if bool(done.all()):
-            break
-        adam.zero_grad()
-        loss[~done].sum().backward()
-        adam.step()
-        with torch.no_grad():
-            delta *= (settings.clamp * reach / delta.norm(dim=1, keepdim=True)).clamp(max=1)
-        if bool(done.any()):
-            kept = torch.nonzero(~done)[:, 0]
-            problem, active = problem.select(kept), active[kept]
-    return h0 + result, h0, last_loss, passes

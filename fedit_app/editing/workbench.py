@@ -13,18 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedit_app.config import RunConfig
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
-from fedit_app.editing.values import ValueProblem
+from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.files import cache_dir, write_json_atomic
 from fedit_app.mkv import MKV, create
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Workbench:
         source: CovarianceSource,
         seed: int,
     ) -> None:
-        self._edit = editor_named(editor)
+        self.editor = editor_named(editor)
         self.model, self.settings, self._source = model, settings, source
         self.templates = _stored_contexts(model, n_contexts, seed)
         self.components = {
@@ -72,7 +74,7 @@ class Workbench:
     def solver(self) -> Solver:
         """The joint solve; its covariances are computed on first use, or read from the cache."""
         found = covariance(self.model, self.settings.layers, self._source)
-        return Solver(found, self.settings.covariance_weight, self.model.device)
+        return self.editor.solver(found, self.settings, self.model.device)
 
     def vectors(self, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """Keys and shifts of a ledger, see `Ledger.vectors`."""
@@ -104,8 +106,15 @@ class Workbench:
         """
         if not requests:
             return []
-        found = self._edit(
-            self.model, requests, self.templates, self.solver, self.vectors(ledger), self.settings
+        values = self.editor.values(self.model, requests, self.templates, self.settings)
+        found = self.editor.vectors(
+            self.model,
+            requests,
+            self.templates,
+            self.solver,
+            self.vectors(ledger),
+            self.settings,
+            values,
         )
         columns = zip(
             *(part.float().cpu().numpy() for part in (found.keys, found.shifts)),
@@ -127,8 +136,32 @@ class Workbench:
             request: the request.
             candidates: MKVs of the same fingerprint.
         """
-        problem = ValueProblem(self.model, [request], self.templates, self.settings.value_layer)
-        return [bool(problem.decodes(torch.from_numpy(mkv.v_star)[None])[0]) for mkv in candidates]
+        if not candidates:
+            return []
+        site = self.editor.site(self.model, self.settings)
+        rows = request_rows(self.model, request, self.templates)
+        problem = ValueProblem(self.model, [rows], site)
+        changes = [torch.from_numpy(mkv.v_star - mkv.h0) for mkv in candidates]
+        return [bool(problem.decodes(change[None])[0]) for change in changes]
+
+
+@functools.lru_cache(maxsize=1)
+def workbench_for(config: RunConfig) -> Workbench:
+    """The model and editor of a run configuration; the latest one stays in memory.
+
+    Args:
+        config: the run configuration.
+
+    Raises:
+        FedEditError: the model cannot be loaded, or its layers cannot be edited.
+    """
+    model = load_model(
+        config.model, config.device, config.dtype, config.module_names, config.device_map
+    )
+    settings = run_settings(config, model.model.config.model_type, model.n_layers, model.d_model)
+    model.require_editable(settings.layers)
+    source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
+    return Workbench(model, config.editor, settings, config.contexts, source, config.seed)
 
 
 def fingerprint_of(components: Mapping[str, str]) -> str:

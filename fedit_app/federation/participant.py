@@ -19,21 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedit_app.config import ConfigValue, RunConfig, parse_layers
+from fedit_app.config import ConfigValue, RunConfig
 from fedit_app.data.federation_facts import facts_for
 from fedit_app.data.partition import NodeData, by_slot, is_simulated, own_data, simulated_nodes
-from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.settings import edit_settings
-from fedit_app.editing.workbench import Workbench
+from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.federation.paths import ledger_folder
 from fedit_app.federation.reconcile import Conflict, judge, near_keys
 from fedit_app.mkv import MKV
-from fedit_app.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -352,35 +349,6 @@ class Participant:
             local.accept(bench.compute(requests, local, self.name, slot), slot)
         change = bench.deltas(local)
         return {layer: deltas[layer] + change[layer].cpu() for layer in deltas}, len(requests)
-
-
-@functools.lru_cache(maxsize=1)
-def workbench_for(config: RunConfig) -> Workbench:
-    """The model and editor of a run configuration; the latest one stays in memory.
-
-    Args:
-        config: the run configuration.
-
-    Raises:
-        FedEditError: the model cannot be loaded, or does not have the layers.
-    """
-    model = load_model(config.model, config.device, config.dtype)
-    settings = edit_settings(
-        model.model.config.model_type,
-        model.n_layers,
-        model.d_model,
-        layers=parse_layers(config.layers) if config.layers else (),
-        covariance_weight=config.covariance_weight,
-        learning_rate=config.learning_rate,
-        steps=config.value_steps,
-        stop_after=config.stop_after,
-        weight_decay=config.weight_decay,
-        kl_weight=config.kl_weight,
-        clamp=config.clamp,
-        batch=config.edit_batch,
-    )
-    source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
-    return Workbench(model, config.editor, settings, config.contexts, source, config.seed)
 
 
 def _open(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditRequest]:

@@ -1,7 +1,14 @@
 """Requests and settings that the tests of this folder share."""
 
+import copy
+import functools
+
+import tiny
+import torch
+
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
+from fedit_app.models.editable import EditableModel
 
 TEMPLATES = ("{}", "Therefore, it is said. {}", "You know. {}")
 
@@ -42,3 +49,14 @@ SETTINGS = EditSettings(
 def relative(found, expected) -> float:
     """|found - expected| / |expected|."""
     return float((found - expected).norm() / expected.norm())
+
+
+@functools.cache
+def outlier_model():
+    """GPT-2 whose states at the first token of a text are far longer than elsewhere."""
+    model = copy.deepcopy(tiny.editable("gpt2").model)
+    with torch.no_grad():
+        model.transformer.wpe.weight[0] *= 150
+    return EditableModel(
+        tiny.in_double(model), tiny.make_tokenizer(), "tiny with an outlier", "1" * 32
+    )

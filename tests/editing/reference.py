@@ -1,9 +1,11 @@
 """Locate-then-edit as slowly and plainly as it can be written, to compare the library with.
 
 One request at a time, every layer, every position, full logits, no cache. Positions are found by
-decoding the tokens one by one. Only two module names are taken from the library.
+decoding the tokens one by one. Only module names are taken from the library.
 """
 
+import functools
+import math
 from contextlib import contextmanager
 
 import torch
@@ -30,38 +32,46 @@ def token_reaching(model, ids, text):
     raise AssertionError(f"these tokens do not begin with {text!r}")
 
 
-def forward(model, ids, layer=None, at=None, delta=None):
-    """Logits (tokens, vocabulary), and every layer's output, of one text.
+def forward(model, ids, watched=(), at=None, deltas=None):
+    """Logits (tokens, vocabulary) of one text, and what modules give out, each (tokens, width).
 
-    With `delta`, it is added to the output of `layer` at token `at`.
+    With `deltas`, one per watched module, each is added to what its module gives out at token `at`.
     """
     outputs = {}
 
     def hook(number):
         def keep(_, __, output):
-            hidden = output[0] if isinstance(output, tuple) else output
-            if number == layer and delta is not None:
-                hidden = hidden.clone()
-                hidden[0, at] = hidden[0, at] + delta
-            outputs[number] = hidden[0]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            whole = output[0] if isinstance(output, tuple) else output
+            hidden = whole.reshape(-1, whole.shape[-1]).clone()
+            if deltas is not None:
+                hidden[at] = hidden[at] + deltas[number]
+            outputs[number] = hidden
+            changed = hidden.clone().reshape(whole.shape)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return keep
 
-    handles = [
-        module.register_forward_hook(hook(number)) for number, module in enumerate(model.layers)
-    ]
+    handles = [module.register_forward_hook(hook(number)) for number, module in enumerate(watched)]
     try:
-        logits = model.model(torch.tensor([ids]), use_cache=False).logits[0]
+        logits = model.model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     finally:
         for handle in handles:
             handle.remove()
-    return logits, outputs
+    return logits, [outputs[number] for number in range(len(watched))]
 
 
-def optimise_value(model, request, templates, settings):
-    """v*, h0, last loss and number of passes of one request."""
-    layer = settings.value_layer
+def changed_modules(model, editor, settings):
+    """The modules to whose outputs an editor adds its deltas."""
+    first, last = settings.layers[0], settings.layers[-1]
+    if editor == "pmet":
+        return (model.attention_output(last), model.mlp_output(last))
+    return (model.layers[first if editor == "memit-fe" else last],)
+
+
+@functools.cache
+def optimise_value(model, request, templates, settings, editor="memit"):
+    """v*, h0 (a row per changed module), last loss and number of passes of one request."""
+    modules = changed_modules(model, editor, settings)
     rows = []
     for template in templates:
         prompt, to_subject = put_together(request, template)
@@ -73,9 +83,21 @@ def optimise_value(model, request, templates, settings):
     essence_at = token_reaching(model, essence_ids, request.subject)
 
     with torch.no_grad():
-        _, outputs = forward(model, rows[0][0])
-        h0 = outputs[layer][rows[0][1]].clone()
+        states = []
+        for ids, subject, _ in rows:
+            _, outputs = forward(model, ids, modules)
+            states.append(torch.stack([output[subject] for output in outputs]))
+        h0 = states[0]
         log_p0 = forward(model, essence_ids)[0][essence_at].log_softmax(-1)
+
+    reach = []
+    for part in range(len(modules)):
+        norms = [state[part].norm().item() for state in states]
+        longest = norms[0]
+        if settings.norm_guard > 0:
+            lower_median = sorted(norms)[(len(norms) - 1) // 2]
+            longest = min(longest, settings.norm_guard * lower_median)
+        reach.append(settings.clamp * longest)
 
     delta = torch.zeros_like(h0, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
@@ -83,42 +105,52 @@ def optimise_value(model, request, templates, settings):
     for step in range(1, settings.steps + 1):
         nll, decoded = 0, True
         for ids, subject, first in rows:
-            log_p = forward(model, ids, layer, subject, delta)[0].log_softmax(-1)
+            log_p = forward(model, ids, modules, subject, delta)[0].log_softmax(-1)
             wanted = ids[first:]
             for offset, token in enumerate(wanted):
                 scores = log_p[first + offset - 1]
                 nll = nll - scores[token] / len(wanted) / len(rows)
                 decoded = decoded and scores.argmax().item() == token
-        log_p = forward(model, essence_ids, layer, essence_at, delta)[0][essence_at].log_softmax(-1)
+        logits = forward(model, essence_ids, modules, essence_at, delta)[0]
+        log_p = logits[essence_at].log_softmax(-1)
         kl = (log_p0.exp() * (log_p0 - log_p)).sum()
-        decay = delta.norm() / h0.norm() ** 2
+        decay = sum(d.norm() / h.norm() ** 2 for d, h in zip(delta, h0, strict=True))
+        if editor == "pmet" and decoded:
+            nll = 0.1 * nll
         loss = nll + settings.kl_weight * kl + settings.weight_decay * decay
         times_decoded = times_decoded + 1 if decoded else 0
         enough = settings.stop_after > 0 and times_decoded > settings.stop_after
+        enough = enough or (editor == "pmet" and decoded and kl.item() <= 0.01)
         if loss.item() < 0.05 or enough or step == settings.steps:
             return (h0 + delta).detach(), h0, loss.item(), step
         adam.zero_grad()
         loss.backward()
         adam.step()
         with torch.no_grad():
-            if delta.norm() > settings.clamp * h0.norm():
-                delta *= settings.clamp * h0.norm() / delta.norm()
+            for part in range(len(modules)):
+                if delta[part].norm() > reach[part]:
+                    delta[part] *= reach[part] / delta[part].norm()
 
 
 @torch.no_grad()
-def key_in(model, request, template, layer):
-    """Input of W_out of a layer at the subject's last token in one context."""
-    prompt, to_subject = put_together(request, template)
-    ids = ids_of(model, prompt)
+def keys_in(model, ids, layer):
+    """Input of W_out of a layer at every token of a text, (tokens, d_ff)."""
     found = []
     handle = model.mlp_output(layer).register_forward_pre_hook(
-        lambda _, args: found.append(args[0][0])
+        lambda _, args: found.append(args[0].reshape(-1, args[0].shape[-1]))
     )
     try:
         forward(model, ids)
     finally:
         handle.remove()
-    return found[0][token_reaching(model, ids, to_subject)]
+    return found[0]
+
+
+def key_in(model, request, template, layer):
+    """Input of W_out of a layer at the subject's last token in one context."""
+    prompt, to_subject = put_together(request, template)
+    ids = ids_of(model, prompt)
+    return keys_in(model, ids, layer)[token_reaching(model, ids, to_subject)]
 
 
 def key(model, request, templates, layer):
@@ -130,17 +162,60 @@ def key(model, request, templates, layer):
 
 
 @torch.no_grad()
-def state(model, request, layer):
-    """Output of a layer at the subject's last token of the clean prompt."""
+def output_of(model, request, module):
+    """What a module gives out at the subject's last token of the clean prompt."""
     prompt, to_subject = put_together(request, "{}")
     ids = ids_of(model, prompt)
-    return forward(model, ids)[1][layer][token_reaching(model, ids, to_subject)]
+    return forward(model, ids, [module])[1][0][token_reaching(model, ids, to_subject)]
+
+
+@torch.no_grad()
+def targets_of_layers(model, request, v_star, layers):
+    """FE: what each layer gives out once the first of them gives out v*."""
+    prompt, to_subject = put_together(request, "{}")
+    ids = ids_of(model, prompt)
+    at = token_reaching(model, ids, to_subject)
+    modules = [model.layers[layer] for layer in layers]
+    h0 = forward(model, ids, modules)[1][0][at]
+    deltas = [v_star - h0] + [0.0] * (len(layers) - 1)
+    return [output[at] for output in forward(model, ids, modules, at, deltas)[1]]
+
+
+@torch.no_grad()
+def shift_of_projection(model, request, layer, change):
+    """The move of W_out's output that moves the residual stream by `change`.
+
+    Through y = g m / rms(m) in the families that have a norm there, with rms(m) held fixed.
+    """
+    path = model.architecture.post_norm
+    if path is None:
+        return change
+    m = output_of(model, request, model.mlp_output(layer))
+    gain = model.layers[layer].get_submodule(path)(torch.ones_like(m)[None])[0]
+    return change * (m * m).mean().sqrt() / gain
 
 
 def solve(covariance, weight, keys, shifts):
     """Delta (d_model, d_ff) of keys (n, d_ff) and shifts (n, d_model), by the formula itself."""
     matrix = weight * covariance + keys.T @ keys
     return torch.linalg.solve(matrix, keys.T @ shifts).T
+
+
+def solve_in_null_space(covariance, threshold, l2, keys, shifts):
+    """AlphaEdit's formula itself."""
+    values, vectors = torch.linalg.eigh(covariance)
+    free = vectors[:, values < threshold]
+    projection = free @ free.T
+    matrix = projection @ keys.T @ keys + l2 * torch.eye(len(covariance)).to(covariance)
+    return torch.linalg.solve(matrix, projection @ keys.T @ shifts).T
+
+
+def solve_as(editor, covariance, settings, keys, shifts):
+    """An editor's Delta of one layer."""
+    if editor == "alphaedit":
+        threshold, l2 = settings.null_space_threshold, settings.l2
+        return solve_in_null_space(covariance, threshold, l2, keys, shifts)
+    return solve(covariance, settings.covariance_weight, keys, shifts)
 
 
 @contextmanager
@@ -157,41 +232,48 @@ def weights_plus(model, deltas):
             model.mlp_output(layer).weight.data = weight
 
 
-def edit(model, requests, templates, covariances, settings, old_keys, old_shifts):
-    """Keys and shifts per layer (n, width), Delta per layer (old edits included), and v*."""
-    v_stars = torch.stack([optimise_value(model, r, templates, settings)[0] for r in requests])
-    weight, layers = settings.covariance_weight, settings.layers
+def edit(model, requests, templates, covariances, settings, old_keys, old_shifts, editor="memit"):
+    """Keys and shifts per layer (n, width), Delta per layer (old edits included)."""
+    layers = settings.layers
+    wanted = [optimise_value(model, r, templates, settings, editor)[0][-1] for r in requests]
+    if editor == "memit-fe":
+        pairs = zip(requests, wanted, strict=True)
+        of_layers = [targets_of_layers(model, r, v_star, layers) for r, v_star in pairs]
     deltas = {
-        layer: solve(covariances[layer], weight, old_keys[layer], old_shifts[layer])
+        layer: solve_as(editor, covariances[layer], settings, old_keys[layer], old_shifts[layer])
         for layer in layers
     }
     keys, shifts = {}, {}
     for number, layer in enumerate(layers):
+        left = len(layers) - number
+        found_keys, found_shifts = [], []
         with weights_plus(model, deltas):
-            keys[layer] = torch.stack([key(model, r, templates, layer) for r in requests])
-            reached = torch.stack([state(model, r, layers[-1]) for r in requests])
-        residual = (v_stars - reached) / (len(layers) - number)
-        shifts[layer] = residual + keys[layer] @ deltas[layer].T
-        deltas[layer] = solve(
+            for i, request in enumerate(requests):
+                if editor == "pmet":
+                    reached = output_of(model, request, model.mlp_output(layers[-1]))
+                    move = (wanted[i] - reached) / math.sqrt(left)
+                elif editor == "memit-fe":
+                    reached = output_of(model, request, model.layers[layer])
+                    change = of_layers[i][number] - reached
+                    move = shift_of_projection(model, request, layer, change)
+                else:
+                    reached = output_of(model, request, model.layers[layers[-1]])
+                    change = (wanted[i] - reached) / left
+                    move = shift_of_projection(model, request, layer, change)
+                found_keys.append(key(model, request, templates, layer))
+                found_shifts.append(move + deltas[layer] @ found_keys[-1])
+        keys[layer], shifts[layer] = torch.stack(found_keys), torch.stack(found_shifts)
+        deltas[layer] = solve_as(
+            editor,
             covariances[layer],
-            weight,
+            settings,
             torch.cat([old_keys[layer], keys[layer]]),
             torch.cat([old_shifts[layer], shifts[layer]]),
         )
-    return keys, shifts, deltas, v_stars
+    return keys, shifts, deltas
 
 
-@torch.no_grad()
 def covariance(model, layer, texts):
     """E[k k^T] over all tokens of some texts."""
-    found = []
-    handle = model.mlp_output(layer).register_forward_pre_hook(
-        lambda _, args: found.append(args[0][0])
-    )
-    try:
-        for ids in texts:
-            forward(model, ids)
-    finally:
-        handle.remove()
-    keys = torch.cat(found)
+    keys = torch.cat([keys_in(model, ids, layer) for ids in texts])
     return sum(torch.outer(k, k) for k in keys) / len(keys)

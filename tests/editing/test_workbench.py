@@ -9,9 +9,10 @@ import torch
 from editing.cases import EASY, REQUESTS, SETTINGS
 
 from fedit_app.editing import workbench as module
-from fedit_app.editing.covariance import CovarianceSource
+from fedit_app.editing.covariance import CovarianceSource, covariance
+from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.values import ValueProblem
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import score_targets
@@ -26,36 +27,110 @@ STRONG = dataclasses.replace(
     clamp=20.0,
     kl_weight=0.01,
     weight_decay=0.1,
+    l2=0.01,
 )
+SOURCE = CovarianceSource(tokens=500)
 
 
-def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0):
-    source = CovarianceSource(tokens=500)
-    return Workbench(tiny.editable(family), "memit", settings, n_contexts, source, seed)
+def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0, editor="memit"):
+    model = tiny.editable(family)
+    if editor == "alphaedit":
+        found = covariance(model, settings.layers, SOURCE)
+        middle = torch.cat([torch.linalg.eigvalsh(c) for c in found.values()]).median()
+        settings = dataclasses.replace(settings, null_space_threshold=float(middle))
+    return Workbench(model, editor, settings, n_contexts, SOURCE, seed)
 
 
 def likelihood(model, requests):
     return [score.nll for score in score_targets(model, [(r.text, r.target_new) for r in requests])]
 
 
+def weights_of(bench):
+    return {name: weight.clone() for name, weight in bench.model.model.state_dict().items()}
+
+
+def is_unchanged(bench, weights):
+    """Whether every parameter and buffer is to the bit what it was, and no hook is left."""
+    found = bench.model.model.state_dict()
+    same = all(torch.equal(found[name], weight) for name, weight in weights.items())
+    modules = bench.model.model.modules()
+    return same and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox"])
-def test_an_edit_makes_its_targets_likelier(family, tmp_path):
-    bench = make_bench(family)
-    before = likelihood(bench.model, EASY)
-    weights = {layer: bench.model.weight(layer).clone() for layer in STRONG.layers}
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_edit_makes_its_targets_likelier(family, editor, tmp_path):
+    bench = make_bench(family, editor=editor)
+    before, weights = likelihood(bench.model, EASY), weights_of(bench)
     ledger = Ledger.open(tmp_path, bench.fingerprint)
-    ledger.accept(bench.compute(EASY, ledger, "clinic", 1), 1)
+    found = bench.compute(EASY, ledger, "clinic", 1)
+    assert is_unchanged(bench, weights)
+    ledger.accept(found, 1)
     with bench.edited(Ledger.open(tmp_path, bench.fingerprint)) as edited:
         after = likelihood(edited, EASY)
+        assert not is_unchanged(bench, weights)
     assert all(a < b - 0.5 for a, b in zip(after, before, strict=True)), (before, after)
     assert all(a < b - 3 for a, b in zip(after[:2], before[:2], strict=True)), (before, after)
+    assert is_unchanged(bench, weights)
     assert likelihood(bench.model, EASY) == before
-    for layer, weight in weights.items():
-        assert torch.equal(bench.model.weight(layer), weight)
 
 
-def test_mkvs_of_others_edit_without_their_text():
-    bench = make_bench()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_exception_inside_the_block_leaves_the_base_model(family, editor):
+    bench = make_bench(family, dataclasses.replace(STRONG, steps=3), editor=editor)
+    weights, ledger = weights_of(bench), Ledger(bench.fingerprint)
+    ledger.accept(bench.compute(EASY[:2], ledger, "clinic", 1), 1)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        with bench.edited(ledger):
+            assert not is_unchanged(bench, weights)
+            raise RuntimeError("in the middle")
+    assert is_unchanged(bench, weights)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_exception_while_layers_are_written_leaves_the_base_model(family, editor, monkeypatch):
+    bench = make_bench(family, dataclasses.replace(STRONG, steps=3), editor=editor)
+    weights, ledger = weights_of(bench), Ledger(bench.fingerprint)
+    ledger.accept(bench.compute(EASY[:1], ledger, "clinic", 1), 1)
+    plain, edited = bench.solver.delta, []
+
+    def delta(layer, keys, shifts):
+        edited.append(not is_unchanged(bench, weights))
+        if len(edited) == 5:  # three layers of the ledger, then the second layer of the new ones
+            raise RuntimeError("in the middle")
+        return plain(layer, keys, shifts)
+
+    monkeypatch.setattr(bench.solver, "delta", delta)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        bench.compute(EASY[1:], ledger, "clinic", 2)
+    assert edited == [False, False, False, True, True]
+    assert is_unchanged(bench, weights)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_exception_while_values_are_optimised_leaves_no_hook(editor, monkeypatch):
+    bench = make_bench(editor=editor)
+    weights, last, calls = weights_of(bench), bench.model.layers[-1], []
+    plain = last.forward
+
+    def forward(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 6:
+            raise RuntimeError("in the middle")
+        return plain(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "forward", forward)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            bench.compute(EASY, Ledger(bench.fingerprint), "clinic", 1)
+    assert is_unchanged(bench, weights)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_mkvs_of_others_edit_without_their_text(editor):
+    bench = make_bench(editor=editor)
     mine = bench.compute(EASY[:1], Ledger(bench.fingerprint), "clinic", 1)
     theirs = bench.compute(EASY[1:2], Ledger(bench.fingerprint), "bank", 1)
     ledger = Ledger(bench.fingerprint)
@@ -66,8 +141,9 @@ def test_mkvs_of_others_edit_without_their_text():
     assert all(a < b - 3 for a, b in zip(after, before, strict=True)), (before, after)
 
 
-def test_later_requests_are_edited_on_top_of_the_ledger():
-    bench = make_bench()
+@pytest.mark.parametrize("editor", EDITORS)
+def test_later_requests_are_edited_on_top_of_the_ledger(editor):
+    bench = make_bench(editor=editor)
     ledger = Ledger(bench.fingerprint)
     ledger.accept(bench.compute(EASY[:1], ledger, "clinic", 1), 1)
     on_top = bench.compute(EASY[1:2], ledger, "clinic", 2)
@@ -103,14 +179,31 @@ def test_the_lookup_key_is_the_same_whatever_was_edited_before():
     assert np.allclose(fresh.lookup_key, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_a_candidate_is_reused_only_if_it_says_the_target():
-    bench = make_bench()
+@pytest.mark.parametrize("editor", ["memit", "alphaedit", "memit-fe"])
+def test_a_candidate_is_reused_only_if_it_says_the_target(editor):
+    bench = make_bench(editor=editor)
     first, second = bench.compute(EASY[:2], Ledger(bench.fingerprint), "bank", 1)
     nothing = create(
         "bank", 1, bench.fingerprint, first.keys, first.shifts, v_star=first.h0, h0=first.h0
     )
     assert bench.decodes(EASY[0], [second, first, nothing]) == [False, True, False]
     assert bench.decodes(dataclasses.replace(EASY[0], target_new="of"), [first]) == [False]
+
+
+def test_pmets_candidates_are_judged_by_the_part_that_is_written(monkeypatch):
+    bench = make_bench(editor="pmet")
+    first, second = bench.compute(EASY[:2], Ledger(bench.fingerprint), "bank", 1)
+    plain, seen = ValueProblem.evaluate, []
+
+    def evaluate(self, delta):
+        seen.append(delta)
+        return plain(self, delta)
+
+    monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
+    assert bench.decodes(EASY[0], [first, second])[1] is False
+    assert seen[0].shape == (1, 2, tiny.D_MODEL)
+    assert not seen[0][:, 0].any(), "an MKV does not carry the attention's part"
+    assert np.array_equal(seen[0][0, 1].numpy(), first.v_star - first.h0)
 
 
 def test_the_fingerprint_says_what_the_vectors_depend_on():
@@ -123,6 +216,7 @@ def test_the_fingerprint_says_what_the_vectors_depend_on():
         make_bench(settings=dataclasses.replace(STRONG, clamp=1.0)),
         make_bench(n_contexts=3),
         make_bench(seed=1),
+        make_bench(editor="memit-fe"),
     ]
     assert len({base, *(bench.fingerprint for bench in others)}) == len(others) + 1
 
@@ -138,29 +232,15 @@ def test_an_unknown_editor_is_refused():
         Workbench(tiny.editable(), "rome", STRONG, 0, CovarianceSource(), 0)
 
 
-def test_settings_take_the_defaults_of_the_model():
-    settings = edit_settings("llama", 30, 576, steps=9)
-    assert settings.layers == (4, 5, 6, 7, 8) and settings.value_layer == 8
-    assert (settings.covariance_weight, settings.learning_rate) == (1000.0, 0.5)
-    assert settings.steps == 9
-    given = edit_settings("llama", 30, 576, layers=(2, 5), covariance_weight=7.0, learning_rate=0.2)
-    assert (given.layers, given.covariance_weight, given.learning_rate) == ((2, 5), 7.0, 0.2)
-    unknown = edit_settings("gpt2", tiny.LAYERS, tiny.D_MODEL)
-    assert unknown.layers[-1] <= tiny.LAYERS - 2
-
-
-def test_a_layer_with_nothing_above_it_cannot_be_edited():
-    with pytest.raises(FedEditError, match="layers: 4 is out of range, the model has 5 layers"):
-        edit_settings("llama", 5, 16, layers=(3, 4))
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder):
+@pytest.mark.parametrize("editor", EDITORS)
+def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder, editor):
     found = {}
     for device in ("cpu", "cuda"):
         model = load_model(str(tiny_folder), device, "float32")
-        bench = Workbench(model, "memit", STRONG, 2, CovarianceSource(tokens=500), 0)
+        settings = dataclasses.replace(STRONG, null_space_threshold=1e9)
+        bench = Workbench(model, editor, settings, 2, SOURCE, 0)
         ledger = Ledger(bench.fingerprint)
         ledger.accept(bench.compute(EASY, ledger, "clinic", 1), 1)
         with bench.edited(ledger) as edited:

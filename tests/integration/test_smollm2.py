@@ -1,13 +1,20 @@
 """The main job on the real embedded model: one slot of the demo."""
 
+import dataclasses
 import os
 
 import pytest
+import tiny
 import torch
+from editing import reference
 from inprocess import federate
 
 from fedit_app.ask import ask
+from fedit_app.data.jsonl import read_requests
+from fedit_app.editing.editors import EDITORS
+from fedit_app.editing.settings import edit_settings
 from fedit_app.models.embedded import embedded_model
+from fedit_app.models.loading import load_model
 
 # On a fresh machine the model is downloaded and its covariance collected first.
 pytestmark = pytest.mark.timeout(1800)
@@ -53,3 +60,21 @@ def test_a_node_answers_with_what_another_organisation_corrected(runs, users_cac
     after = text.splitlines()[-5]
     assert "' Toronto'" in after
     assert "' Toronto'" not in after[:40]
+
+
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_values_reach_the_loss_of_the_plain_reference(users_cache, editor):
+    model = load_model("smollm2-135m", "cpu", "float32")
+    settings = edit_settings("llama", model.n_layers, model.d_model, editor, steps=6, stop_after=0)
+    requests = read_requests(tiny.DEMO / "museum.jsonl")[:2]
+    templates = ("{}", "Therefore, as it was said before. {}")
+    values = EDITORS[editor].values(model, requests, templates, settings)
+    started = EDITORS[editor].values(
+        model, requests, templates, dataclasses.replace(settings, steps=1)
+    )
+    for i, request in enumerate(requests):
+        _, h0, loss, steps = reference.optimise_value(model, request, templates, settings, editor)
+        assert int(values.steps[i]) == steps
+        assert torch.allclose(values.h0[i], h0, rtol=1e-3, atol=1e-3)
+        assert float(values.loss[i]) == pytest.approx(loss, rel=0.01)
+        assert loss < 0.5 * float(started.loss[i]), "hardly anything was optimised"

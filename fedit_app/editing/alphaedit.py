@@ -1,0 +1,82 @@
+"""AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355): MEMIT that leaves alone what text uses.
+
+With U_0 the eigenvectors of C_l whose eigenvalues are below a threshold, P_l = U_0 U_0^T projects
+onto directions that keys of ordinary text hardly have, and
+
+    Delta_l^T = (P_l K_l K_l^T + L2 I)^-1 P_l K_l R_l^T
+
+K_l holds the keys of earlier edits too, as K_p does in the paper. The identity of `solver` gives
+the same with X = P_l K_l / L2. Values, keys and shifts are MEMIT's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.editor import Editor
+from fedit_app.editing.memit import changes, value_site
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.solver import Solver, checked
+from fedit_app.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+
+class NullSpaceSolver(Solver):
+    """AlphaEdit's solve.
+
+    Args:
+        covariances: layer -> C_l (d_ff, d_ff).
+        threshold: eigenvalues of C_l below this one belong to the null space.
+        l2: weight of |Delta|^2.
+        device: where the solves run.
+
+    Raises:
+        FedEditError: a covariance is not finite, or has no eigenvalue below the threshold.
+    """
+
+    def __init__(
+        self,
+        covariances: Mapping[int, Tensor],
+        threshold: float,
+        l2: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._l2 = l2
+        self._factors = {
+            layer: _used_directions(checked(c, layer).to(device), threshold, layer)
+            for layer, c in covariances.items()
+        }
+
+    def inverse_times(self, layer: int, keys: Tensor) -> Tensor:
+        """P_l K / L2; see `Solver.inverse_times`."""
+        used = self._factors[layer]
+        return (keys - used @ (used.T @ keys)) / self._l2
+
+
+def _used_directions(covariance: Tensor, threshold: float, layer: int) -> Tensor:
+    """(d_ff, m) the eigenvectors that ordinary text uses: P = I - U U^T."""
+    values, vectors = torch.linalg.eigh(covariance)
+    used = values >= threshold
+    free = len(values) - int(used.sum())
+    if not free:
+        raise FedEditError(
+            f"null-space-threshold: no eigenvalue of layer {layer}'s covariance is below "
+            f"{threshold:g}, the smallest is {float(values[0]):.1e}; choose a larger one"
+        )
+    logger.info("layer %d: %d of %d directions are free", layer, free, len(values))
+    return vectors[:, used].contiguous()
+
+
+def null_space_solver(
+    covariances: Mapping[int, Tensor], settings: EditSettings, device: torch.device
+) -> NullSpaceSolver:
+    """AlphaEdit's solve with a run's settings."""
+    return NullSpaceSolver(covariances, settings.null_space_threshold, settings.l2, device)
+
+
+ALPHAEDIT = Editor(value_site, changes, solver=null_space_solver)

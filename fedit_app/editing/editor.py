@@ -1,0 +1,166 @@
+"""What every editor is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.optimise import Objective, Values, memit_objective, optimise_values
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.sites import Site
+from fedit_app.editing.solver import Solver
+from fedit_app.editing.subjects import SubjectStates
+from fedit_app.models.editable import EditableModel
+
+
+@dataclass(frozen=True)
+class EditVectors:
+    """What an editor finds for n requests.
+
+    Attributes:
+        keys: (n, n_layers, d_ff) float64.
+        shifts: (n, n_layers, d_model) float64, by how much the output of W_l at the key is to
+            move, measured from the base weights.
+        v_star: (n, d_model) optimised values at the editor's site.
+        h0: (n, d_model) what stands there in the unedited model.
+    """
+
+    keys: Tensor
+    shifts: Tensor
+    v_star: Tensor
+    h0: Tensor
+
+
+class Changes(Protocol):
+    """What an editor wants of the edited layers, once its values are found.
+
+    Args:
+        model: the model.
+        requests: n requests.
+        settings: hyperparameters.
+        values: their optimised values.
+
+    Returns:
+        (number i of the edited layer, states of the model as edited so far) -> keys (n, d_ff), and
+        by how much the outputs of W_l are to move, (n, d_model).
+    """
+
+    def __call__(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        settings: EditSettings,
+        values: Values,
+    ) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]: ...
+
+
+def covariance_solver(
+    covariances: Mapping[int, Tensor], settings: EditSettings, device: torch.device
+) -> Solver:
+    """MEMIT's solve, with lambda C_l."""
+    return Solver(covariances, settings.covariance_weight, device, settings.max_condition)
+
+
+@dataclass(frozen=True)
+class Editor:
+    """One locate-then-edit method.
+
+    Attributes:
+        site: where its value v* is optimised, and patched in to see what an MKV says.
+        changes: how v* is spread over the edited layers.
+        objective: what v* minimises.
+        solver: the joint solve, from covariances (layer -> C_l) and settings, on a device.
+    """
+
+    site: Callable[[EditableModel, EditSettings], Site]
+    changes: Changes
+    objective: Objective = memit_objective
+    solver: Callable[[Mapping[int, Tensor], EditSettings, torch.device], Solver] = covariance_solver
+
+    def values(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        templates: Sequence[str],
+        settings: EditSettings,
+    ) -> Values:
+        """Optimise the values of requests on the unedited model; see `optimise_values`."""
+        site = self.site(model, settings)
+        return optimise_values(model, requests, templates, site, settings, self.objective)
+
+    def vectors(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        templates: Sequence[str],
+        solver: Solver,
+        ledger: tuple[Tensor, Tensor],
+        settings: EditSettings,
+        values: Values,
+    ) -> EditVectors:
+        """Write values layer by layer on top of a ledger.
+
+        Args:
+            model: the model, unedited.
+            requests: n >= 1 requests.
+            templates: context templates, the bare one first.
+            solver: the joint solve of the edited layers.
+            ledger: keys (m, n_layers, d_ff) and shifts (m, n_layers, d_model) edited before.
+            settings: hyperparameters.
+            values: of these requests.
+        """
+        wanted = self.changes(model, requests, settings, values)
+        keys, shifts = write_layers(model, requests, templates, solver, ledger, wanted)
+        return EditVectors(keys, shifts, values.v_star[:, -1], values.h0[:, -1])
+
+
+@torch.no_grad()
+def write_layers(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    solver: Solver,
+    ledger: tuple[Tensor, Tensor],
+    wanted: Callable[[int, SubjectStates], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Write new requests layer by layer, each layer seeing what the earlier ones did.
+
+    With k_l the key and change_l the wanted move of the output of W_l, as it is now,
+
+        r_l = change_l + Delta_l k_l
+
+    is measured from the base weights: old and new MKVs can be solved in one joint batch, so old
+    edits are kept, and the order in which they arrived does not matter.
+
+    Args:
+        model: the model, unedited; the ledger's Deltas are in it while this runs.
+        requests: n requests.
+        templates: context templates, the bare one first.
+        solver: the joint solve.
+        ledger: keys (m, n_layers, d_ff) and shifts (m, n_layers, d_model) edited before.
+        wanted: (number i of the layer, states) -> keys (n, d_ff), changes (n, d_model).
+
+    Returns:
+        keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64.
+    """
+    layers, device = solver.layers, solver.device
+    old_keys, old_shifts = (part.to(device) for part in ledger)
+    deltas = solver.deltas(old_keys, old_shifts)
+    keys, shifts = [], []
+    with model.edited(deltas) as write:
+        subjects = SubjectStates(model, requests, templates, layers[0], layers[-1])
+        for i, layer in enumerate(layers):
+            key, change = (part.to(device, torch.float64) for part in wanted(i, subjects))
+            shift = change + key @ deltas[layer].T
+            deltas[layer] = solver.delta(
+                layer, torch.cat([old_keys[:, i], key]), torch.cat([old_shifts[:, i], shift])
+            )
+            write(layer, deltas[layer])
+            keys.append(key)
+            shifts.append(shift)
+    return torch.stack(keys, 1), torch.stack(shifts, 1)

@@ -1,0 +1,217 @@
+"""Adam on delta for many requests at once, each stopped by itself.
+
+After each step delta is projected: |delta| <= clamp |h0| (MEMIT). A request ends when its loss is
+below 0.05, or when its target was the argmax in every context for `stop_after` passes beyond the
+first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.sites import Site
+from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, request_rows
+from fedit_app.errors import FedEditError
+from fedit_app.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+_SOLVED = 0.05
+_LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+
+Objective = Callable[[Outcome, Tensor, EditSettings], tuple[Tensor, Tensor]]
+"""(outcome, weight decay (n,), settings) -> loss (n,), and whether a request is solved (n,)."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """Optimised values of n requests.
+
+    Attributes:
+        v_star: (n, parts, d_model) wanted outputs at the subject's last token.
+        h0: (n, parts, d_model) these outputs in the unedited model, in the clean prompt.
+        loss: (n,) last loss.
+        steps: (n,) forward passes that were needed.
+    """
+
+    v_star: Tensor
+    h0: Tensor
+    loss: Tensor
+    steps: Tensor
+
+
+def memit_objective(
+    outcome: Outcome, decay: Tensor, settings: EditSettings
+) -> tuple[Tensor, Tensor]:
+    """MEMIT's loss, see `values`; solved below 0.05."""
+    loss = outcome.nll + settings.kl_weight * outcome.kl + decay
+    return loss, loss.detach() < _SOLVED
+
+
+def optimise_values(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    site: Site,
+    settings: EditSettings,
+    objective: Objective = memit_objective,
+) -> Values:
+    """Optimise v* for requests, several at a time.
+
+    Requests with equally many tokens behind the subject share a batch, so that little is padded.
+    A batch that does not fit in a CUDA device's memory is tried again with half as many.
+
+    Args:
+        model: the model, unedited.
+        requests: n requests.
+        templates: context templates, the bare one first.
+        site: where delta is added.
+        settings: hyperparameters.
+        objective: what is minimised.
+
+    Raises:
+        FedEditError: one request alone does not fit in memory, or has no token to edit.
+    """
+    rows = [request_rows(model, request, templates) for request in requests]
+    waiting = sorted(range(len(rows)), key=lambda i: (rows[i].width, rows[i].contexts[0].ids))
+    size = settings.batch or batch_that_fits(model, rows, site.first)
+    parts: dict[int, tuple[Tensor, ...]] = {}
+    with tqdm(total=len(rows), desc="v*", unit="edit", leave=False, disable=None) as bar:
+        while waiting:
+            chosen = waiting[:size]
+            solved = _try_batch(model, [rows[i] for i in chosen], site, settings, objective)
+            if solved is None:
+                size = _halved(len(chosen))
+                continue
+            parts.update({i: tuple(part[row] for part in solved) for row, i in enumerate(chosen)})
+            waiting = waiting[len(chosen) :]
+            bar.update(len(chosen))
+            if bar.disable:
+                logger.info("v*: %d of %d requests optimised", len(parts), len(requests))
+    columns = zip(*(parts[i] for i in range(len(requests))), strict=True)
+    return Values(*(torch.stack(column) for column in columns))
+
+
+def batch_that_fits(model: EditableModel, rows: Sequence[RequestRows], first: int) -> int:
+    """How many requests to optimise together, by what a backward pass keeps of each.
+
+    Per token and layer about 16 states and 6 keys are kept, per target token three rows of the
+    vocabulary in float32; half of the free memory may be used.
+
+    Args:
+        model: the model.
+        rows: the requests.
+        first: first layer that runs again.
+    """
+    device, bytes_each = model.device, model.model.dtype.itemsize
+    widest = max(row.width for row in rows)
+    contexts = len(rows[0].contexts)
+    longest = max(row.lookup for request in rows for row in request.contexts)
+    targets = contexts * max(len(r.contexts[0].ids) - r.contexts[0].target for r in rows) + 1
+    kept = (
+        (contexts + 1) * widest * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
+    )
+    kept += (contexts + 1) * longest * model.n_layers * 2 * model.d_model
+    per_request = kept * bytes_each + 3 * 4 * targets * model.model.config.vocab_size
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        free = psutil.virtual_memory().available
+    return int(min(max(free / 2 // per_request, 1), _LARGEST_BATCH.get(device.type, 32)))
+
+
+def _try_batch(
+    model: EditableModel,
+    rows: Sequence[RequestRows],
+    site: Site,
+    settings: EditSettings,
+    objective: Objective,
+) -> tuple[Tensor, ...] | None:
+    """Optimise one batch; None if the device's memory is too small for it."""
+    try:
+        return _optimise(ValueProblem(model, rows, site), settings, objective)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _halved(size: int) -> int:
+    if size == 1:
+        raise FedEditError(
+            "out of memory while optimising a single request; use a device with more memory, "
+            "fewer contexts, or dtype = bfloat16"
+        )
+    torch.cuda.empty_cache()
+    logger.warning("v*: %d requests at once do not fit in memory, trying %d", size, size // 2)
+    return size // 2
+
+
+def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
+    """(n, parts, 1) largest |delta|: clamp |h0|, where |h0| counts at most as `norm_guard` times
+    its median norm over the contexts.
+
+    A subject at the very start of a text can have a state several times as long as elsewhere; its
+    share would be too much in every other context.
+    """
+    norms = problem.states.norm(dim=-1)
+    reach = norms[:, 0]
+    if settings.norm_guard:
+        limit = settings.norm_guard * norms.median(dim=1).values
+        outliers = int((reach > limit).any(1).sum())
+        if outliers:
+            logger.info(
+                "v*: the subject's state of %d of %d requests is more than %g times as long as in "
+                "other contexts (the start of a text); their values are kept shorter",
+                outliers,
+                len(reach),
+                settings.norm_guard,
+            )
+        reach = reach.minimum(limit)
+    return settings.clamp * reach[..., None]
+
+
+def _optimise(
+    problem: ValueProblem, settings: EditSettings, objective: Objective
+) -> tuple[Tensor, ...]:
+    """v*, h0, last loss and passes of a batch, each with a row per request."""
+    h0, reach = problem.h0, _reach(problem, settings)
+    squared = h0.norm(dim=-1) ** 2
+    delta = torch.zeros_like(h0, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
+    result, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0, 0])
+    passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
+    held = torch.zeros_like(passes)
+    active = torch.arange(len(h0), device=h0.device)
+    for step in range(1, settings.steps + 1):
+        outcome = problem.evaluate(delta[active])
+        decay = settings.weight_decay * (delta[active].norm(dim=-1) / squared[active]).sum(1)
+        loss, done = objective(outcome, decay, settings)
+        held[active] = torch.where(outcome.decoded, held[active] + 1, 0)
+        if settings.stop_after:
+            done = done | (held[active] > settings.stop_after)
+        if step == settings.steps:
+            done = torch.ones_like(done)
+        finished = active[done]
+        result[finished] = delta.detach()[finished]
+        last_loss[finished] = loss.detach()[done]
+        passes[finished] = step
+        if bool(done.all()):
+            break
+        adam.zero_grad()
+        loss[~done].sum().backward()
+        adam.step()
+        with torch.no_grad():
+            delta *= (reach / delta.norm(dim=-1, keepdim=True)).clamp(max=1)
+        if bool(done.any()):
+            kept = torch.nonzero(~done)[:, 0]
+            problem, active = problem.select(kept), active[kept]
+    return h0 + result, h0, last_loss, passes

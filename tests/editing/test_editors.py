@@ -1,0 +1,209 @@
+"""What each editor does differently, and what all have in common."""
+
+import copy
+import dataclasses
+import functools
+
+import pytest
+import tiny
+import torch
+from editing import reference
+from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
+
+from fedit_app.editing import pmet
+from fedit_app.editing.covariance import collect_covariance
+from fedit_app.editing.editors import EDITORS, editor_named
+from fedit_app.editing.subjects import SubjectStates, lookup_keys
+from fedit_app.editing.values import Outcome, ValueProblem
+from fedit_app.errors import FedEditError
+
+STRONG = dataclasses.replace(
+    SETTINGS,
+    covariance_weight=0.02,
+    steps=25,
+    stop_after=2,
+    clamp=20.0,
+    kl_weight=0.01,
+    weight_decay=0.1,
+    l2=0.1,
+)
+
+
+@functools.cache
+def covariances_of(model):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randint(2, len(model.tokenizer), (4, 40), generator=generator).tolist()
+    return collect_covariance(model, STRONG.layers, rows)
+
+
+def solver_of(model, editor, settings=STRONG):
+    covariances = covariances_of(model)
+    middle = torch.cat([torch.linalg.eigvalsh(c) for c in covariances.values()]).median()
+    settings = dataclasses.replace(settings, null_space_threshold=float(middle))
+    return EDITORS[editor].solver(covariances, settings, model.device)
+
+
+def nothing_before(model):
+    n = len(STRONG.layers)
+    return (
+        torch.zeros(0, n, model.d_ff, dtype=torch.float64),
+        torch.zeros(0, n, model.d_model, dtype=torch.float64),
+    )
+
+
+def written(model, editor, requests, settings=STRONG):
+    """Vectors of requests, and the Deltas they make."""
+    solver = solver_of(model, editor, settings)
+    values = EDITORS[editor].values(model, requests, TEMPLATES, settings)
+    found = EDITORS[editor].vectors(
+        model, requests, TEMPLATES, solver, nothing_before(model), settings, values
+    )
+    return found, solver.deltas(found.keys, found.shifts)
+
+
+def test_an_unknown_editor_is_refused_with_those_that_there_are():
+    with pytest.raises(
+        FedEditError, match="'rome' must be one of memit, pmet, alphaedit, memit-fe"
+    ):
+        editor_named("rome")
+    for name, editor in EDITORS.items():
+        assert editor_named(name) is editor
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize(("family", "bos"), [("llama", False), ("gpt2", True)])
+def test_the_order_of_requests_and_the_batch_change_nothing(family, bos, editor):
+    model = tiny.editable(family, bos=bos, double=True)
+    settings = dataclasses.replace(STRONG, steps=4)
+    requests = REQUESTS + ODD
+    found, deltas = written(model, editor, requests, settings)
+    order = [4, 0, 8, 2, 6, 1, 7, 5, 3]
+    small_batches = dataclasses.replace(settings, batch=2)
+    other, other_deltas = written(model, editor, [requests[i] for i in order], small_batches)
+    for name in ("keys", "shifts", "v_star", "h0"):
+        assert relative(getattr(other, name), getattr(found, name)[order]) < 1e-8, name
+    for layer, delta in deltas.items():
+        assert relative(other_deltas[layer], delta) < 1e-8
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "bloom", "falcon-alibi"])
+def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
+    model = tiny.editable(family, double=True)
+    requests = EASY + REQUESTS + ODD
+    keys = lookup_keys(model, requests, TEMPLATES, 1)
+    states = SubjectStates(model, requests, TEMPLATES, 1, 3)
+    seen = {layer: states.see(layer, until=3) for layer in (1, 3)}
+    for i, request in enumerate(requests):
+        alone = SubjectStates(model, [request], TEMPLATES, 1, 3)
+        assert relative(lookup_keys(model, [request], TEMPLATES, 1)[0], keys[i]) < 1e-10
+        for layer, many in seen.items():
+            one = alone.see(layer, until=3)
+            for field in dataclasses.fields(one):
+                expected = getattr(many, field.name)[i]
+                assert relative(getattr(one, field.name)[0], expected) < 1e-10, request.id
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_a_ledger_in_another_order_is_the_same_edit(editor):
+    model = tiny.editable(double=True)
+    found, deltas = written(model, editor, EASY)
+    other = solver_of(model, editor).deltas(found.keys.flip(0), found.shifts.flip(0))
+    for layer, delta in deltas.items():
+        assert relative(other[layer], delta) < 1e-8
+
+
+def test_alphaedit_differs_from_memit_in_its_solve_alone():
+    memit, alphaedit = EDITORS["memit"], EDITORS["alphaedit"]
+    assert dataclasses.replace(alphaedit, solver=memit.solver) == memit
+
+
+# PMET
+
+
+def test_pmet_needs_the_attentions_output_projection():
+    model = copy.copy(tiny.editable())
+    model.architecture = dataclasses.replace(model.architecture, attention_output=None)
+    with pytest.raises(FedEditError, match="module-attention-output"):
+        EDITORS["pmet"].values(model, EASY, TEMPLATES, SETTINGS)
+    for editor in ("memit", "alphaedit", "memit-fe"):
+        assert EDITORS[editor].site(model, SETTINGS).parts == 1
+
+
+def outcome(nll, kl, decoded):
+    return Outcome(*(torch.tensor(part) for part in (nll, kl, decoded)))
+
+
+def test_a_decoded_target_counts_a_tenth():
+    settings = dataclasses.replace(SETTINGS, kl_weight=0.5)
+    found = outcome([2.0, 2.0], [0.4, 0.4], [False, True])
+    loss, solved = pmet.objective(found, torch.tensor([0.3, 0.3]), settings)
+    assert loss.tolist() == pytest.approx([2.0 + 0.2 + 0.3, 0.2 + 0.2 + 0.3])
+    assert solved.tolist() == [False, False]
+
+
+def test_a_decoded_target_is_enough_once_the_essence_is_kept():
+    found = outcome([2.0, 2.0, 2.0, 0.01], [0.01, 0.01, 0.011, 0.1], [True, False, True, False])
+    settings = dataclasses.replace(SETTINGS, kl_weight=0.1)
+    _, solved = pmet.objective(found, torch.zeros(4), settings)
+    assert solved.tolist() == [True, False, False, True], "the last by its loss below 0.05"
+
+
+def test_pmet_ends_a_request_when_its_essence_is_kept(monkeypatch):
+    model = tiny.editable(double=True)
+    seen = iter([(False, 0.0), (True, 0.5), (True, 0.011), (True, 0.009), (True, 0.0)])
+    plain = ValueProblem.evaluate
+
+    def evaluate(self, delta):
+        decoded, kl = next(seen)
+        found = plain(self, delta)
+        return dataclasses.replace(found, decoded=torch.tensor([decoded]), kl=0 * found.kl + kl)
+
+    monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
+    assert EDITORS["pmet"].values(model, REQUESTS[:1], TEMPLATES, SETTINGS).steps.tolist() == [4]
+
+
+def test_pmet_carries_what_the_mlp_is_to_give_out():
+    model = tiny.editable(double=True)
+    values = EDITORS["pmet"].values(model, EASY, TEMPLATES, STRONG)
+    assert values.v_star.shape == values.h0.shape == (len(EASY), 2, model.d_model)
+    assert all(bool((values.v_star != values.h0)[:, part].any()) for part in range(2))
+    found, _ = written(model, "pmet", EASY)
+    last = STRONG.layers[-1]
+    for i, request in enumerate(EASY):
+        given = reference.output_of(model, request, model.mlp_output(last))
+        assert relative(found.h0[i], given) < 1e-10
+    assert torch.equal(found.v_star, values.v_star[:, 1])
+
+
+# MEMIT-FE
+
+
+def left_over(model, editor, requests):
+    """Mean share of the way to the last edited layer's target that is left after the edit."""
+    found, deltas = written(model, editor, requests)
+    last, left = STRONG.layers[-1], []
+    for v_star, request in zip(found.v_star, requests, strict=True):
+        target = v_star
+        if editor == "memit-fe":
+            target = reference.targets_of_layers(model, request, v_star, STRONG.layers)[-1]
+        before = reference.output_of(model, request, model.layers[last])
+        with reference.weights_plus(model, deltas):
+            after = reference.output_of(model, request, model.layers[last])
+        left.append(float((after - target).norm() / (before - target).norm()))
+    return sum(left) / len(left)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen2"])
+def test_targets_of_every_layer_leave_less_of_the_way(family):
+    model = tiny.editable(family, double=True)
+    memit, memit_fe = (left_over(model, editor, EASY) for editor in ("memit", "memit-fe"))
+    assert memit_fe < 0.8 * memit, (memit_fe, memit)
+    assert memit < 0.3, "MEMIT itself does not get there"
+
+
+def test_memit_fe_looks_for_its_value_at_the_first_layer():
+    model = tiny.editable(double=True)
+    found, _ = written(model, "memit-fe", EASY)
+    for i, request in enumerate(EASY):
+        state = reference.output_of(model, request, model.layers[STRONG.layers[0]])
+        assert relative(found.h0[i], state) < 1e-10
