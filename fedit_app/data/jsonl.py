@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedit_app.data.reading import read_text, refuse_faulty
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
 _LISTS = ("paraphrase_prompts", "neighborhood_prompts")
-_MOST_PROBLEMS = 5
 
 
 def read_requests(file: Path) -> list[EditRequest]:
@@ -33,16 +33,10 @@ def read_requests(file: Path) -> list[EditRequest]:
             with what is wrong (the first five). No text of a request is quoted: the message may
             travel to the server.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise FedEditError(f"data file {file.name}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise FedEditError(f"data file {file.name}: not UTF-8 text (byte {error.start})") from None
     requests: list[EditRequest] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -54,10 +48,7 @@ def read_requests(file: Path) -> list[EditRequest]:
             continue
         first_line[request.id] = number
         requests.append(request)
-    if problems:
-        more = len(problems) - _MOST_PROBLEMS
-        shown = problems[:_MOST_PROBLEMS] + ([f"and {more} more lines"] if more > 0 else [])
-        raise FedEditError(f"data file {file.name}: " + "; ".join(shown))
+    refuse_faulty(file, problems, "lines")
     if not requests:
         raise FedEditError(
             f"data file {file.name}: holds no edit request; write one JSON object a line"

@@ -113,7 +113,7 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
     result: dict[int, TargetScore] = {}
     for batch in _batches(sorted(users, key=lambda ids: (len(ids), ids))):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
-        final = _last_states(model, ids, mask)
+        final = last_states(model, ids, mask)
         wanted = [
             (line, position - 1, rows[number].ids[position], number)
             for line, row_ids in enumerate(batch)
@@ -136,7 +136,7 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
     return [result[number] for number in range(len(rows))]
 
 
-def _last_states(model: EditableModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def last_states(model: EditableModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """(rows, tokens, d_model) output of the last layer, before the final norm."""
     states: list[torch.Tensor] = []
     handle = model.layers[-1].register_forward_hook(

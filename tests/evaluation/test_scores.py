@@ -60,9 +60,9 @@ def test_batches_and_order_change_nothing(monkeypatch):
 def test_targets_of_one_token_share_the_pass_of_their_prompt(monkeypatch):
     model = tiny.editable()
     seen = []
-    plain = module._last_states
+    plain = module.last_states
     monkeypatch.setattr(
-        module, "_last_states", lambda m, ids, mask: seen.append(len(ids)) or plain(m, ids, mask)
+        module, "last_states", lambda m, ids, mask: seen.append(len(ids)) or plain(m, ids, mask)
     )
     score_targets(model, [(PROMPTS[0], target) for target in ("city", "of", "published")])
     assert seen == [1]

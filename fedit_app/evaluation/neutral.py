@@ -1,0 +1,152 @@
+"""What an edit does to ordinary text: divergence from the unedited model, and perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.tokens import pad
+from fedit_app.errors import FedEditError
+from fedit_app.evaluation.scores import last_states
+from fedit_app.models.editable import EditableModel
+
+_TOKENS_PER_PASS = 2048
+_POSITIONS_PER_PASS = 128
+
+
+@dataclass(frozen=True)
+class NeutralScores:
+    """The unedited and the edited model on the same tokens of ordinary text.
+
+    Attributes:
+        kl: mean over tokens of KL(p_base || p_edited) of the next-token distributions, in nats;
+            0 for an edit that leaves the text alone.
+        perplexity_before: exp of the mean negative log-likelihood per token, unedited.
+        perplexity_after: the same, edited.
+        tokens: number of tokens that were predicted.
+    """
+
+    kl: float
+    perplexity_before: float
+    perplexity_after: float
+    tokens: int
+
+
+def neutral_rows(
+    model: EditableModel, file: Path, count: int, length: int = 128
+) -> list[tuple[int, ...]]:
+    """Token rows from the beginning of a text file, for `neutral_scores`.
+
+    Blank lines are left out. Every row begins with the BOS token if the tokenizer adds one, as
+    models that were trained with it need it.
+
+    Args:
+        model: the model whose tokenizer is used.
+        file: UTF-8 text, for example WikiText-2.
+        count: how many rows.
+        length: tokens a row.
+
+    Raises:
+        FedEditError: the file cannot be read or is too short, or the model takes no such rows.
+    """
+    longest = getattr(model.model.config, "max_position_embeddings", length)
+    if not 2 <= length <= longest:
+        raise FedEditError(
+            f"neutral text: rows of {length} tokens asked for; this model takes 2 to {longest}"
+        )
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error.reason}"
+        raise FedEditError(f"neutral text: {file} cannot be read ({reason})") from None
+    start = model.tokenizer("")["input_ids"][:1]
+    start = start if start == [model.tokenizer.bos_token_id] else []
+    step = length - len(start)
+    ids: list[int] = []
+    for line in filter(str.strip, lines):
+        if len(ids) >= count * step:
+            break
+        ids += model.tokenizer(line, add_special_tokens=False)["input_ids"]
+    if len(ids) < count * step:
+        raise FedEditError(
+            f"neutral text: {file} has {len(ids)} tokens, {count} rows of {length} need "
+            f"{count * step}; give more text or ask for fewer rows"
+        )
+    return [tuple(start + ids[at : at + step]) for at in range(0, count * step, step)]
+
+
+@torch.no_grad()
+def neutral_scores(
+    model: EditableModel, deltas: Mapping[int, Tensor], rows: Sequence[Sequence[int]]
+) -> NeutralScores:
+    """Compare the model with and without an edit on token rows.
+
+    With p_t and q_t the next-token distributions of the unedited and the edited model after the
+    tokens before t of a row:
+
+        kl = mean_t sum_v p_t(v) log(p_t(v) / q_t(v)),   perplexity = exp(-mean_t log p_t(x_t))
+
+    The first token of a row has nothing before it and is not predicted. Both models take the rows
+    chunk by chunk in turn, with the logits of a bounded number of positions at a time.
+
+    Args:
+        model: the model, unedited; it is put back as it was.
+        deltas: layer -> Delta_l (d_model, d_ff), the edit.
+        rows: token ids, one text a row.
+
+    Raises:
+        FedEditError: no row has two tokens, so there is nothing to predict.
+    """
+    tokens = 0
+    sums = torch.zeros(3, dtype=torch.float64)  # KL, NLL before, NLL after
+    for chunk in _chunks([tuple(row) for row in rows if len(row) > 1]):
+        ids, mask = (part.to(model.device) for part in pad(chunk, model.pad_token_id))
+        before = last_states(model, ids, mask)
+        with model.edited(deltas):
+            after = last_states(model, ids, mask)
+        predicted = mask[:, 1:].bool()
+        wanted = ids[:, 1:][predicted]
+        kept = predicted.to(before.device)
+        parts = (before[:, :-1][kept], after[:, :-1][kept], wanted)
+        for piece in zip(*(part.split(_POSITIONS_PER_PASS) for part in parts), strict=True):
+            sums += _sums(model, *piece)
+        tokens += len(wanted)
+    if not tokens:
+        raise FedEditError("neutral text: no row has two tokens; give longer rows")
+    kl, nll_before, nll_after = sums / tokens
+    return NeutralScores(float(kl), float(nll_before.exp()), float(nll_after.exp()), tokens)
+
+
+def _sums(model: EditableModel, before: Tensor, after: Tensor, wanted: Tensor) -> Tensor:
+    """KL and both NLLs, summed over positions.
+
+    Args:
+        model: the model whose head is used; edits leave it alone.
+        before: (n, d_model) last-layer states of the unedited model.
+        after: (n, d_model) those of the edited model.
+        wanted: (n,) the tokens that follow.
+
+    Returns:
+        (3,) float64 on the CPU.
+    """
+    log_p, log_q = model.log_probabilities(before), model.log_probabilities(after)
+    wanted = wanted.to(log_p.device)[:, None]
+    values = (log_p.exp() * (log_p - log_q), -log_p.gather(1, wanted), -log_q.gather(1, wanted))
+    return torch.stack([value.sum(dtype=torch.float64) for value in values]).cpu()
+
+
+def _chunks(rows: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Cut rows into chunks of a bounded number of padded tokens."""
+    chunk: list[tuple[int, ...]] = []
+    for row in rows:
+        longest = max(map(len, (*chunk, row)))
+        if chunk and longest * (len(chunk) + 1) > _TOKENS_PER_PASS:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
