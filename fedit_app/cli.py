@@ -60,15 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a federation in simulation")
-    run.add_argument("--config", type=Path, metavar="FILE.toml", help="run-config preset")
-    run.add_argument(
-        "-c",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one run-config key; may be repeated",
-    )
+    _add_run_config(run)
     run.add_argument("--nodes", type=int, help="virtual nodes; default: one per data file, else 4")
     run.add_argument("--output-dir", type=Path, metavar="DIR", help="default: runs/NAME-TIME")
     run.add_argument("--app", type=Path, metavar="DIR", help="checkout to run; default: this one")
@@ -84,9 +76,48 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
     table.set_defaults(command=_table)
 
+    stats = commands.add_parser(
+        "stats", help="make, show, give away or take over the covariances of a model"
+    )
+    _add_run_config(stats)
+    stats.add_argument("--layers", metavar="3-9", help="default: the run config's")
+    stats.add_argument("--save", type=Path, metavar="FILE", help="write them to a file")
+    stats.add_argument("--load", type=Path, metavar="FILE", help="take them from such a file")
+    stats.set_defaults(command=_stats)
+
+    tune = commands.add_parser(
+        "tune", help="search layers, weights and step size for a model, write a preset"
+    )
+    _add_run_config(tune)
+    tune.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="edit requests or CounterFact records; default: the run config's data, the demo",
+    )
+    tune.add_argument(
+        "--requests", type=int, default=24, metavar="N", help="how many to edit (%(default)s)"
+    )
+    tune.add_argument(
+        "--output", type=Path, required=True, metavar="PRESET.toml", help="file to write"
+    )
+    tune.set_defaults(command=_tune)
+
     keys = commands.add_parser("config", help="list every run-config key with its meaning")
     keys.set_defaults(command=_config)
     return parser
+
+
+def _add_run_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE.toml", help="run-config preset")
+    command.add_argument(
+        "-c",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one run-config key; may be repeated",
+    )
 
 
 def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, ConfigValue]:
@@ -163,6 +194,24 @@ def _table(options: argparse.Namespace) -> int:
 
     runs = [(folder.name, load_results(folder / "results.json")) for folder in options.run_dirs]
     sys.stdout.write(comparison_table(runs) + "\n")
+    return 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from fedit_app.stats import stats
+
+    values = read_run_config(options.config, options.overrides)
+    if options.layers is not None:
+        values["layers"] = options.layers
+    sys.stdout.write(stats(RunConfig.parse(values), options.save, options.load))
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from fedit_app.tuning.tune import tune
+
+    config = RunConfig.parse(read_run_config(options.config, options.overrides))
+    sys.stdout.write(tune(config, options.output, options.data, options.requests))
     return 0
 
 
