@@ -1,0 +1,333 @@
+"""What every benchmark shares: options, clocks, tables and the file with the figures.
+
+A benchmark is a module with a function `run(arguments)` that ends in `report`:
+
+    def run(arguments: Sequence[str] | None = None) -> None:
+        options = parser(__doc__).parse_args(arguments)
+        ...
+        report(options, figures)
+
+    if __name__ == "__main__":
+        main(run)
+
+Names of figures are paths whose last part is the quantity with its unit: `seconds_per_edit`,
+`prompts_per_second`, `peak_mib`, `speedup`; for example `solve/16384/n=128/speedup`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import math
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import psutil
+import torch
+
+from fedit_app.data.counterfact import read_counterfact
+from fedit_app.editing.requests import EditRequest
+from fedit_app.errors import FedEditError
+from fedit_app.files import write_json_atomic
+from fedit_app.log import set_up_logging
+from fedit_app.models.embedded import EMBEDDED_MODEL
+from fedit_app.models.loading import DTYPES, resolve_device
+from fedit_app.reporting.formats import NOT_MEASURED, display_width
+
+COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
+MIB = 2**20
+_SECONDS_BETWEEN_SAMPLES = 0.005
+
+T = TypeVar("T")
+Cell = str | float | None
+
+
+def parser(doc: str, *, model: bool = True, data: bool = True) -> argparse.ArgumentParser:
+    """The options that benchmarks have in common.
+
+    Args:
+        doc: the module's docstring; its first paragraph is shown by `--help`.
+        model: whether the benchmark runs a language model (`--model`, `--dtype`).
+        data: whether it reads CounterFact records (`--data`).
+    """
+    options = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}", description=doc.split("\n\n")[0]
+    )
+    options.add_argument("--json", type=_new_file, metavar="FILE", help="write the figures there")
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    if model:
+        options.add_argument(
+            "--model", default=EMBEDDED_MODEL, help="name, folder or hub id (%(default)s)"
+        )
+        options.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    if data:
+        options.add_argument(
+            "--data",
+            type=Path,
+            default=COUNTERFACT,
+            metavar="FILE",
+            help="CounterFact records as published (%(default)s)",
+        )
+    return options
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Option type: whole numbers from 1, separated by commas (`1,16,128`)."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers from 1, such as 1,16,128")
+    return numbers
+
+
+def positive(text: str) -> int:
+    """Option type: one whole number from 1."""
+    numbers = whole_numbers(text)
+    if len(numbers) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write one whole number")
+    return numbers[0]
+
+
+def _new_file(text: str) -> Path:
+    file = Path(text).expanduser()
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
+    return file
+
+
+def records(options: argparse.Namespace, count: int) -> list[EditRequest]:
+    """The first CounterFact records of `--data`.
+
+    Args:
+        options: of a `parser(..., data=True)`.
+        count: how many.
+
+    Raises:
+        FedEditError: the file is not there, cannot be read, or has fewer records.
+    """
+    if not options.data.is_file():
+        raise FedEditError(
+            f"--data: {options.data} does not exist; name a copy of CounterFact's "
+            "counterfact.json or multi_counterfact.json (https://rome.baulab.info/data)"
+        )
+    found = read_counterfact(options.data, count)
+    if len(found) < count:
+        raise FedEditError(
+            f"--data: {options.data} has {len(found)} records, {count} are asked for; "
+            "ask for fewer or give a larger file"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Measured(Generic[T]):
+    """What a function returned and what that took.
+
+    Attributes:
+        result: the function's return value.
+        seconds: wall time.
+        peak_bytes: peak memory above the level at the start.
+    """
+
+    result: T
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def peak_mib(self) -> float:
+        """Peak memory in MiB."""
+        return self.peak_bytes / MIB
+
+
+def measure(function: Callable[[], T], device: torch.device | str) -> Measured[T]:
+    """Run a function once and take its wall time and its peak memory.
+
+    On a CUDA device memory is what torch allocates there, and the clock waits for the device.
+    Elsewhere it is the resident memory of the process without mapped files and shared pages
+    (weights that are read from a mapped file for the first time are not the function's), sampled
+    every 5 ms by a thread: a shorter peak can be missed. Memory that the process freed before is
+    given back to the system first, as it would hide new memory.
+
+    Args:
+        function: what to measure.
+        device: where it computes.
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result, seconds = timed(function, device)
+        return Measured(result, seconds, torch.cuda.max_memory_allocated(device) - before)
+    _trim_heap()
+    with _ResidentMemory() as memory:
+        result, seconds = timed(function, device)
+    return Measured(result, seconds, memory.peak_bytes)
+
+
+def timed(function: Callable[[], T], device: torch.device | str) -> tuple[T, float]:
+    """Run a function once: its result and its wall time in seconds, waiting for a CUDA device."""
+    device = torch.device(device)
+    _wait_for(device)
+    started = time.perf_counter()
+    result = function()
+    _wait_for(device)
+    return result, time.perf_counter() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _trim_heap() -> None:
+    """Give freed memory back to the system where the C library can (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class _ResidentMemory:
+    """Samples the process's own resident memory while the block runs."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._before = self._most = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was seen above the level at the start."""
+        return self._most - self._before
+
+    def __enter__(self) -> _ResidentMemory:
+        self._before = self._most = self._now()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._most = max(self._most, self._now())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
+            self._most = max(self._most, self._now())
+
+    def _now(self) -> int:
+        memory = self._process.memory_info()
+        return memory.rss - getattr(memory, "shared", 0)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """A Markdown table that is aligned in a terminal as well.
+
+    Columns of text are left-aligned, columns of numbers right-aligned. Numbers get three
+    significant digits, whole numbers all of theirs; None is a dash.
+
+    Args:
+        columns: one heading a column.
+        rows: one cell a column; columns hold text or numbers.
+
+    Returns:
+        Lines without a trailing line break.
+    """
+    right = [
+        any(isinstance(row[number], int | float) for row in rows) for number in range(len(columns))
+    ]
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [
+        max(3, *(display_width(line[number]) for line in lines)) for number in range(len(columns))
+    ]
+    rule = [
+        "-" * (width - 1) + ":" if number else "-" * width
+        for width, number in zip(widths, right, strict=True)
+    ]
+    return "\n".join(
+        "| "
+        + " | ".join(
+            _padded(cell, width, number)
+            for cell, width, number in zip(line, widths, right, strict=True)
+        )
+        + " |"
+        for line in [lines[0], rule, *lines[1:]]
+    )
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    gap = " " * (width - display_width(text))
+    return gap + text if right else text + gap
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return NOT_MEASURED
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -3:
+        return f"{value:.1e}"
+    return f"{value:,.{max(0, 2 - magnitude)}f}"
+
+
+def report(options: argparse.Namespace, figures: Mapping[str, float]) -> None:
+    """Say on which device the figures were taken, and write both with `--json`.
+
+    Args:
+        options: of a `parser`.
+        figures: name -> value; finite numbers.
+    """
+    device = device_in_words(resolve_device(options.device))
+    print(f"\ndevice: {device}")
+    if options.json is not None:
+        write_json_atomic(options.json, {"device": device, "figures": dict(figures)})
+        print(f"figures: {options.json}")
+
+
+def device_in_words(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with the cores and threads that this process may use."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (CUDA)"
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} torch threads"
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def main(run: Callable[[Sequence[str] | None], None]) -> None:
+    """Run a benchmark from the command line; a `FedEditError` is one line and exit status 2.
+
+    Args:
+        run: the benchmark; None stands for the arguments of the command line.
+    """
+    set_up_logging()
+    try:
+        run(None)
+    except FedEditError as error:
+        sys.stderr.write(f"{Path(sys.argv[0]).stem}: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,148 @@
+"""Optimising a value as the published codes do, to compare the library with.
+
+One request at a time with its contexts as one padded batch, every layer and every position in each
+pass, and a fixed number of steps. Two savings can be switched on by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.optimise import Values
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.tokens import pad
+from fedit_app.editing.values import request_rows
+from fedit_app.models.editable import EditableModel, at_least_float32
+from fedit_app.models.partial import trace
+
+
+def plain_values(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    settings: EditSettings,
+    *,
+    logits_at_targets: bool = False,
+    lower_layers_cached: bool = False,
+) -> Values:
+    """MEMIT's v* of requests, one after the other.
+
+    Args:
+        model: the model, unedited.
+        requests: n requests.
+        templates: context templates, the bare one first.
+        settings: hyperparameters; `stop_after` and `batch` are not looked at.
+        logits_at_targets: compute logits only where a target is predicted.
+        lower_layers_cached: start each pass behind the layer whose output is changed.
+    """
+    found = [
+        _plain_value(model, request, templates, settings, logits_at_targets, lower_layers_cached)
+        for request in requests
+    ]
+    columns = zip(*found, strict=True)
+    return Values(*(torch.stack(column) for column in columns))
+
+
+def _plain_value(
+    model: EditableModel,
+    request: EditRequest,
+    templates: Sequence[str],
+    settings: EditSettings,
+    logits_at_targets: bool,
+    lower_layers_cached: bool,
+) -> tuple[Tensor, ...]:
+    rows = request_rows(model, request, templates)
+    texts = [*rows.contexts, rows.essence]
+    ids, mask = (part.to(model.device) for part in pad([r.ids for r in texts], model.pad_token_id))
+    number = torch.arange(len(texts), device=model.device)
+    lookup = torch.tensor([row.lookup for row in texts], device=model.device)
+    layer = settings.layers[-1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    with torch.no_grad():
+        upper = trace(model, layer + 1, model.n_layers - 1, **inputs)
+        states = at_least_float32(upper.hidden[number, lookup])
+
+    def last_states(delta: Tensor) -> Tensor:
+        if lower_layers_cached:
+            hidden = upper.hidden.clone()
+            hidden[number, lookup] += delta.to(hidden)
+            return upper.run(hidden, layer + 1, model.n_layers - 1)
+        return _whole_pass(model, layer, (number, lookup), delta, inputs)
+
+    wanted = [
+        (line, position - 1, row.ids[position], 1 / (len(row.ids) - row.target))
+        for line, row in enumerate(rows.contexts)
+        for position in range(row.target, len(row.ids))
+    ]
+    line, position, token = (
+        torch.tensor(part, device=model.device) for part in list(zip(*wanted, strict=True))[:3]
+    )
+    share = torch.tensor([part[3] for part in wanted], device=model.device)
+
+    def scores(delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the target tokens, and of every token behind the essence."""
+        final = last_states(delta)
+        if logits_at_targets:
+            at_targets = model.log_probabilities(final[line, position])
+            essence = model.log_probabilities(final[-1, lookup[-1]])
+        else:
+            everything = model.log_probabilities(final)
+            at_targets, essence = everything[line, position], everything[-1, lookup[-1]]
+        return at_targets.gather(1, token[:, None])[:, 0], essence
+
+    h0 = states[0]
+    norms = states[:-1].norm(dim=1)
+    reach = settings.clamp * norms[0].minimum(settings.norm_guard * norms.median())
+    delta = torch.zeros_like(h0, requires_grad=True)
+    with torch.no_grad():
+        essence0 = scores(delta)[1]
+    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
+    for step in range(1, settings.steps + 1):
+        target, essence = scores(delta)
+        nll = -(target * share).sum() / len(rows.contexts)
+        kl = (essence0.exp() * (essence0 - essence)).sum()
+        decay = settings.weight_decay * delta.norm() / h0.norm() ** 2
+        loss = nll + settings.kl_weight * kl + decay
+        if step < settings.steps:
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            with torch.no_grad():
+                delta *= (reach / delta.norm()).clamp(max=1)
+    v_star = (h0 + delta).detach()
+    return v_star[None], h0[None], loss.detach(), torch.tensor(settings.steps)
+
+
+def _whole_pass(
+    model: EditableModel,
+    layer: int,
+    place: tuple[Tensor, Tensor],
+    delta: Tensor,
+    inputs: dict[str, Any],
+) -> Tensor:
+    """(rows, tokens, d_model) output of the last layer, every layer run."""
+    last: list[Tensor] = []
+
+    def change(_: Any, __: Any, output: Any) -> Any:
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[place] += delta.to(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        last.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [
+        model.layers[layer].register_forward_hook(change),
+        model.layers[-1].register_forward_hook(keep),
+    ]
+    try:
+        model.model(**inputs, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return last[0]

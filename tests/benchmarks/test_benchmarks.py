@@ -1,0 +1,150 @@
+"""Every benchmark end to end, at sizes that take a moment."""
+
+import json
+import math
+import os
+
+import pytest
+
+from benchmarks import covariance, editors, evaluation, solve, targets
+from fedit_app.errors import FedEditError
+from fedit_app.files import cache_dir
+
+FACTS = [
+    ("{} is in", "Reuters", "Basel", "London"),
+    ("The museum of {} is in the", "Cardiff", "city of Zürich", "city"),
+    ("The bank {} is in", "Basler", "Wales", "Basel"),
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    records = [
+        {
+            "case_id": number,
+            "requested_rewrite": {
+                "prompt": prompt,
+                "subject": subject,
+                "target_new": {"str": new},
+                "target_true": {"str": true},
+            },
+            "paraphrase_prompts": [f"Everybody knows that {subject} is in"],
+            "neighborhood_prompts": ["The head office is in", f"Beside {subject}, there is"],
+        }
+        for number, (prompt, subject, new, true) in enumerate(FACTS)
+    ]
+    file = tmp_path / "counterfact.json"
+    file.write_text(json.dumps(records))
+    return file
+
+
+@pytest.fixture
+def figures(tmp_path, capsys):
+    """Run a benchmark and check the form of what it prints and writes."""
+
+    def figures(run, *arguments):
+        file = tmp_path / "figures.json"
+        run([*map(str, arguments), "--json", str(file), "--device", "cpu"])
+        written = json.loads(file.read_text())
+        assert set(written) == {"device", "figures"}
+        assert isinstance(written["device"], str) and "torch threads" in written["device"]
+        values = written["figures"]
+        assert all(isinstance(value, int | float) for value in values.values())
+        assert all(map(math.isfinite, values.values()))
+        name = run.__module__.removeprefix("benchmarks.")
+        assert all(key.startswith(f"{name}/") for key in values)
+        printed = capsys.readouterr().out
+        assert printed.startswith("| ") and f"device: {written['device']}" in printed
+        return values
+
+    return figures
+
+
+def test_solve(figures):
+    found = figures(solve.run, "--d-ff", "24,40", "--n", "1,5")
+    for d_ff in (24, 40):
+        assert found[f"solve/{d_ff}/first_use_seconds"] > 0
+        assert found[f"solve/{d_ff}/first_use_peak_mib"] >= 0
+        for n in (1, 5):
+            of = {
+                part: found[f"solve/{d_ff}/n={n}/{part}"]
+                for part in ("plain_seconds", "cached_seconds", "speedup", "relative_difference")
+            }
+            assert of["speedup"] == of["plain_seconds"] / of["cached_seconds"]
+            assert of["relative_difference"] < 1e-10
+    assert len(found) == 2 * (2 + 2 * 6)
+
+
+def test_evaluation(figures, tiny_folder, data):
+    found = figures(
+        evaluation.run,
+        *("--model", tiny_folder, "--data", data, "--records", 3, "--plain-records", 2),
+    )
+    assert found["evaluation/batched/prompts"] > found["evaluation/plain/prompts"] > 8
+    assert found["evaluation/batched/records"] == 3
+    assert found["evaluation/largest_nll_difference"] < 1e-3
+    speeds = [found[f"evaluation/{name}/prompts_per_second"] for name in ("batched", "plain")]
+    assert found["evaluation/speedup"] == speeds[0] / speeds[1]
+
+
+@pytest.mark.parametrize("tokens", [(), ("--tokens", 100)])
+def test_covariance(figures, tiny_folder, tmp_path, monkeypatch, tokens):
+    monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
+    before = dict(os.environ)
+    found = figures(covariance.run, "--model", tiny_folder, "--plain-texts", 2, *tokens)
+    assert found["covariance/first_call/tokens"] == (100 if tokens else 320)
+    assert found["covariance/sampling/tokens"] == found["covariance/collecting/tokens"]
+    assert found["covariance/plain_collecting/tokens"] > 0
+    assert found["covariance/second_call/seconds"] > 0
+    assert found["covariance/relative_difference"] < 1e-5
+    assert dict(os.environ) == before
+    assert not (cache_dir() / "covariance").exists(), "the user's covariances are left alone"
+
+
+def test_targets(figures, tiny_folder, data):
+    found = figures(
+        targets.run,
+        *("--model", tiny_folder, "--data", data, "--records", 3, "--plain-records", 2),
+    )
+    ways = ["plain", "+ logits at targets", "+ lower layers cached", "+ prefix cached"]
+    ways += ["+ batching", "+ early stop", "library"]
+    assert found["targets/plain/speedup"] == 1
+    for way in ways:
+        count = 3 if way == "library" else 2
+        assert found[f"targets/{way}/records"] == count
+        assert found[f"targets/{way}/seconds_per_edit"] > 0
+        assert 0 <= found[f"targets/{way}/efficacy"] <= 1
+        assert 0 <= found[f"targets/{way}/said"] <= 1
+    for way in ways[:5]:
+        assert found[f"targets/{way}/passes"] == 25, "no saving changes the number of passes"
+        assert found[f"targets/{way}/loss"] == pytest.approx(found["targets/plain/loss"], rel=0.05)
+
+
+def test_targets_of_a_random_model(figures, tiny_folder, data, monkeypatch):
+    monkeypatch.setattr(targets, "EMBEDDED_MODEL", str(tiny_folder))
+    sizes = {"n_embd": 16, "n_layer": 5, "n_head": 2, "rotary_dim": 4}
+    monkeypatch.setitem(targets.SHAPES, "gptj-6b", ("gptj", sizes))
+    found = figures(
+        targets.run,
+        *("--shape", "gptj-6b", "--data", data, "--records", 2, "--plain-records", 1),
+    )
+    assert found["targets/library/seconds_per_edit"] > 0
+    assert "targets/library/efficacy" not in found
+
+
+def test_editors(figures, tiny_folder, data, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The museum of Basel is in the city of Basel. " * 60)
+    found = figures(
+        editors.run,
+        *("--model", tiny_folder, "--data", data, "--records", 3, "--plain-records", 1),
+        *("--text", text, "--text-rows", 3, "--editors", "memit,pmet,memit-fe"),
+    )
+    for name in ("memit", "pmet", "memit-fe"):
+        assert found[f"editors/{name}/kl"] > -1e-6, "a divergence, up to rounding"
+        assert found[f"editors/{name}/perplexity"] > 1
+        assert found[f"editors/{name}/seconds_per_edit"] > 0
+    assert "editors/unedited/efficacy" in found
+    assert "editors/unedited/seconds_per_edit" not in found
+    with pytest.raises(FedEditError, match="--editors: 'rome' must be one of memit"):
+        editors.run(["--editors", "rome", "--data", str(data)])
