@@ -73,7 +73,7 @@ class Solver:
         Returns:
             (d_ff, n) float64.
         """
-        return torch.cholesky_solve(keys, self._factors[layer])
+        return _solve(self._factors[layer], keys)
 
     def delta(self, layer: int, keys: Tensor, shifts: Tensor) -> Tensor:
         """Delta_l for the MKVs of a ledger.
@@ -144,10 +144,16 @@ def _factorise(matrix: Tensor, layer: int, max_condition: float) -> Tensor:
     )
 
 
+def _solve(factor: Tensor, columns: Tensor) -> Tensor:
+    """(L L^T)^-1 B; two triangular solves, as `cholesky_solve` copies L every time."""
+    half = torch.linalg.solve_triangular(factor, columns, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+
 def _condition(largest: float, factor: Tensor) -> float:
     """Estimate of the condition number from the largest eigenvalue and a Cholesky factor."""
     return largest * _largest_eigenvalue(
-        lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0], len(factor), factor
+        lambda v: _solve(factor, v[:, None])[:, 0], len(factor), factor
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedit_app.config import RunConfig
+from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
@@ -221,6 +222,18 @@ def test_fedavg_is_the_mean_of_the_changes_weighted_by_requests(settings, demo_c
         expected = np.average(changes, axis=0, weights=weights)
         for received in sent[2]:
             np.testing.assert_allclose(received[layer], expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_every_editor_takes_part_in_a_federation(settings, editor):
+    changes = {"editor": editor, "num_slots": 2, "null_space_threshold": 1.0}
+    results, _ = inprocess.federate(settings(**changes), 2)
+
+    assert results["status"] == "completed" and results["editor"] == editor
+    assert results["failed_nodes"] == []
+    assert results["summary"]["own"] != results["summary"]["before"]["own"]
+    accepted = [node["received_from"] for node in results["slots"][0]["nodes"].values()]
+    assert accepted == [{"hospital": 5}, {"bank": 5}]
 
 
 def test_a_flower_strategy_runs_unchanged(settings):
