@@ -21,13 +21,13 @@ from fedit_app.editing.covariance import (
     CovarianceSource,
     collect_covariance,
     covariance,
+    origin_of,
     sample_text,
 )
 from fedit_app.editing.settings import edit_settings
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 
-_TOKENS_PER_DIMENSION = 10  # as in CovarianceSource
 _STAGES = {
     "first_call": "first call: all of it",
     "second_call": "second call: from the cache",
@@ -55,8 +55,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = options.parse_args(arguments)
     model = load_model(options.model, options.device, options.dtype)
     layers = edit_settings(model.model.config.model_type, model.n_layers, model.d_model).layers
-    tokens = options.tokens or _TOKENS_PER_DIMENSION * model.d_ff
-    source = CovarianceSource(tokens=tokens)
+    source = CovarianceSource(tokens=options.tokens or 0)
+    tokens = origin_of(model, source).tokens
 
     with _own_cache():
         first = measure(lambda: covariance(model, layers, source), model.device)

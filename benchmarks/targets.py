@@ -22,6 +22,7 @@ from benchmarks.plain import plain_values
 from fedit_app.editing.contexts import sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
+from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.memit import value_site
 from fedit_app.editing.optimise import Objective, Values, memit_objective, optimise_values
 from fedit_app.editing.requests import EditRequest
@@ -37,6 +38,7 @@ logger = logging.getLogger("fedit_app.benchmarks")
 
 SHAPES = {"gptj-6b": ("gptj", {"n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64})}
 _CONTEXTS = 5
+_SAID_AT_ONCE = 16
 _COLUMNS = {
     "records": "records",
     "s/edit": "seconds_per_edit",
@@ -148,12 +150,13 @@ def _said(
 ) -> float:
     """Share of requests whose target every context decodes with v* patched in."""
     change = (values.v_star - values.h0)[:, -1]
-    said = []
-    for i, request in enumerate(requests):
-        rows = [request_rows(model, request, templates)]
+    said = 0
+    for start in range(0, len(requests), _SAID_AT_ONCE):
+        part = slice(start, start + _SAID_AT_ONCE)
+        rows = [request_rows(model, request, templates) for request in requests[part]]
         problem = ValueProblem(model, rows, value_site(model, settings))
-        said.append(bool(problem.decodes(change[i : i + 1])[0]))
-    return sum(said) / len(said)
+        said += int(problem.decodes(change[part]).sum())
+    return said / len(requests)
 
 
 def _efficacy(
@@ -167,10 +170,7 @@ def _efficacy(
     editor = editor_named("memit")
     found = covariance(model, settings.layers, CovarianceSource())
     solver = editor.solver(found, settings, model.device)
-    empty = (
-        torch.zeros(0, len(settings.layers), model.d_ff, dtype=torch.float64),
-        torch.zeros(0, len(settings.layers), model.d_model, dtype=torch.float64),
-    )
+    empty = Ledger("").vectors(len(settings.layers), model.d_ff, model.d_model)
     vectors = editor.vectors(model, requests, templates, solver, empty, settings, values)
     with model.edited(solver.deltas(vectors.keys, vectors.shifts)):
         return aggregate(score_requests(model, requests))["efficacy"]

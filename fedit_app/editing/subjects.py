@@ -65,6 +65,7 @@ class SubjectStates:
             model,
             first,
             last,
+            dry=True,
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             use_cache=False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.optimise import Values
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
@@ -136,10 +137,7 @@ class Examiner:
         model, editor, layers = bench.model, bench.editor, settings.layers
         covariances = {layer: self.covariance(layer) for layer in layers}
         solver = editor.solver(covariances, settings, model.device)
-        nothing = tuple(
-            torch.zeros(0, len(layers), width, dtype=torch.float64)
-            for width in (model.d_ff, model.d_model)
-        )
+        nothing = Ledger(bench.fingerprint).vectors(len(layers), model.d_ff, model.d_model)
         found = editor.vectors(
             model, self._requests, bench.templates, solver, nothing, settings, values
         )
