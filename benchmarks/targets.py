@@ -155,7 +155,7 @@ def _said(
         part = slice(start, start + _SAID_AT_ONCE)
         rows = [request_rows(model, request, templates) for request in requests[part]]
         problem = ValueProblem(model, rows, value_site(model, settings))
-        said += int(problem.decodes(change[part]).sum())
+        said += int(problem.patched(change[part]).decoded.sum())
     return said / len(requests)
 
 

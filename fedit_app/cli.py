@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_config(run)
     run.add_argument("--nodes", type=int, help="virtual nodes; default: one per data file, else 4")
     run.add_argument("--output-dir", type=Path, metavar="DIR", help="default: runs/NAME-TIME")
+    run.add_argument(
+        "--resume", type=Path, metavar="RUN_DIR", help="go on with a run that has not ended"
+    )
     run.add_argument("--app", type=Path, metavar="DIR", help="checkout to run; default: this one")
     run.set_defaults(command=_run)
 
@@ -160,8 +163,10 @@ def _run(options: argparse.Namespace) -> int:
     from fedit_app.preflight import check_simulation
     from fedit_app.progress import Progress
 
-    values = read_run_config(options.config, options.overrides)
-    if options.output_dir is not None:
+    values = read_run_config(_preset(options), options.overrides)
+    if options.resume is not None:
+        values |= {"resume": True, "output-dir": str(options.resume.expanduser().absolute())}
+    elif options.output_dir is not None:
         values["output-dir"] = str(options.output_dir.expanduser().absolute())
     elif not values.get("output-dir"):
         name = options.config.stem if options.config else "run"
@@ -180,6 +185,18 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     sys.stdout.write(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}\n")
     return 0
+
+
+def _preset(options: argparse.Namespace) -> Path | None:
+    """The file that a run's configuration comes from."""
+    if options.resume is None:
+        return options.config
+    if options.config is not None or options.output_dir is not None:
+        raise FedEditError("--resume takes configuration and folder from the run; leave out others")
+    file = options.resume / "config.toml"
+    if not file.is_file():
+        raise FedEditError(f"--resume {options.resume}: not a run folder, it has no config.toml")
+    return file
 
 
 def _ask(options: argparse.Namespace) -> int:

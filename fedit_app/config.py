@@ -84,12 +84,25 @@ class RunConfig:
     centred: bool = _key(False, "subtract the pool's mean signature before comparing")
     top_k: int = _key(20, "top-k: how many MKVs a node is served per slot", at_least=1)
     reuse_threshold: float = _key(
-        0.98,
-        "cosine of first-layer keys above which two MKVs are about the same subject: a node tries "
-        "to reuse such an MKV instead of computing its own, and a served one that wants another "
-        "target is a conflict",
+        0.8,
+        "cosine of first-layer keys from which a node tries to reuse an MKV of the pool instead of "
+        "computing its own: it does if the MKV's value says the node's own target",
         at_least=0.5,
         at_most=1,
+    )
+    same_key_threshold: float = _key(
+        0.98,
+        "cosine of first-layer keys from which two keys count as one: two MKVs with it stand for "
+        "one fact, or are a conflict if they want different targets",
+        at_least=0.5,
+        at_most=1,
+    )
+    conflict_policy: str = _key(
+        "own-wins",
+        "which of two MKVs about one subject that want different targets holds at a node: own-wins "
+        "(the one for an own request), newest (of the later slot) or majority (the one that more "
+        "nodes want)",
+        choices=("own-wins", "newest", "majority"),
     )
     covariance_weight: float = _key(
         0.0, "lambda, the weight of the covariance in the solve; 0: the model's default", at_least=0
@@ -151,6 +164,9 @@ class RunConfig:
         3600.0, "seconds to wait for the replies of one stage; the slow are left out", at_least=1
     )
     output_dir: str = _key("", "run folder (absolute); empty: ~/fedit-runs/RUN-ID")
+    resume: bool = _key(
+        False, "go on with the unfinished run of output-dir; see fedit run --resume"
+    )
     state_dir: str = _key(
         "", "folder of the nodes' ledgers (absolute); empty: nodes/ in the run folder"
     )

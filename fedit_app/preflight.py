@@ -11,6 +11,7 @@ from fedit_app.editing.editors import editor_named
 from fedit_app.editing.settings import run_settings
 from fedit_app.editing.statistics import is_statistics_name, open_statistics
 from fedit_app.errors import FedEditError
+from fedit_app.federation.record import resumable_results
 from fedit_app.federation.strategies import strategy_named
 from fedit_app.models.loading import (
     model_shape,
@@ -29,7 +30,8 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
 
     Args:
         config: the run configuration.
-        nodes: how many virtual nodes the user wants; None for one per data file.
+        nodes: how many virtual nodes the user wants; None for one per data file, or for as many
+            as the run had that is to be resumed.
 
     Returns:
         The number of virtual nodes.
@@ -44,7 +46,9 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
     if nodes is not None and nodes < 1:
         raise FedEditError(f"--nodes {nodes} must be at least 1")
     folder = Path(config.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if config.resume and (folder / "results.json").exists():
+        nodes = nodes or resumable_results(config, folder)["connected"]
+    elif not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FedEditError(f"output-dir: {folder} exists and is not an empty folder; name another")
     _check_source(config.covariance_source)
     count = _check_data(config, nodes)

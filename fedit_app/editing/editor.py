@@ -88,10 +88,11 @@ class Editor:
         requests: Sequence[EditRequest],
         templates: Sequence[str],
         settings: EditSettings,
+        starts: Sequence[Tensor | None] | None = None,
     ) -> Values:
         """Optimise the values of requests on the unedited model; see `optimise_values`."""
         site = self.site(model, settings)
-        return optimise_values(model, requests, templates, site, settings, self.objective)
+        return optimise_values(model, requests, templates, site, settings, self.objective, starts)
 
     def vectors(
         self,

@@ -64,6 +64,7 @@ def optimise_values(
     site: Site,
     settings: EditSettings,
     objective: Objective = memit_objective,
+    starts: Sequence[Tensor | None] | None = None,
 ) -> Values:
     """Optimise v* for requests, several at a time.
 
@@ -77,6 +78,8 @@ def optimise_values(
         site: where delta is added.
         settings: hyperparameters.
         objective: what is minimised.
+        starts: for each request where its change of the site's last output begins, (d_model,), or
+            None for zero; absent: zero for all.
 
     Raises:
         FedEditError: one request alone does not fit in memory, or has no token to edit.
@@ -88,7 +91,9 @@ def optimise_values(
     with tqdm(total=len(rows), desc="v*", unit="edit", leave=False, disable=None) as bar:
         while waiting:
             chosen = waiting[:size]
-            solved = _try_batch(model, [rows[i] for i in chosen], site, settings, objective)
+            batch = [rows[i] for i in chosen]
+            begin = [starts[i] for i in chosen] if starts else [None] * len(chosen)
+            solved = _try_batch(model, batch, site, settings, objective, begin)
             if solved is None:
                 size = _halved(len(chosen))
                 continue
@@ -136,10 +141,11 @@ def _try_batch(
     site: Site,
     settings: EditSettings,
     objective: Objective,
+    starts: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...] | None:
     """Optimise one batch; None if the device's memory is too small for it."""
     try:
-        return _optimise(ValueProblem(model, rows, site), settings, objective)
+        return _optimise(ValueProblem(model, rows, site), settings, objective, starts)
     except torch.OutOfMemoryError:
         return None
 
@@ -179,13 +185,26 @@ def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
     return settings.clamp * reach[..., None]
 
 
+def _within(delta: Tensor, reach: Tensor) -> Tensor:
+    """(n, parts, d_model) delta, shortened to the reach where it is longer."""
+    norms = delta.norm(dim=-1, keepdim=True)
+    return delta * torch.where(norms > reach, reach / norms, 1)
+
+
 def _optimise(
-    problem: ValueProblem, settings: EditSettings, objective: Objective
+    problem: ValueProblem,
+    settings: EditSettings,
+    objective: Objective,
+    starts: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
     """v*, h0, last loss and passes of a batch, each with a row per request."""
     h0, reach = problem.h0, _reach(problem, settings)
     squared = h0.norm(dim=-1) ** 2
-    delta = torch.zeros_like(h0, requires_grad=True)
+    delta = torch.zeros_like(h0)
+    for row, start in enumerate(starts):
+        if start is not None:
+            delta[row, -1] = start
+    delta = _within(delta, reach).requires_grad_()
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
     result, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0, 0])
     passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
@@ -210,7 +229,7 @@ def _optimise(
         loss[~done].sum().backward()
         adam.step()
         with torch.no_grad():
-            delta *= (reach / delta.norm(dim=-1, keepdim=True)).clamp(max=1)
+            delta.copy_(_within(delta, reach))
         if bool(done.any()):
             kept = torch.nonzero(~done)[:, 0]
             problem, active = problem.select(kept), active[kept]

@@ -131,18 +131,15 @@ class ValueProblem:
         )
 
     @torch.no_grad()
-    def decodes(self, change: Tensor) -> Tensor:
-        """Whether the model says the targets, in every context, once v* is patched in.
+    def patched(self, change: Tensor) -> Outcome:
+        """A forward pass with v* patched in.
 
         Args:
             change: (n, d_model) v* - h0 at the last output of the site: what an MKV carries.
-
-        Returns:
-            (n,) bool.
         """
         delta = torch.zeros_like(self.h0)
         delta[:, -1] = change
-        return self.evaluate(delta).decoded
+        return self.evaluate(delta)
 
     def select(self, kept: Tensor) -> ValueProblem:
         """The same problem for some of its requests.

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +30,21 @@ from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 
 logger = logging.getLogger(__name__)
+
+_PAIRS_PER_PASS = 16
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What a value says when it is patched in.
+
+    Attributes:
+        decoded: whether every target token is the argmax in every context.
+        nll: mean negative log-likelihood of the target's tokens over the contexts, in nats.
+    """
+
+    decoded: bool
+    nll: float
 
 
 class Workbench:
@@ -91,7 +107,12 @@ class Workbench:
             yield self.model
 
     def compute(
-        self, requests: Sequence[EditRequest], ledger: Ledger, node: str, slot: int
+        self,
+        requests: Sequence[EditRequest],
+        ledger: Ledger,
+        node: str,
+        slot: int,
+        starts: Sequence[MKV | None] | None = None,
     ) -> list[MKV]:
         """MKVs of new requests on top of a ledger.
 
@@ -100,13 +121,18 @@ class Workbench:
             ledger: what was accepted before.
             node: the node that computes.
             slot: the time slot.
+            starts: for each request an MKV from whose value its own is optimised, or None to start
+                from the unedited state; absent: None for all.
 
         Returns:
             One MKV per request; the ledger is not changed.
         """
         if not requests:
             return []
-        values = self.editor.values(self.model, requests, self.templates, self.settings)
+        begin = [None if mkv is None else torch.from_numpy(mkv.delta) for mkv in starts or ()]
+        values = self.editor.values(
+            self.model, requests, self.templates, self.settings, begin or None
+        )
         found = self.editor.vectors(
             self.model,
             requests,
@@ -129,20 +155,25 @@ class Workbench:
             return torch.zeros(0, self.model.d_ff, dtype=torch.float64)
         return lookup_keys(self.model, requests, self.templates, self.settings.layers[0]).cpu()
 
-    def decodes(self, request: EditRequest, candidates: Sequence[MKV]) -> list[bool]:
-        """Whether the unedited model says a request's target once an MKV's v* is patched in.
+    def patched(self, pairs: Sequence[tuple[EditRequest, MKV | None]]) -> list[Patched]:
+        """What the unedited model makes of requests' targets once an MKV's v* is patched in.
 
         Args:
-            request: the request.
-            candidates: MKVs of the same fingerprint.
+            pairs: a request and an MKV of the same fingerprint; None patches nothing in.
         """
-        if not candidates:
-            return []
         site = self.editor.site(self.model, self.settings)
-        rows = request_rows(self.model, request, self.templates)
-        problem = ValueProblem(self.model, [rows], site)
-        changes = [torch.from_numpy(mkv.v_star - mkv.h0) for mkv in candidates]
-        return [bool(problem.decodes(change[None])[0]) for change in changes]
+        found = []
+        for begin in range(0, len(pairs), _PAIRS_PER_PASS):
+            chunk = pairs[begin : begin + _PAIRS_PER_PASS]
+            rows = [request_rows(self.model, request, self.templates) for request, _ in chunk]
+            problem = ValueProblem(self.model, rows, site)
+            changes = [
+                torch.zeros(self.model.d_model) if mkv is None else torch.from_numpy(mkv.delta)
+                for _, mkv in chunk
+            ]
+            outcome = problem.patched(torch.stack(changes))
+            found += map(Patched, outcome.decoded.tolist(), outcome.nll.tolist())
+        return found
 
 
 @functools.lru_cache(maxsize=1)

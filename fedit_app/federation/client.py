@@ -68,15 +68,15 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
 @app.query("hello")
 @_answers
 def hello(message: Message, participant: Participant) -> RecordDict:
-    """Introduce the node, and hand over the lookup keys of slot 1."""
+    """Introduce the node, and hand over the lookup keys of the slot with which the run goes on."""
     asked = unpack_info(message.content)
     if (asked.get("version"), asked.get("code")) != (VERSION, code_fingerprint()):
         raise FedEditError(
             f"server runs FedEdit code {asked.get('code')} (protocol {asked.get('version')}), this "
             f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
         )
-    content = pack(participant.hello())
-    return _with_keys(content, participant.lookup_keys(1))
+    content = pack(participant.hello(asked["first_slot"]))
+    return _with_keys(content, participant.lookup_keys(asked["first_slot"]))
 
 
 @app.train("edit")
@@ -85,24 +85,26 @@ def edit(message: Message, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
     asked = unpack_info(message.content)
     candidates = unpack_mkvs(message.content, participant.workbench.fingerprint)
-    outcome = participant.edit(asked["slot"], candidates, asked["central"])
+    outcome = participant.edit(asked["slot"], candidates, asked["central"], asked["missing"])
     info = {
         "node": participant.name,
         "requests": outcome.requests,
         "optimised": len(outcome.new),
         "reused": outcome.reused,
+        "again": [mkv.id for mkv in outcome.again],
         "conflicts": [vars(conflict) for conflict in outcome.conflicts],
     }
-    return pack(info, outcome.new if asked["upload"] else ())
+    return pack(info, [*outcome.new, *outcome.again] if asked["upload"] else ())
 
 
 @app.train("reedit")
 @_answers
 def reedit(message: Message, participant: Participant) -> RecordDict:
     """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
-    slot = unpack_info(message.content)["slot"]
+    asked = unpack_info(message.content)
+    slot = asked["slot"]
     offered = unpack_mkvs(message.content, participant.workbench.fingerprint)
-    outcome = participant.reedit(slot, offered)
+    outcome = participant.reedit(slot, offered, asked["votes"])
     info = {
         "node": participant.name,
         "received_from": outcome.received_from,

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _ANSWERS = {
-    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff"),
-    EDIT: ("requests", "optimised", "reused", "conflicts"),
+    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff", "wants", "holds"),
+    EDIT: ("requests", "optimised", "reused", "again", "conflicts"),
     TRAIN: ("requests", "optimised"),
     REEDIT: ("received_from", "rejections", "conflicts"),
     EVALUATE: ("own", "federation"),
@@ -50,11 +50,20 @@ class Member:
         name: its name.
         node_id: Flower's id of it in this run.
         lookup: (n, d_ff) lookup keys of its requests of the slot that comes next.
+        wants: ids of MKVs that fulfil its own requests.
+        holds: ids of other MKVs that it has, or has been offered and refused.
     """
 
     name: str
     node_id: int
     lookup: np.ndarray = field(repr=False)
+    wants: set[str] = field(default_factory=set, repr=False)
+    holds: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def known(self) -> set[str]:
+        """Ids of the MKVs that need not be sent to it."""
+        return self.wants | self.holds
 
     def message(self, message_type: str, content: RecordDict) -> Message:
         """A message to this node."""
@@ -128,7 +137,7 @@ class RunGrid(Grid):
             found = {scope: info[scope] for scope in ("own", "federation")}
             self.record.measured(slot, name, found)
         for conflict in info.get("conflicts", ()):
-            self.record.conflict(slot, name, conflict["own"], conflict["other"])
+            self.record.conflict(slot, name, conflict["held"], conflict["gave_way"])
 
     def _exchange(
         self, slot: int, stage: str, messages: Sequence[Message], timeout: float

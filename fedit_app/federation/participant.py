@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,16 @@ from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.federation.paths import ledger_folder
-from fedit_app.federation.reconcile import Conflict, judge, near_keys
-from fedit_app.mkv import MKV
+from fedit_app.federation.reconcile import Conflict, refusals, settle
+from fedit_app.federation.reuse import (
+    fact,
+    open_requests,
+    release_outdated,
+    repeat,
+    reuse,
+    saying_own_targets,
+)
+from fedit_app.mkv import MKV, SameFact, same_fact
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +52,15 @@ class EditOutcome:
 
     Attributes:
         new: MKVs that it computed in this slot.
-        reused: ids of others' MKVs that fulfil requests of this slot.
+        reused: ids of MKVs that were there before and fulfil requests of this slot.
         requests: how many requests the slot has.
-        conflicts: others' MKVs about an own subject with another target.
+        conflicts: MKVs about an own subject with another target, and which of the two holds.
+        again: own MKVs of earlier slots that the pool has not.
     """
 
     new: list[MKV]
     reused: list[str]
+    again: list[MKV]
     requests: int
     conflicts: list[Conflict]
 
@@ -61,8 +71,9 @@ class ReeditOutcome:
 
     Attributes:
         received_from: origin node -> accepted MKVs.
-        rejections: reason -> rejected MKVs.
-        conflicts: the rejected ones that contradict an MKV of the ledger.
+        rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
+            another one), conflict (another one about the same subject holds), shape.
+        conflicts: of a served MKV with one of the ledger, and which of the two holds.
     """
 
     received_from: dict[str, int]
@@ -126,8 +137,13 @@ class Participant:
         requests = self.slots[slot - 1] if slot <= self.config.num_slots else []
         return self.workbench.lookup_keys(requests).float().numpy()
 
-    def hello(self) -> dict[str, Any]:
-        """Who this node is and what its MKVs are to be measured on."""
+    def hello(self, slot: int) -> dict[str, Any]:
+        """Who this node is, what its MKVs are to be measured on, and what its ledger has.
+
+        Args:
+            slot: the slot with which the run begins or goes on; what the ledger got in it or
+                later will be said again.
+        """
         requests = [len(requests) for requests in self.slots]
         left_out = len(self._requests) - sum(requests)
         if left_out:
@@ -138,6 +154,8 @@ class Participant:
                 self.config.num_slots,
             )
         bench = self.workbench
+        entries = self.ledger().entries
+        held = {id_: entry for id_, entry in sorted(entries.items()) if entry.slot < slot}
         return {
             "node": self.name,
             "simulated": bool(self._peers),
@@ -146,9 +164,21 @@ class Participant:
             "layers": list(bench.settings.layers),
             "d_model": bench.model.d_model,
             "d_ff": bench.model.d_ff,
+            "wants": [id_ for id_, entry in held.items() if entry.requests],
+            "holds": [id_ for id_, entry in held.items() if not entry.requests],
         }
 
-    def edit(self, slot: int, candidates: Sequence[MKV], central: bool = False) -> EditOutcome:
+    @property
+    def _same(self) -> SameFact:
+        return SameFact(same_key=self.config.same_key_threshold)
+
+    def edit(
+        self,
+        slot: int,
+        candidates: Sequence[MKV],
+        central: bool = False,
+        missing: Collection[str] = (),
+    ) -> EditOutcome:
         """Fulfil the requests of a slot: reuse MKVs where they do, compute the rest.
 
         A request that the ledger fulfils already is not computed again, so a repeated message
@@ -156,47 +186,61 @@ class Participant:
 
         Args:
             slot: the time slot.
-            candidates: others' MKVs with similar lookup keys.
+            candidates: MKVs with similar lookup keys.
             central: edit everybody's requests into one ledger.
+            missing: ids of own MKVs that the pool has not, to be uploaded again.
         """
         owner = CENTRAL if central else self.name
         slots = self._everybodys_slots() if central else self.slots
-        requests = slots[slot - 1]
+        requests, earlier = slots[slot - 1], sum(slots[: slot - 1], [])
         bench, ledger = self.workbench, self.ledger(owner)
-        self._repeat(requests, slots[: slot - 1], ledger, slot)
-        conflicts = self._reuse(_open(requests, ledger), candidates, ledger, slot)
-        todo: dict[tuple[str, str, str], list[EditRequest]] = {}
-        for request in _open(requests, ledger):
-            todo.setdefault(_fact(request), []).append(request)
         started = time.perf_counter()
-        computed = bench.compute([group[0] for group in todo.values()], ledger, owner, slot)
-        asked = {
-            mkv.id: [request.id for request in group]
-            for mkv, group in zip(computed, todo.values(), strict=True)
-        }
-        ledger.accept(computed, slot, asked)
-        fulfilled = ledger.fulfilled()
-        used = dict.fromkeys(fulfilled[request.id] for request in requests)
-        new = [ledger.entries[id_].mkv for id_ in used if ledger.entries[id_].mkv.node == owner]
-        new = [mkv for mkv in new if mkv.slot == slot]
-        fresh = {mkv.id for mkv in new}
+        with ledger.step():
+            repeat(requests, earlier, ledger, slot)
+            todo = open_requests(requests, ledger)
+            least = self.config.reuse_threshold
+            found = reuse(bench, todo, candidates, ledger, slot, least, self._same)
+            groups: dict[tuple[str, str, str], list[EditRequest]] = {}
+            for request in open_requests(requests, ledger):
+                groups.setdefault(fact(request), []).append(request)
+            first = [group[0] for group in groups.values()]
+            starts = [found.starts.get(request.id) for request in first]
+            rest = ledger.without(found.rivals)
+            computed = bench.compute(first, rest, owner, slot, starts)
+            asked = {
+                mkv.id: [request.id for request in group]
+                for mkv, group in zip(computed, groups.values(), strict=True)
+            }
+            ledger.accept(computed, slot, asked)
+            if not central:  # there, others' requests are no corrections of one's own
+                release_outdated(requests, earlier, ledger)
+            fulfilled = ledger.fulfilled()
+            used = list(dict.fromkeys(fulfilled[request.id] for request in requests))
+            conflicts = settle(ledger, used, self.config.conflict_policy, self._same)
+        before = {mkv.id for mkv in candidates}
+        before |= {id_ for id_, entry in ledger.entries.items() if entry.slot < slot}
+        entries = [entry for _, entry in sorted(ledger.entries.items())]
+        new = [entry for entry in entries if (entry.mkv.node, entry.mkv.slot) == (owner, slot)]
+        # What an MKV of this slot was exchanged for was not there before.
+        settled_here = {e.mkv.id for e in new} | {e.overruled_by for e in new}
+        reused = [id_ for id_ in used if id_ not in settled_here]
+        again = [ledger.entries[id_].mkv for id_ in missing if id_ in ledger.entries]
         logger.info(
-            "node %s, slot %d: %d requests, %d optimised in %.1f s, %d reused",
+            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero), %d reused",
             owner,
             slot,
             len(requests),
             len(computed),
             time.perf_counter() - started,
-            len(used) - len(fresh),
+            sum(start is not None for start in starts),
+            len(reused),
         )
         return EditOutcome(
-            new=new,
-            reused=[id_ for id_ in used if id_ not in fresh],
+            new=[entry.mkv for entry in new],
+            reused=reused,
+            again=[mkv for mkv in again if mkv.node == owner and mkv.id not in settled_here],
             requests=len(requests),
-            conflicts=[
-                Conflict(fulfilled.get(conflict.own, conflict.own), conflict.other)
-                for conflict in conflicts
-            ],
+            conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
         )
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:
@@ -210,78 +254,41 @@ class Participant:
         ]
         return [sum(requests, []) for requests in zip(*named, strict=True)]
 
-    def _repeat(
-        self,
-        requests: Sequence[EditRequest],
-        earlier: Sequence[Sequence[EditRequest]],
-        ledger: Ledger,
-        slot: int,
-    ) -> None:
-        """Let what was computed for an own request in an earlier slot serve for the same fact."""
-        fulfilled = ledger.fulfilled()
-        before = {_fact(r): fulfilled[r.id] for rs in earlier for r in rs if r.id in fulfilled}
-        for request in requests:
-            id_ = before.get(_fact(request))
-            if id_ is not None and request.id not in fulfilled:
-                ledger.accept([ledger.entries[id_].mkv], slot, {id_: [request.id]})
+    def reedit(
+        self, slot: int, offered: Sequence[MKV], votes: Mapping[str, int] | None = None
+    ) -> ReeditOutcome:
+        """Accept MKVs of others, and settle which of those about one subject hold.
 
-    def _reuse(
-        self,
-        requests: Sequence[EditRequest],
-        candidates: Sequence[MKV],
-        ledger: Ledger,
-        slot: int,
-    ) -> list[Conflict]:
-        """Let MKVs that decode a request's target fulfil it; take out what contradicts it.
-
-        Returns:
-            Conflicts, their `own` naming the request (its MKV does not exist yet).
-        """
-        held = [entry.mkv for entry in ledger.entries.values()]
-        known = list({mkv.id: mkv for mkv in [*held, *candidates]}.values())
-        if not requests or not known:
-            return []
-        bench, conflicts = self.workbench, []
-        keys = bench.lookup_keys(requests).numpy()
-        for request, near in zip(
-            requests, near_keys(keys, known, self.config.reuse_threshold), strict=True
-        ):
-            if not near:
-                continue
-            works = bench.decodes(request, near)
-            fits = [mkv for mkv, decoded in zip(near, works, strict=True) if decoded]
-            if fits:
-                ledger.accept(fits[:1], slot, {fits[0].id: [request.id]})
-            for mkv, decoded in zip(near, works, strict=True):
-                if decoded:
-                    continue
-                entry = ledger.entries.get(mkv.id)
-                if entry is not None and entry.requests:
-                    logger.warning(
-                        "node %s: two own requests, one in slot %d, have the same subject and "
-                        "beginning; one key cannot hold both",
-                        self.name,
-                        slot,
-                    )
-                    continue
-                conflicts.append(Conflict(request.id, mkv.id))
-                if entry is not None:
-                    ledger.drop([mkv.id])
-        return conflicts
-
-    def reedit(self, slot: int, offered: Sequence[MKV]) -> ReeditOutcome:
-        """Accept MKVs of others, except what the ledger has or contradicts: own requests win.
+        Of the same fact a node keeps one MKV: the one that the pool serves to everybody, if it
+        says the targets of the node's own requests.
 
         Args:
             slot: the time slot.
             offered: MKVs, the most similar first.
+            votes: id -> how many organisations want it.
         """
         bench, ledger = self.workbench, self.ledger()
         shapes = (len(bench.settings.layers), bench.model.d_ff, bench.model.d_model)
-        verdicts = judge(offered, ledger, shapes, self.config.reuse_threshold)
-        accepted = [mkv for mkv, verdict in zip(offered, verdicts, strict=True) if not verdict]
-        ledger.accept(accepted, slot)
-        rejected = [verdict for verdict in verdicts if verdict]
+        before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
+        with ledger.step():
+            reasons = refusals(offered, ledger, shapes, self._same)
+            new = [mkv for mkv in offered if reasons[mkv.id] in ("", "duplicate")]
+            twins = saying_own_targets(bench, self._requests, new, ledger, self._same)
+            for mkv in new:
+                own = twins.get(mkv.id)
+                if own and same_fact(mkv, ledger.entries[own].mkv, self._same):
+                    ledger.accept([mkv], slot)
+                    ledger.hand_over(own, mkv.id)
+                elif own:
+                    reasons[mkv.id] = "duplicate"
+                elif not reasons[mkv.id]:
+                    ledger.accept([mkv], slot)
+            ledger.count_votes(votes or {})
+            ids = [mkv.id for mkv in offered]
+            changed = [*ids, *(votes or {})]
+            conflicts = settle(ledger, changed, self.config.conflict_policy, self._same)
+        verdicts = [(mkv, _verdict(mkv, reasons[mkv.id], ledger, slot)) for mkv in offered]
+        accepted = [mkv for mkv, verdict in verdicts if not verdict]
         logger.info(
             "node %s, slot %d: accepted %d of %d MKVs, ledger holds %d",
             self.name,
@@ -292,8 +299,12 @@ class Participant:
         )
         return ReeditOutcome(
             received_from=dict(Counter(mkv.node for mkv in accepted)),
-            rejections=dict(Counter(verdict.reason for verdict in rejected)),
-            conflicts=[verdict.conflict for verdict in rejected if verdict.conflict],
+            rejections=dict(Counter(verdict for _, verdict in verdicts if verdict)),
+            conflicts=[
+                c
+                for c in conflicts
+                if {c.held, c.gave_way} & set(ids) or before.get(c.gave_way) != c.held
+            ],
         )
 
     def evaluate(
@@ -318,7 +329,7 @@ class Participant:
             state, deltas = _BASE, {}
         elif deltas is None:
             ledger = self.ledger(CENTRAL if central else "")
-            state = " ".join(sorted(ledger.entries))
+            state = " ".join(mkv.id for mkv in ledger.holding)
             deltas = bench.deltas(ledger) if len(ledger) else {}
         else:
             state = _digest(deltas)
@@ -351,14 +362,15 @@ class Participant:
         return {layer: deltas[layer] + change[layer].cpu() for layer in deltas}, len(requests)
 
 
-def _open(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditRequest]:
-    """The requests that no MKV of the ledger fulfils yet."""
-    fulfilled = ledger.fulfilled()
-    return [request for request in requests if request.id not in fulfilled]
-
-
-def _fact(request: EditRequest) -> tuple[str, str, str]:
-    return request.subject, request.prompt, request.target_new
+def _verdict(mkv: MKV, reason: str, ledger: Ledger, slot: int) -> str:
+    """Why an offered MKV is not in use; "" if it is."""
+    entry = ledger.entries.get(mkv.id)
+    if entry is None:
+        return reason
+    if entry.overruled_by:
+        return "conflict"
+    # An earlier try at the same slot may have accepted it.
+    return "" if entry.slot == slot else "known"
 
 
 _memory = ScoreMemory(keep=_BASE)

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedit_app.errors import FedEditError
 from fedit_app.mkv import MKV, decode, encode
 
-VERSION = 1
+VERSION = 2
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"

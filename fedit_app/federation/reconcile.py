@@ -1,22 +1,33 @@
-"""Which MKVs are about the same subject, and what a node makes of that.
+"""Which MKVs are about the same subject, which of them a node takes, and which of them hold.
 
 Up to the subject's last token a causal model has read only the subject and what stands before it,
-so equal facts have equal keys at the first edited layer on every node. Measured on the demo's 60
-requests (SmolLM2-135M): equal facts have key cosine 1.00, different ones at most 0.77; equal
-subjects with the same target have a cosine of v* - h0 of 1.00, with another target 0.19 and 0.28.
+so equal facts have equal keys at the first edited layer on every node. One key cannot hold two
+values: of two MKVs with the same key, either both want the same, or one of them has to give way.
+`python -m benchmarks.lookup` prints the similarities behind the thresholds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.editing.ledger import Ledger
-from fedit_app.mkv import MKV
+from fedit_app.editing.ledger import Ledger, LedgerEntry
+from fedit_app.mkv import MKV, SameFact, same_fact
 
-SAME_VALUE = 0.6
+logger = logging.getLogger(__name__)
+
+Rank = Callable[[LedgerEntry], tuple]
+"""Orders MKVs about one subject: the one that comes first holds."""
+
+# Of two own requests neither yields to the other; ties go to the older MKV, then by id.
+CONFLICT_POLICIES: dict[str, Rank] = {
+    "own-wins": lambda entry: (not entry.requests, entry.mkv.slot, entry.mkv.id),
+    "newest": lambda entry: (-entry.mkv.slot, not entry.requests, entry.mkv.id),
+    "majority": lambda entry: (-entry.votes, not entry.requests, entry.mkv.slot, entry.mkv.id),
+}
 
 
 @dataclass(frozen=True)
@@ -24,89 +35,149 @@ class Conflict:
     """Two MKVs about one subject that want different targets.
 
     Attributes:
-        own: id of the one that holds (or of the request that it is for).
-        other: id of the one that gave way.
+        held: id of the one that holds.
+        gave_way: id of the other.
     """
 
-    own: str
-    other: str
+    held: str
+    gave_way: str
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why a served MKV is not accepted.
-
-    Attributes:
-        reason: known (in the ledger already), duplicate (same subject, same value), conflict
-            (same subject, another value) or shape.
-        conflict: the two ids, for a conflict.
-    """
-
-    reason: str
-    conflict: Conflict | None = None
-
-
-def near_keys(keys: np.ndarray, known: Sequence[MKV], threshold: float) -> list[list[MKV]]:
-    """For every key the MKVs whose lookup key is about the same, the nearest first, ties by id.
+def near_keys(
+    keys: np.ndarray, known: Sequence[MKV], threshold: float
+) -> list[list[tuple[float, MKV]]]:
+    """For every key the MKVs whose lookup key is similar, with the cosine, nearest first.
 
     Args:
         keys: (n, d_ff).
         known: MKVs to look among.
-        threshold: least cosine.
+        threshold: least cosine. Cosines are rounded to 4 digits, ties ordered by id.
     """
-    if not known:
+    if not known or not len(keys):
         return [[] for _ in keys]
     cosines = _unit(keys) @ _unit(np.stack([mkv.lookup_key for mkv in known])).T
     result = []
-    for row in cosines:
-        near = [
-            (-round(float(row[i]), 4), known[i].id, i) for i in np.flatnonzero(row >= threshold)
-        ]
-        result.append([known[i] for _, _, i in sorted(near)])
+    for row in cosines.round(4):
+        found = [(float(row[i]), known[i]) for i in np.flatnonzero(row >= threshold)]
+        result.append(sorted(found, key=lambda pair: (-pair[0], pair[1].id)))
     return result
 
 
-def judge(
-    offered: Sequence[MKV], ledger: Ledger, shapes: tuple[int, int, int], threshold: float
-) -> list[Verdict | None]:
-    """Decide on every served MKV in turn; None accepts it.
+def refusals(
+    offered: Sequence[MKV],
+    ledger: Ledger,
+    shapes: tuple[int, int, int],
+    same: SameFact,
+) -> dict[str, str]:
+    """Why offered MKVs do not enter a ledger at all.
 
     Args:
         offered: MKVs, the most similar first.
         ledger: what the node has accepted so far.
         shapes: number of edited layers, d_ff and d_model of this model.
-        threshold: cosine of lookup keys from which two MKVs are about the same subject.
+        same: when two MKVs stand for the same fact.
+
+    Returns:
+        Id -> "" (takes it), known (the ledger has it), duplicate (of one in the ledger, or of one
+        offered before it) or shape.
     """
-    known = [entry.mkv for entry in ledger.entries.values()]
     fitting = [mkv for mkv in offered if _shapes(mkv) == shapes]
-    mkvs = {mkv.id: mkv for mkv in [*known, *fitting]}
-    place = {id_: number for number, id_ in enumerate(mkvs)}
-    keys = _unit(np.array([mkv.lookup_key for mkv in mkvs.values()], np.float32))
-    held = np.zeros(len(mkvs), bool)
-    held[: len(known)] = True
-    verdicts: list[Verdict | None] = []
-    for mkv in offered:
-        if _shapes(mkv) != shapes:
-            verdicts.append(Verdict("shape"))
-            continue
-        own = place[mkv.id]
-        near = [] if held[own] else np.flatnonzero(held & (keys @ keys[own] >= threshold))
-        if held[own]:
-            verdicts.append(Verdict("known"))
-        elif len(near):
-            verdicts.append(_compare(mkv, [list(mkvs.values())[i] for i in near]))
+    held = [entry.mkv for entry in ledger.entries.values()]
+    near = near_keys(_lookup_keys(fitting), [*held, *fitting], same.same_key)
+    taken = {mkv.id for mkv in held}
+    reasons = {mkv.id: "shape" for mkv in offered}
+    for mkv, row in zip(fitting, near, strict=True):
+        if mkv.id in taken:
+            reasons[mkv.id] = "known"
+        elif any(other.id in taken and same_fact(mkv, other, same) for _, other in row):
+            reasons[mkv.id] = "duplicate"
         else:
-            verdicts.append(None)
-            held[own] = True
-    return verdicts
+            reasons[mkv.id] = ""
+            taken.add(mkv.id)
+    return reasons
 
 
-def _compare(mkv: MKV, near: Sequence[MKV]) -> Verdict:
-    """What an MKV is beside those about the same subject: a duplicate of one, or in conflict."""
-    delta = _unit(mkv.delta)
-    if any(float(delta @ _unit(other.delta)) >= SAME_VALUE for other in near):
-        return Verdict("duplicate")
-    return Verdict("conflict", Conflict(min(other.id for other in near), mkv.id))
+def settle(ledger: Ledger, changed: Iterable[str], policy: str, same: SameFact) -> list[Conflict]:
+    """Decide which of the MKVs about one subject hold, and note it in the ledger.
+
+    The outcome depends on the MKVs, the own requests and the votes alone, not on the order in
+    which they came. Two own requests with the same key are both kept, with a warning.
+
+    Args:
+        ledger: what the node has accepted, with the changed ones.
+        changed: ids of MKVs that are new, or whose votes or requests are.
+        policy: one of `CONFLICT_POLICIES`.
+        same: when two MKVs stand for the same fact.
+
+    Returns:
+        The conflicts among the changed MKVs and what hangs together with them by near-equal keys.
+    """
+    entries = ledger.entries
+    changed = [id_ for id_ in changed if id_ in entries]
+    mkvs = [entry.mkv for entry in entries.values()]
+    rank = CONFLICT_POLICIES[policy]
+    conflicts: list[Conflict] = []
+    verdicts: dict[str, str] = {}
+    for group in _groups(changed, entries, mkvs, same.same_key):
+        keys = _lookup_keys([entries[id_].mkv for id_ in group])
+        close = (_unit(keys) @ _unit(keys).T).round(4) >= same.same_key
+        place = {id_: number for number, id_ in enumerate(group)}
+        holding: list[str] = []
+        for id_ in sorted(group, key=lambda id_: rank(entries[id_])):
+            near = [other for other in holding if close[place[id_], place[other]]]
+            stronger = [
+                other for other in near if not (entries[id_].requests and entries[other].requests)
+            ]
+            if len(stronger) < len(near):
+                logger.warning(
+                    "MKVs %s and %s are of two own requests with the same subject and beginning; "
+                    "one key cannot hold both",
+                    id_,
+                    next(other for other in near if other not in stronger),
+                )
+            verdicts[id_] = stronger[0] if stronger else ""
+            if not stronger:
+                holding.append(id_)
+                continue
+            if not same_fact(entries[id_].mkv, entries[stronger[0]].mkv, same):
+                conflicts.append(Conflict(held=stronger[0], gave_way=id_))
+    ledger.overrule(verdicts)
+    return conflicts
+
+
+def _groups(
+    changed: Sequence[str], entries: Mapping[str, LedgerEntry], mkvs: Sequence[MKV], key: float
+) -> list[list[str]]:
+    """MKVs that hang together by near-equal keys, as far as a changed one is among them.
+
+    Neighbours of unchanged ones are known from who overrules whom.
+    """
+    links: dict[str, set[str]] = {id_: set() for id_ in entries}
+    found = near_keys(_lookup_keys([entries[id_].mkv for id_ in changed]), mkvs, key)
+    for id_, near in zip(changed, found, strict=True):
+        for _, other in near:
+            links[id_].add(other.id)
+            links[other.id].add(id_)
+    for id_, entry in entries.items():
+        if entry.overruled_by in entries:
+            links[id_].add(entry.overruled_by)
+            links[entry.overruled_by].add(id_)
+    groups, seen = [], set()
+    for start in sorted(changed):
+        group, waiting = [], [start]
+        while waiting:
+            id_ = waiting.pop()
+            if id_ not in seen:
+                seen.add(id_)
+                group.append(id_)
+                waiting += links[id_]
+        if group:
+            groups.append(sorted(group))
+    return groups
+
+
+def _lookup_keys(mkvs: Sequence[MKV]) -> np.ndarray:
+    return np.array([mkv.lookup_key for mkv in mkvs], np.float32)
 
 
 def _shapes(mkv: MKV) -> tuple[int, int, int]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import filelock
 import tomli_w
 
-from fedit_app.config import RunConfig
+from fedit_app.config import ConfigValue, RunConfig
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.metrics import Metrics
 from fedit_app.files import replace_file
 from fedit_app.reporting import (
+    SCHEMA,
     append_jsonl,
+    load_results,
     mean_metrics,
     summary_table,
     write_report,
@@ -35,36 +41,88 @@ _COUNTS = (
     "rejected",
     "conflicts",
 )
+_PER_SLOT = ("bytes_up", "bytes_down", "seconds", "nodes")
 _STAGES = ("edit", "reedit", "evaluate")
+# What may be another when a run is resumed; everything else makes its results.
+_MAY_CHANGE = (
+    *("output-dir", "resume", "num-slots", "evaluate-every", "slot-timeout"),
+    *("device", "device-map", "edit-batch"),
+)
 
 
 class RunRecord:
     """Collects a run's figures and keeps `metrics.jsonl`, `results.json`, `report.html` current.
 
     Args:
-        config: the run configuration.
+        config: the run configuration; with `resume`, an unfinished run of the folder is gone on
+            with, from its first unfinished slot.
         folder: the run folder; made if it does not exist.
 
     Raises:
-        FedEditError: the folder holds a run already, or cannot be written.
+        FedEditError: the folder holds a run already, or one that cannot be resumed like this, or
+            is in use, or cannot be written.
     """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._config, self.folder = config, folder
+        self._config, self.folder = dataclasses.replace(config, resume=False), folder
         self._started = time.perf_counter()
         self._seconds = {"hello": 0.0, "before": 0.0}
         self._model: dict[str, Any] = {"name": config.model, "fingerprint": None}
         self._before: dict[str, dict[str, Metrics | None]] = {}
         self._slots: dict[int, dict[str, Any]] = {}
         self._failures: list[dict[str, Any]] = []
-        if (folder / "results.json").exists() or (folder / "metrics.jsonl").exists():
-            raise FedEditError(f"output-dir: {folder} holds a run already; name another folder")
+        self._complete: set[int] = set()
+        self._connected = 0
+        self._seconds_before = 0.0
+        holds_run = (folder / "results.json").exists()
+        if holds_run and not config.resume:
+            raise FedEditError(
+                f"output-dir: {folder} holds a run already; name another folder, or go on with it: "
+                f"fedit run --resume {folder}"
+            )
+        results = resumable_results(config, folder) if holds_run else None
         try:
-            self._write_config("# How many nodes took part is not known yet.")
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(folder / ".lock")
+            self._lock.acquire(timeout=0)
+            if results is not None:
+                self._restore(results)
+            else:
+                self._write_config("# How many nodes took part is not known yet.")
+        except filelock.Timeout:
+            raise FedEditError(
+                f"output-dir: another run is writing to {folder}; wait for its end, or end it"
+            ) from None
         except OSError as error:
             raise FedEditError(
                 f"output-dir: {folder} cannot be written ({error.strerror})"
             ) from None
+
+    @property
+    def first_slot(self) -> int:
+        """The first slot that is not complete."""
+        return max(self._complete, default=0) + 1
+
+    def _restore(self, results: Mapping[str, Any]) -> None:
+        """Take over what an earlier, unfinished run of this folder has recorded."""
+        self._model = dict(results["model"])
+        self._connected = results["connected"]
+        self._before = {name: node["before"] for name, node in results["nodes"].items()}
+        self._seconds_before = results["seconds"]["total"]
+        self._seconds = {name: results["seconds"][name] or 0.0 for name in self._seconds}
+        for slot in results["slots"]:
+            if slot["complete"]:
+                self._complete.add(slot["slot"])
+                self._slot(slot["slot"]).update({key: slot[key] for key in _PER_SLOT})
+        self._failures = [f for f in results["failed_nodes"] if f["slot"] in self._complete]
+        file = self.folder / "metrics.jsonl"
+        if file.exists():
+            # A killed run may have left lines of a slot that it did not complete.
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+            kept = [line for line in lines if _slot_of(line) in self._complete]
+            with replace_file(file) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        logger.info("run folder %s: going on with slot %d", self.folder, self.first_slot)
 
     def _write_config(self, comment: str) -> None:
         with replace_file(self.folder / "config.toml") as temporary:
@@ -78,9 +136,19 @@ class RunRecord:
             fingerprint: of the MKVs.
             nodes: how many nodes said hello or failed to.
         """
-        self._model["fingerprint"] = fingerprint
+        if self._model["fingerprint"] not in (None, fingerprint):
+            raise FedEditError(
+                f"run folder {self.folder}: begun with fingerprint {self._model['fingerprint']}, "
+                f"the nodes now have {fingerprint}; resume it with the same models and settings"
+            )
+        self._model["fingerprint"], self._connected = fingerprint, nodes
         command = f"fedit run --config config.toml --nodes {nodes} --output-dir NEW"
         self._write_config(f"# Repeat this run: {command}")
+        write_results(self.folder / "results.json", self.results("running"))
+
+    def unmeasured(self, names: Iterable[str]) -> list[str]:
+        """Those of some nodes whose unedited model has not been evaluated yet."""
+        return [name for name in names if name not in self._before]
 
     def failed(self, node: str, slot: int, stage: str, reason: str) -> None:
         """Note that a node did not do its part.
@@ -110,11 +178,13 @@ class RunRecord:
         entry["accepted"] += sum(received_from.values())
         entry["rejected"] += sum(rejections.values())
 
-    def conflict(self, slot: int, node: str, own: str, other: str) -> None:
-        """Note that a node kept one of two MKVs that want different targets for one subject."""
-        self._node(slot, node)["conflicts"] += 1
+    def conflict(self, slot: int, node: str, held: str, gave_way: str) -> None:
+        """Note which of two MKVs that want different targets for one subject holds at a node."""
+        entry = self._node(slot, node)
+        entry["conflicts"] += 1
+        entry["conflict_pairs"].append({"held": held, "gave_way": gave_way})
         logger.info(
-            "slot %d: conflict at node %s: MKV %s holds, %s gave way", slot, node, own, other
+            "slot %d: conflict at node %s: MKV %s holds, %s gave way", slot, node, held, gave_way
         )
 
     def traffic(self, slot: int, up: int = 0, down: int = 0) -> None:
@@ -139,6 +209,7 @@ class RunRecord:
 
     def close_slot(self, slot: int) -> None:
         """Append the slot's lines to metrics.jsonl and write results so far."""
+        self._complete.add(slot)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         for node, entry in sorted(self._slot(slot)["nodes"].items()):
             line = {"time": now, "slot": slot, "node": node, **entry}
@@ -157,6 +228,7 @@ class RunRecord:
         results = self.results(status)
         write_results(self.folder / "results.json", results)
         write_report(results, self.folder / "report.html")
+        self._lock.release()
         logger.info("\n%s", summary_table(results))
         logger.info("run folder %s, report %s", self.folder, self.folder / "report.html")
         return results
@@ -166,12 +238,13 @@ class RunRecord:
         slots = [self._closed(slot) for slot in sorted(self._slots) if slot]
         nodes = self._nodes(slots)
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "status": status,
             "strategy": self._config.strategy,
             "editor": self._config.editor,
             "model": self._model,
             "config": self._config.as_dict(),
+            "connected": self._connected,
             "nodes": nodes,
             "summary": {
                 **_means(list(nodes.values())),
@@ -180,7 +253,7 @@ class RunRecord:
             "slots": slots,
             "failed_nodes": self._failures,
             "seconds": {
-                "total": round(time.perf_counter() - self._started, 3),
+                "total": round(self._seconds_before + time.perf_counter() - self._started, 3),
                 **self._seconds,
                 "slots": round(sum(sum(s["seconds"].values()) for s in slots), 3),
             },
@@ -205,6 +278,7 @@ class RunRecord:
             totals.update({name: node[name] for name in _COUNTS})
         return {
             "slot": slot,
+            "complete": slot in self._complete,
             **{name: totals[name] for name in _COUNTS},
             **{name: entry[name] for name in ("bytes_up", "bytes_down", "seconds")},
             "failed_nodes": [
@@ -229,10 +303,50 @@ class RunRecord:
             **dict.fromkeys(_COUNTS, 0),
             "received_from": {},
             "rejections": {},
+            "conflict_pairs": [],
             "own": None,
             "federation": None,
         }
         return self._slot(slot)["nodes"].setdefault(node, empty)
+
+
+def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The results so far of an unfinished run.
+
+    Args:
+        config: the run configuration with which it is to be resumed.
+        folder: the run folder.
+
+    Raises:
+        FedEditError: they cannot be read, the run is complete, or the configuration is another.
+    """
+    results = load_results(folder / "results.json")
+    values: dict[str, ConfigValue] = config.as_dict()
+    begun = {**RunConfig().as_dict(), **results["config"]}
+    changed = [
+        f"{key} = {value!r} (the run was begun with {begun[key]!r})"
+        for key, value in values.items()
+        if key not in _MAY_CHANGE and begun[key] != value
+    ]
+    if changed:
+        raise FedEditError(
+            f"run folder {folder}: cannot be resumed with another {', '.join(changed)}"
+        )
+    done = sum(slot["complete"] for slot in results["slots"])
+    if done >= config.num_slots:
+        raise FedEditError(
+            f"run folder {folder}: all {config.num_slots} slots are complete; nothing is left to "
+            "resume, unless num-slots is raised (-c num-slots=N)"
+        )
+    return results
+
+
+def _slot_of(line: str) -> int | None:
+    """The slot of a line of metrics.jsonl; None of a line that was cut off."""
+    try:
+        return json.loads(line)["slot"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _means(records: list[dict[str, Any]]) -> dict[str, Metrics | None]:

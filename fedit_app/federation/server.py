@@ -20,13 +20,14 @@ from fedit_app.federation.paths import pool_location, run_folder
 from fedit_app.federation.protocol import HELLO, VERSION, code_fingerprint, pack, unpack_info
 from fedit_app.federation.record import RunRecord
 from fedit_app.federation.strategies import (
+    FedEdit,
     evaluation_messages,
     lookup_of,
     no_change,
     strategy_named,
 )
 from fedit_app.log import set_up_logging
-from fedit_app.mkv import MKVPool
+from fedit_app.mkv import MKVPool, SameFact
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +69,25 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         reference = gather(run_grid, config)
         fingerprint = fingerprint_of(reference["components"])
         record.met(fingerprint, len(run_grid.all_node_ids()))
-        run_grid.send_and_receive(evaluation_messages(run_grid, 0))
-        pool = MKVPool(pool_location(config, context.run_id))
+        same = SameFact(same_key=config.same_key_threshold)
+        pool = MKVPool(pool_location(config, context.run_id), same)
         strategy = factory(config, pool, fingerprint)
+        resumed = {}
+        if record.first_slot > 1:
+            if not isinstance(strategy, FedEdit):
+                raise FedEditError(
+                    f"strategy {config.strategy}: it keeps its state in memory, so a run of it "
+                    "cannot be resumed; start it anew in another folder"
+                )
+            resumed = {"first_slot": record.first_slot}
+        run_grid.send_and_receive(evaluation_messages(run_grid, 0))
         start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
         strategy.start(
             grid=run_grid,
             initial_arrays=start,
             num_rounds=config.num_slots,
             timeout=config.slot_timeout,
+            **resumed,
         )
     except BaseException:
         record.finish("failed")
@@ -98,7 +109,8 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
         FedEditError: no node can take part, or two have the same name.
     """
     ids = _wait_for_nodes(grid, config.slot_timeout)
-    content = pack({"version": VERSION, "code": code_fingerprint()})
+    asked = {"version": VERSION, "code": code_fingerprint(), "first_slot": grid.record.first_slot}
+    content = pack(asked)
     replies = grid.send_and_receive(
         [Message(content=content, message_type=HELLO, dst_node_id=node_id) for node_id in ids]
     )
@@ -123,7 +135,13 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
     if config.strategy == "central" and not reference["simulated"]:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
     grid.members = {
-        name: Member(name, reply.metadata.src_node_id, lookup_of(reply.content))
+        name: Member(
+            name,
+            reply.metadata.src_node_id,
+            lookup_of(reply.content),
+            set(infos[name]["wants"]),
+            set(infos[name]["holds"]),
+        )
         for name, reply in sorted(by_name.items())
         if name in members
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -56,7 +56,7 @@ class FedEdit(Strategy):
         )
         self._grid: RunGrid | None = None
         self._own: dict[str, list[MKV]] = {}
-        self._served: dict[str, set[str]] = {}
+        self._offered: dict[str, list[str]] = {}
 
     def summary(self) -> None:
         """Log how MKVs are selected."""
@@ -69,35 +69,36 @@ class FedEdit(Strategy):
             self.config.signature,
         )
 
-    def select(self, node: str, own: Sequence[MKV]) -> list[Ranked]:
-        """Which MKVs of the pool a node is served, the most similar first.
+    def select(self, own: Mapping[str, Sequence[MKV]]) -> dict[str, list[Ranked]]:
+        """Which MKVs of the pool every node is served, the most similar first.
 
         Args:
-            node: the node.
-            own: MKVs that fulfil its requests of this slot.
+            own: node -> MKVs that fulfil its requests of this slot.
         """
-        signatures = np.array([mkv.signature(self.selection.signature) for mkv in own])
+        kind = self.selection.signature
         return select(
-            signatures,
-            lambda: self.pool.blocks(self.selection.signature, self.fingerprint),
+            {name: np.array([mkv.signature(kind) for mkv in mkvs]) for name, mkvs in own.items()},
+            lambda: self.pool.blocks(kind, self.fingerprint),
             self.selection,
-            exclude_ids=self._served.setdefault(node, set()) | {mkv.id for mkv in own},
-            exclude_nodes={node},
+            exclude_ids={name: self._grid.members[name].known for name in own},
         )
 
-    def start(self, grid: RunGrid, initial_arrays: ArrayRecord, **_: object) -> Result:
+    def start(
+        self, grid: RunGrid, initial_arrays: ArrayRecord, first_slot: int = 1, **_: object
+    ) -> Result:
         """Run all slots: edit, re-edit, evaluate.
 
         Args:
             grid: the members of the run.
             initial_arrays: not sent; FedEdit's nodes keep their own ledgers.
+            first_slot: the slot to begin with, when an earlier run is resumed.
 
         Raises:
             FedEditError: no node answered the edit stage of a slot.
         """
         self._grid = grid
         self.summary()
-        for slot in range(1, self.config.num_slots + 1):
+        for slot in range(first_slot, self.config.num_slots + 1):
             none = ConfigRecord()
             edits = self.configure_train(slot, initial_arrays, none, grid)
             self.aggregate_train(slot, grid.send_and_receive(edits))
@@ -122,9 +123,17 @@ class FedEdit(Strategy):
         members = [grid.members[name] for name in sorted(grid.members)]
         info = {"slot": server_round, "central": self.central, "upload": self.exchange}
         return [
-            member.message(EDIT, pack(info, self._candidates(member)))
+            member.message(
+                EDIT, pack({**info, "missing": self._missing(member)}, self._candidates(member))
+            )
             for member in members[: 1 if self.central else None]
         ]
+
+    def _missing(self, member: Member) -> list[str]:
+        """Ids of MKVs that a node wants and the pool has not, such as those of another run."""
+        if not self.exchange:
+            return []
+        return sorted(member.wants - self.pool.facts(sorted(member.wants)).keys())
 
     def _candidates(self, member: Member) -> list[MKV]:
         if not self.exchange or not len(member.lookup):
@@ -133,13 +142,11 @@ class FedEdit(Strategy):
             member.lookup,
             "key",
             self.fingerprint,
-            self.config.reuse_threshold,
+            min(self.config.reuse_threshold, self.config.same_key_threshold),
             _MOST_CANDIDATES,
-            exclude_nodes=(member.name,),
         )
         ids = dict.fromkeys(match.id for row in matches for match in row)
-        served = self._served.get(member.name, set())
-        return self.pool.fetch([id_ for id_ in ids if id_ not in served])
+        return self.pool.fetch([id_ for id_ in ids if id_ not in member.known])
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -150,20 +157,28 @@ class FedEdit(Strategy):
             server_round: the slot.
             replies: the nodes' answers.
         """
-        self._own = {}
+        self._own, arrived = {}, {}
         for message in replies:
             name, info = self._grid.name_of(message), unpack_info(message.content)
             try:
-                new = unpack_mkvs(message.content, self.fingerprint)
-                _check_origin(name, server_round, new)
-                reused = self.pool.fetch(info["reused"]) if self.exchange else []
-                self.pool.append(new)
+                arrived[name] = unpack_mkvs(message.content, self.fingerprint)
+                _check_origin(name, arrived[name])
+                self.pool.check(arrived[name])
             except FedEditError as error:
                 self._grid.record.failed(name, server_round, "edit", str(error))
+                arrived.pop(name, None)
                 continue
-            self._own[name] = [*new, *reused]
-            counts = {"reused": len(info["reused"]), "uploaded": len(new)}
+            again = set(info["again"])
+            new = [mkv for mkv in arrived[name] if mkv.id not in again]
+            member = self._grid.members[name]
+            member.wants |= {*info["reused"], *(mkv.id for mkv in arrived[name])}
+            member.holds |= {id_ for conflict in info["conflicts"] for id_ in conflict.values()}
+            reused = self.pool.facts(info["reused"]) if self.exchange else {}
+            self._own[name] = [*new, *self.pool.fetch(list(reused))]
+            counts = {"reused": len(info["reused"]), "uploaded": len(arrived[name])}
             self._grid.record.count(server_round, name, **counts)
+        # In one step, so that which MKV stands for a fact does not depend on who answered first.
+        self.pool.append([mkv for name in sorted(arrived) for mkv in arrived[name]])
         return None, None
 
     def configure_reedit(self, server_round: int, grid: RunGrid) -> list[Message]:
@@ -173,14 +188,38 @@ class FedEdit(Strategy):
             server_round: the slot.
             grid: the members of the run.
         """
-        messages = []
-        for name, own in sorted(self._own.items()):
-            ids = [ranked.id for ranked in self.select(name, own)]
-            self._served.setdefault(name, set()).update(ids)
-            grid.record.count(server_round, name, offered=len(ids))
-            content = pack({"slot": server_round}, self.pool.fetch(ids))
+        ranked = self.select(self._own)
+        self._offered = {name: [one.id for one in ranked[name]] for name in sorted(self._own)}
+        ids = sorted({id_ for offered in self._offered.values() for id_ in offered})
+        mkvs = {mkv.id: mkv for mkv in self.pool.fetch(ids)}
+        votes, messages = self._votes(grid), []
+        for name, offered in self._offered.items():
+            grid.record.count(server_round, name, offered=len(offered))
+            has = grid.members[name].known.union(offered)
+            info = {
+                "slot": server_round,
+                "votes": {i: votes[i] for i in sorted(has & votes.keys())},
+            }
+            content = pack(info, [mkvs[id_] for id_ in offered])
             messages.append(grid.members[name].message(REEDIT, content))
         return messages
+
+    def _votes(self, grid: RunGrid) -> dict[str, int]:
+        """How many nodes want an MKV, for all that more than one does and a member may have.
+
+        A node wants what it has uploaded, or reuses, for requests of its own.
+        """
+        if self.config.conflict_policy != "majority":
+            return {}
+        members = grid.members.values()
+        ids = set().union(*self._offered.values(), *(member.known for member in members))
+        facts = self.pool.facts(sorted(ids))
+        wanted = {fact: set(nodes) for fact, nodes in self.pool.authors(facts.values()).items()}
+        for member in members:
+            for id_ in member.wants & facts.keys():
+                wanted[facts[id_]].add(member.name)
+        counts = {id_: len(wanted[fact]) for id_, fact in facts.items()}
+        return {id_: count for id_, count in counts.items() if count > 1}
 
     def aggregate_reedit(self, server_round: int, replies: Iterable[Message]) -> None:
         """Note what the nodes accepted, and keep their lookup keys of the next slot.
@@ -193,7 +232,9 @@ class FedEdit(Strategy):
             member.lookup = member.lookup[:0]
         for message in replies:
             name, info = self._grid.name_of(message), unpack_info(message.content)
-            self._grid.members[name].lookup = lookup_of(message.content)
+            member = self._grid.members[name]
+            member.lookup = lookup_of(message.content)
+            member.holds |= set(self._offered[name])
             found = (info["received_from"], info["rejections"])
             self._grid.record.received(server_round, name, *found)
 
@@ -238,19 +279,18 @@ def evaluation_messages(grid: RunGrid, slot: int, central: bool = False) -> list
 
     Args:
         grid: the members of the run.
-        slot: the slot; 0 asks for the unedited model.
+        slot: the slot; 0 asks those for the unedited model that have not said it yet.
         central: evaluate the central ledger.
     """
     content = pack({"slot": slot, "central": central})
-    return [grid.members[name].message(EVALUATE, content) for name in sorted(grid.members)]
+    names = sorted(grid.members) if slot else grid.record.unmeasured(sorted(grid.members))
+    return [grid.members[name].message(EVALUATE, content) for name in names]
 
 
-def _check_origin(name: str, slot: int, mkvs: Sequence[MKV]) -> None:
+def _check_origin(name: str, mkvs: Sequence[MKV]) -> None:
     for mkv in mkvs:
-        if mkv.node != name or mkv.slot > slot:
-            raise FedEditError(
-                f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
-            )
+        if mkv.node != name:
+            raise FedEditError(f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}")
 
 
 def lookup_of(content: RecordDict) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from fedit_app.errors import FedEditError
+from fedit_app.mkv.facts import SameFact, same_fact
 from fedit_app.mkv.record import MKV, SIGNATURES, check_signature
 from fedit_app.mkv.similarity import BestFirst, cosines, unit_rows
 from fedit_app.mkv.wire import from_bytes, to_bytes
@@ -46,7 +47,8 @@ class MKVPool:
         uri: a directory (made if missing) or object storage (`s3://bucket/path`).
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, same: SameFact | None = None) -> None:
+        self._same = same or SameFact()
         import lancedb  # takes seconds to import, and only the server holds a pool
 
         self._database = lancedb.connect(uri)
@@ -76,12 +78,48 @@ class MKVPool:
         new = [id_ for id_ in dict.fromkeys(mkv.id for mkv in mkvs) if id_ not in known]
         if not new:
             return []
+        facts = self._facts_of([unique[id_] for id_ in new])
         if self._table is None:
             self._table = self._database.create_table(TABLE, schema=schema, exist_ok=True)
-        rows = _to_arrow([unique[id_] for id_ in new], schema)
+        rows = _to_arrow([unique[id_] for id_ in new], facts, schema)
         # The merge leaves out what another process may have added since `known` was read.
         self._table.merge_insert("id").when_not_matched_insert_all().execute(rows)
         return new
+
+    def check(self, mkvs: Sequence[MKV]) -> None:
+        """Raises FedEditError if `append` would refuse one of the MKVs for its widths."""
+        for mkv in mkvs if self._table is not None else ():
+            _check_widths(mkv, self._table.schema)
+
+    def facts(self, ids: Collection[str]) -> dict[str, str]:
+        """Id -> id of the MKV that stands for its fact, of those ids that the pool holds."""
+        return {row["id"]: row["fact"] for row in self._rows(list(ids), ["id", "fact"])}
+
+    def authors(self, facts: Collection[str]) -> dict[str, set[str]]:
+        """Fact -> the nodes that uploaded an MKV of it."""
+        found: dict[str, set[str]] = {fact: set() for fact in facts}
+        wanted = list(found)
+        for start in range(0, len(wanted) if self._table is not None else 0, IDS_PER_QUERY):
+            chunk = wanted[start : start + IDS_PER_QUERY]
+            query = self._table.search().where(f"fact IN ({', '.join(map(_quoted, chunk))})")
+            for row in query.select(["node", "fact"]).limit(len(self)).to_arrow().to_pylist():
+                found[row["fact"]].add(row["node"])
+        return found
+
+    def _facts_of(self, mkvs: Sequence[MKV]) -> dict[str, str]:
+        facts: dict[str, str] = {}
+        first: list[MKV] = []
+        ordered = sorted(mkvs, key=lambda mkv: (mkv.slot, mkv.id))
+        for mkv in ordered:
+            matches = self.nearest(
+                mkv.lookup_key[None], "key", mkv.fingerprint, self._same.same_key - 1e-3, 16
+            )[0]
+            pooled = self.fetch([match.id for match in matches])
+            twins = [other for other in [*pooled, *first] if same_fact(mkv, other, self._same)]
+            facts[mkv.id] = twins[0].id if twins else mkv.id
+            if not twins:
+                first.append(mkv)
+        return facts
 
     def fetch(self, ids: Sequence[str]) -> list[MKV]:
         """The MKVs with these ids, in this order.
@@ -108,7 +146,7 @@ class MKVPool:
         check_signature(kind)
         if not len(self):
             return
-        query = self._table.search().where(f"fingerprint = {_quoted(fingerprint)}")
+        query = self._table.search().where(f"fingerprint = {_quoted(fingerprint)} AND id = fact")
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
         for batch in query.to_batches(block_size):
             width = batch.schema.field(kind).type.list_size
@@ -183,6 +221,7 @@ def _schema(mkv: MKV) -> pa.Schema:
             pa.field("node", pa.string()),
             pa.field("slot", pa.int32()),
             pa.field("fingerprint", pa.string()),
+            pa.field("fact", pa.string()),
             *signatures,
             pa.field("payload", pa.binary()),
         ]
@@ -199,12 +238,13 @@ def _check_widths(mkv: MKV, schema: pa.Schema) -> None:
             )
 
 
-def _to_arrow(mkvs: Sequence[MKV], schema: pa.Schema) -> pa.Table:
+def _to_arrow(mkvs: Sequence[MKV], facts: dict[str, str], schema: pa.Schema) -> pa.Table:
     columns = {
         "id": [mkv.id for mkv in mkvs],
         "node": [mkv.node for mkv in mkvs],
         "slot": [mkv.slot for mkv in mkvs],
         "fingerprint": [mkv.fingerprint for mkv in mkvs],
+        "fact": [facts[mkv.id] for mkv in mkvs],
         "payload": [to_bytes(mkv) for mkv in mkvs],
     }
     for kind in SIGNATURES:

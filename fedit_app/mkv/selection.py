@@ -1,6 +1,6 @@
 """Which MKVs of the others a node receives: selection policies over cosine similarities."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,45 +89,46 @@ class Ranked:
 
 
 def select(
-    own: np.ndarray,
+    own: Mapping[str, np.ndarray],
     blocks: Blocks,
     config: SelectionConfig,
-    exclude_ids: Collection[str] = frozenset(),
-    exclude_nodes: Collection[str] = frozenset(),
-) -> list[Ranked]:
-    """Ranks the pool's MKVs for one node, best first, ties by id.
+    exclude_ids: Mapping[str, Collection[str]],
+) -> dict[str, list[Ranked]]:
+    """Ranks the pool's MKVs for several nodes in one pass, best first, ties by id.
 
     The result depends on the contents of the pool only, not on the order or size of the blocks.
 
     Args:
-        own: `(m, d)`, the raw signatures of the node's own MKVs. With `m == 0` only the policy
+        own: node -> `(m, d)`, the raw signatures of its own MKVs. With `m == 0` only the policy
             `all` selects anything, with scores 0.
         blocks: gives a fresh pass over the pool's signatures at each call, as
             `lambda: pool.blocks(config.signature, fingerprint)` does.
-        exclude_ids: MKVs that take no part, such as those the node holds already.
-        exclude_nodes: nodes whose MKVs take no part, such as the node itself. What is excluded
-            still counts in the pool's mean.
+        exclude_ids: node -> MKVs that take no part, such as those the node holds already. What is
+            excluded still counts in the pool's mean.
 
     Raises:
-        FedEditError: `own` is not as wide as the blocks.
+        FedEditError: a node's signatures are not as wide as the blocks.
     """
-    own_units = unit_rows(own)
-    mean = _pool_mean(blocks()) if config.centred and len(own) else None
-    best = BestFirst(config.k if config.policy == "top-k" else None)
+    units = {node: unit_rows(vectors) for node, vectors in own.items()}
+    some = any(len(rows) for rows in units.values())
+    mean = _pool_mean(blocks()) if config.centred and some else None
+    best = {node: BestFirst(config.k if config.policy == "top-k" else None) for node in own}
     for block in blocks():
-        if len(own):
-            check_width(own_units, block)
-            cosine = cosines(_centred(own_units, mean), _centred(block.vectors, mean))
-        else:
-            cosine = np.zeros((0, len(block.ids)))
-        scores = POLICIES[config.policy](cosine, config.threshold)
-        candidates = zip(block.ids, block.nodes, strict=True)
-        allowed = np.array(
-            [id_ not in exclude_ids and node not in exclude_nodes for id_, node in candidates],
-            dtype=bool,
-        )
-        best.offer(block.ids, scores, allowed & (scores > -np.inf))
-    return [Ranked(id_, score) for id_, score in best.ranking()]
+        candidates = _centred(block.vectors, mean)
+        for node, rows in units.items():
+            if len(rows):
+                check_width(rows, block)
+                cosine = cosines(_centred(rows, mean), candidates)
+            else:
+                cosine = np.zeros((0, len(block.ids)))
+            scores = POLICIES[config.policy](cosine, config.threshold)
+            out = exclude_ids.get(node, ())
+            allowed = np.array([id_ not in out for id_ in block.ids], dtype=bool)
+            best[node].offer(block.ids, scores, allowed & (scores > -np.inf))
+    return {
+        node: [Ranked(id_, score) for id_, score in ranking.ranking()]
+        for node, ranking in best.items()
+    }
 
 
 def _mean(cosine: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ The files are described in `docs/results.md`. Nothing here knows Flower or torch
 
 from fedit_app.reporting.html import render_report, write_report
 from fedit_app.reporting.metrics import mean_metrics
-from fedit_app.reporting.results import append_jsonl, load_results, write_results
+from fedit_app.reporting.results import SCHEMA, append_jsonl, load_results, write_results
 from fedit_app.reporting.table import comparison_table, summary_table
 
 __all__ = [
+    "SCHEMA",
     "append_jsonl",
     "comparison_table",
     "load_results",

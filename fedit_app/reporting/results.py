@@ -10,7 +10,7 @@ from fedit_app.errors import FedEditError
 from fedit_app.files import write_json_atomic
 from fedit_app.reporting.metrics import SHARES
 
-SCHEMA = 1
+SCHEMA = 2
 
 _TOP_LEVEL: dict[str, type] = {
     "status": str,
@@ -18,6 +18,7 @@ _TOP_LEVEL: dict[str, type] = {
     "editor": str,
     "model": dict,
     "config": dict,
+    "connected": int,
     "nodes": dict,
     "summary": dict,
     "slots": list,
@@ -25,9 +26,13 @@ _TOP_LEVEL: dict[str, type] = {
     "seconds": dict,
 }
 _COUNTS = ("requests", "optimised", "reused", "uploaded", "offered", "accepted", "rejected")
-_SLOT_NODE_KEYS = (*_COUNTS, "conflicts", "received_from", "rejections", "own", "federation")
+_SLOT_NODE_KEYS = (
+    *(*_COUNTS, "conflicts", "received_from", "rejections", "conflict_pairs"),
+    *("own", "federation"),
+)
 _SLOT_KEYS = (
-    *("slot", *_COUNTS, "conflicts", "bytes_up", "bytes_down", "seconds", "failed_nodes", "nodes"),
+    *("slot", "complete", *_COUNTS, "conflicts", "bytes_up", "bytes_down", "seconds"),
+    *("failed_nodes", "nodes"),
 )
 _FAILURE_KEYS = ("node", "slot", "stage", "reason")
 

@@ -201,4 +201,72 @@ def test_the_index_names_no_text(tmp_path):
     mkvs = make_mkvs(1)
     Ledger.open(tmp_path, "model-a").accept(mkvs, 1, {mkvs[0].id: ["fact-1"]})
     (row,) = json.loads((tmp_path / "index.json").read_text())["entries"]
-    assert row == {"id": mkvs[0].id, "node": "clinic", "slot": 1, "requests": ["fact-1"]}
+    assert row == {
+        "id": mkvs[0].id,
+        "node": "clinic",
+        "slot": 1,
+        "requests": ["fact-1"],
+        "overruled_by": "",
+        "votes": 1,
+    }
+
+
+def test_what_is_overruled_does_not_count_until_the_other_is_dropped(tmp_path):
+    mkvs = make_mkvs(4)
+    without = Ledger("model-a")
+    without.accept(mkvs[:3], 1)
+    ledger = Ledger.open(tmp_path, "model-a")
+    ledger.accept(mkvs, 1)
+    ledger.overrule({mkvs[3].id: mkvs[0].id})
+    for found in (ledger, Ledger.open(tmp_path, "model-a")):
+        assert len(found) == 3 and len(found.entries) == 4
+        assert_same_bits(found, without)
+    ledger.drop([mkvs[0].id])
+    assert {mkv.id for mkv in Ledger.open(tmp_path, "model-a").holding} == {
+        mkv.id for mkv in mkvs[1:]
+    }
+
+
+def test_votes_are_kept(tmp_path):
+    mkvs = make_mkvs(2)
+    ledger = Ledger.open(tmp_path, "model-a")
+    ledger.accept(mkvs, 1)
+    ledger.count_votes({mkvs[1].id: 3, "not in it": 2})
+    entries = Ledger.open(tmp_path, "model-a").entries
+    assert [entries[mkv.id].votes for mkv in mkvs] == [1, 3]
+
+
+def test_a_released_request_is_open_again(tmp_path):
+    mkvs = make_mkvs(1)
+    ledger = Ledger.open(tmp_path, "model-a")
+    ledger.accept(mkvs, 1, {mkvs[0].id: ["fact-1", "fact-2"]})
+    ledger.release(["fact-1", "not in it"])
+    reopened = Ledger.open(tmp_path, "model-a")
+    assert reopened.fulfilled() == {"fact-2": mkvs[0].id}
+    assert len(reopened) == 1
+
+
+def test_a_step_reaches_the_disk_whole_or_not_at_all(tmp_path):
+    mkvs = make_mkvs(3)
+    Ledger.open(tmp_path, "model-a").accept(mkvs[:1], 1)
+    broken = Ledger.open(tmp_path, "model-a")
+    with pytest.raises(RuntimeError), broken.step():
+        broken.accept(mkvs[1:2], 2)
+        raise RuntimeError
+    assert list(Ledger.open(tmp_path, "model-a").entries) == [mkvs[0].id]
+    ledger = Ledger.open(tmp_path, "model-a")
+    with ledger.step():
+        ledger.accept(mkvs[1:], 2)
+        ledger.overrule({mkvs[1].id: mkvs[2].id})
+        assert len(Ledger.open(tmp_path, "model-a").entries) == 1
+    assert len(Ledger.open(tmp_path, "model-a")) == 2
+
+
+def test_a_ledger_without_some(tmp_path):
+    mkvs = make_mkvs(3)
+    ledger = Ledger.open(tmp_path, "model-a")
+    ledger.accept(mkvs, 1)
+    fewer = ledger.without({mkvs[0].id})
+    fewer.drop([mkvs[1].id])
+    assert [mkv.id for mkv in fewer.holding] == [mkvs[2].id]
+    assert len(Ledger.open(tmp_path, "model-a")) == 3

@@ -120,11 +120,11 @@ def test_an_optimised_value_decodes_and_the_unedited_state_does_not(model):
     problem = make_problem(model, EASY[:2], LayerOutput(model, LAST))
     change = torch.cat([changes_of(alone()[request.id]) for request in EASY[:2]])
     nothing = torch.zeros_like(change)
-    assert problem.decodes(change).tolist() == [True, True]
-    assert problem.decodes(nothing).tolist() == [False, False]
+    assert problem.patched(change).decoded.tolist() == [True, True]
+    assert problem.patched(nothing).decoded.tolist() == [False, False]
     others = change.flip(0) + problem.h0[:, -1].flip(0) - problem.h0[:, -1]
-    assert problem.decodes(others).tolist() == [False, False], "another request's value"
-    assert problem.decodes(torch.stack([change[0], nothing[1]])).tolist() == [True, False]
+    assert problem.patched(others).decoded.tolist() == [False, False], "another request's value"
+    assert problem.patched(torch.stack([change[0], nothing[1]])).decoded.tolist() == [True, False]
 
 
 def test_every_context_and_every_target_token_has_to_decode(model):
@@ -134,10 +134,12 @@ def test_every_context_and_every_target_token_has_to_decode(model):
         request = dataclasses.replace(EASY[0], target_new=word)
         found[word] = changes_of(MEMIT.values(model, [request], TEMPLATES, FAST))
         problem = make_problem(model, [request], LayerOutput(model, LAST))
-        assert bool(problem.decodes(found[word]))
+        assert bool(problem.patched(found[word]).decoded)
     longer = dataclasses.replace(EASY[0], target_new="city published museum")
     problem = make_problem(model, [longer], LayerOutput(model, LAST))
-    assert not bool(problem.decodes(found["city"])), "its first token alone is not the target"
+    assert not bool(problem.patched(found["city"]).decoded), (
+        "its first token alone is not the target"
+    )
 
 
 @pytest.mark.parametrize("editor", EDITORS)

@@ -12,6 +12,7 @@ from fedit_app.editing import workbench as module
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.optimise import optimise_values
 from fedit_app.editing.values import ValueProblem
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
@@ -186,8 +187,54 @@ def test_a_candidate_is_reused_only_if_it_says_the_target(editor):
     nothing = create(
         "bank", 1, bench.fingerprint, first.keys, first.shifts, v_star=first.h0, h0=first.h0
     )
-    assert bench.decodes(EASY[0], [second, first, nothing]) == [False, True, False]
-    assert bench.decodes(dataclasses.replace(EASY[0], target_new="of"), [first]) == [False]
+    other_target = dataclasses.replace(EASY[0], target_new="of")
+    pairs = [(EASY[0], second), (EASY[0], first), (EASY[0], nothing), (other_target, first)]
+    assert [said.decoded for said in bench.patched(pairs)] == [False, True, False, False]
+    assert bench.patched([]) == []
+
+
+def test_patching_nothing_in_is_the_unedited_model():
+    bench = make_bench()
+    (first,) = bench.compute(EASY[:1], Ledger(bench.fingerprint), "bank", 1)
+    nothing = create(
+        "bank", 1, bench.fingerprint, first.keys, first.shifts, v_star=first.h0, h0=first.h0
+    )
+    bare, zero, patched = bench.patched([(EASY[0], m) for m in (None, nothing, first)])
+    assert bare.nll == pytest.approx(zero.nll, rel=1e-5)
+    assert patched.nll < bare.nll / 2
+
+
+def test_many_pairs_say_what_each_says_alone():
+    bench = make_bench()
+    mkvs = bench.compute(EASY, Ledger(bench.fingerprint), "bank", 1)
+    pairs = [(request, mkv) for request in EASY for mkv in (None, *mkvs)] * 4
+    assert len(pairs) > 16
+    alone = [bench.patched([pair])[0] for pair in pairs[: len(pairs) // 4]] * 4
+    for said, expected in zip(bench.patched(pairs), alone, strict=True):
+        assert said.decoded == expected.decoded
+        assert said.nll == pytest.approx(expected.nll, rel=1e-4)
+
+
+@pytest.mark.parametrize("editor", ["memit", "memit-fe", "pmet"])
+def test_a_value_is_found_in_fewer_passes_from_a_good_start(editor):
+    bench = make_bench(editor=editor)
+    site = bench.editor.site(bench.model, bench.settings)
+    given = (bench.model, EASY, bench.templates, site, bench.settings, bench.editor.objective)
+    from_zero = optimise_values(*given)
+    found = list((from_zero.v_star - from_zero.h0)[:, -1])
+    begun = optimise_values(*given, [found[0], None, *found[2:]])
+    assert begun.steps[0] < from_zero.steps[0]
+    assert torch.equal(begun.v_star[1], from_zero.v_star[1]), "no start is a start from zero"
+
+
+def test_a_start_beyond_reach_is_shortened():
+    bench = make_bench()
+    site = bench.editor.site(bench.model, bench.settings)
+    settings = dataclasses.replace(bench.settings, steps=1)
+    far = [torch.full((tiny.D_MODEL,), 1e6)]
+    found = optimise_values(bench.model, EASY[:1], bench.templates, site, settings, starts=far)
+    reach = settings.clamp * found.h0.norm()
+    assert float((found.v_star - found.h0).norm()) <= float(reach) * 1.0001
 
 
 def test_pmets_candidates_are_judged_by_the_part_that_is_written(monkeypatch):
@@ -200,10 +247,10 @@ def test_pmets_candidates_are_judged_by_the_part_that_is_written(monkeypatch):
         return plain(self, delta)
 
     monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
-    assert bench.decodes(EASY[0], [first, second])[1] is False
+    assert bench.patched([(EASY[0], second)])[0].decoded is False
     assert seen[0].shape == (1, 2, tiny.D_MODEL)
     assert not seen[0][:, 0].any(), "an MKV does not carry the attention's part"
-    assert np.array_equal(seen[0][0, 1].numpy(), first.v_star - first.h0)
+    assert np.array_equal(seen[0][0, 1].numpy(), second.delta)
 
 
 def test_the_fingerprint_says_what_the_vectors_depend_on():

@@ -8,7 +8,7 @@ import torch
 
 from fedit_app.config import RunConfig
 from fedit_app.editing.ledger import read_index
-from fedit_app.editing.workbench import Workbench
+from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.federation.participant import Participant
 
@@ -26,13 +26,22 @@ def node(settings):
     return node
 
 
+def everything_says_the_target(self, pairs) -> list[Patched]:
+    return [Patched(decoded=mkv is not None, nll=0.1 if mkv else 5.0) for _, mkv in pairs]
+
+
+def nothing_says_the_target(self, pairs) -> list[Patched]:
+    """But MKVs help: the more so, the smaller their id."""
+    return [Patched(False, int(mkv.id, 16) / 16**32 if mkv else 5.0) for _, mkv in pairs]
+
+
 def weights(participant) -> list[torch.Tensor]:
     model = participant.workbench.model
     return [model.weight(layer).clone() for layer in range(model.n_layers)]
 
 
 def test_hello_says_what_mkvs_are_measured_on(node):
-    bank, museum = node(0).hello(), node(2).hello()
+    bank, museum = node(0).hello(1), node(2).hello(1)
 
     assert (bank["node"], museum["node"]) == ("bank", "museum")
     assert bank["requests"] == [5, 5, 5]
@@ -85,9 +94,10 @@ def test_reedit_and_reedit_again(node):
     assert first.received_from == {"museum": 5}
     assert first.rejections == {}
 
-    again = node(0).reedit(1, offered)
-    assert again.received_from == {}
-    assert again.rejections == {"known": 5}
+    assert node(0).reedit(1, offered) == first, "a repeated message gets the same answer"
+    later = node(0).reedit(2, offered)
+    assert later.received_from == {}
+    assert later.rejections == {"known": 5}
     assert len(node(0).ledger()) == 10
 
 
@@ -145,7 +155,7 @@ def test_a_real_node_sees_itself_only(node, demo_copy):
     notary = node(node_config=given)
 
     assert sorted(notary.everybody()) == ["Notary"]
-    assert notary.hello()["simulated"] is False
+    assert notary.hello(1)["simulated"] is False
     assert notary.evaluate(0)["federation"] is None
 
 
@@ -178,15 +188,17 @@ def test_own_requests_win_over_what_was_accepted_before(node):
     before = set(bank.ledger().entries)
     outcome = bank.edit(3, contested.new)
 
-    gone = before - set(bank.ledger().entries)
+    ledger = bank.ledger()
+    gone = before - {mkv.id for mkv in ledger.holding}
     assert gone
-    assert gone <= {conflict.other for conflict in outcome.conflicts}
-    assert "bank-12" in bank.ledger().fulfilled()
+    assert gone <= {conflict.gave_way for conflict in outcome.conflicts}
+    assert all(ledger.entries[c.held].requests for c in outcome.conflicts)
+    assert ledger.fulfilled()["bank-12"] in {mkv.id for mkv in ledger.holding}
 
 
 def test_a_reused_mkv_fulfils_the_request(node, monkeypatch):
     candidates = node(3).edit(1, []).new
-    monkeypatch.setattr(Workbench, "decodes", lambda self, request, near: [True] * len(near))
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
     bank = node(0)
     outcome = bank.edit(1, candidates)
 

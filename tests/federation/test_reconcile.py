@@ -1,18 +1,20 @@
 """Same subject or not, and what follows from it."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from fedit_app.editing.ledger import Ledger
-from fedit_app.federation.reconcile import judge, near_keys
-from fedit_app.mkv import MKV, create
+from fedit_app.federation.reconcile import Conflict, near_keys, refusals, settle
+from fedit_app.mkv import MKV, SameFact, create
 
 D_FF, D_MODEL, LAYERS = 6, 4, 2
 SHAPES = (LAYERS, D_FF, D_MODEL)
-THRESHOLD = 0.98
+SAME = SameFact(same_key=0.98)
 
 
-def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0) -> MKV:
+def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0, slot: int = 1) -> MKV:
     """An MKV whose key points along axis `subject` and whose v* - h0 along axis `target`."""
     keys = np.zeros((LAYERS, D_FF))
     keys[:, subject] = 1
@@ -21,19 +23,21 @@ def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0) -> MKV:
     delta[target] = 2
     shifts = np.full((LAYERS, D_MODEL), 0.1 + len(node))
     h0 = np.full(D_MODEL, 0.5)
-    return create(node, 1, "f", keys, shifts, h0 + delta, h0)
+    return create(node, slot, "f", keys, shifts, h0 + delta, h0)
 
 
 @pytest.fixture
 def ledger():
     ledger = Ledger("f")
-    ledger.accept([mkv(0, 0, "own"), mkv(1, 1, "own")], 1)
+    own = [mkv(0, 0, "own"), mkv(1, 1, "own")]
+    ledger.accept(own, 1, {m.id: [f"request-{i}"] for i, m in enumerate(own)})
     return ledger
 
 
-def reasons(offered, ledger) -> list[str | None]:
-    verdicts = judge(offered, ledger, SHAPES, THRESHOLD)
-    return [verdict and verdict.reason for verdict in verdicts]
+def reasons(offered, ledger) -> list[str]:
+    found = refusals(offered, ledger, SHAPES, SAME)
+    assert list(found) == [m.id for m in offered]
+    return list(found.values())
 
 
 def test_near_keys_orders_by_cosine_and_leaves_out_the_rest():
@@ -42,66 +46,134 @@ def test_near_keys_orders_by_cosine_and_leaves_out_the_rest():
     queries[0, 0] = 9
     queries[1, 3] = 1
 
-    near = near_keys(queries, [far, close, exact], THRESHOLD)
-    assert [[m.id for m in row] for row in near] == [[exact.id, close.id], [], []]
+    near = near_keys(queries, [far, close, exact], 0.98)
+    assert [[m.id for _, m in row] for row in near] == [[exact.id, close.id], [], []]
+    assert near[0][0][0] == 1.0 > near[0][1][0] >= 0.98
 
 
 def test_near_keys_breaks_ties_by_id():
     twins = [mkv(0, target) for target in range(D_MODEL)]
     query = np.eye(D_FF)[:1]
 
-    forward = [m.id for m in near_keys(query, twins, THRESHOLD)[0]]
-    assert forward == [m.id for m in near_keys(query, twins[::-1], THRESHOLD)[0]]
+    forward = [m.id for _, m in near_keys(query, twins, 0.98)[0]]
+    assert forward == [m.id for _, m in near_keys(query, twins[::-1], 0.98)[0]]
     assert forward == sorted(m.id for m in twins)
 
 
 def test_near_keys_with_nothing_known():
-    assert near_keys(np.eye(D_FF)[:2], [], THRESHOLD) == [[], []]
+    assert near_keys(np.eye(D_FF)[:2], [], 0.98) == [[], []]
 
 
-def test_judge_accepts_other_subjects(ledger):
-    assert reasons([mkv(2, 0), mkv(3, 1)], ledger) == [None, None]
+def test_another_subject_is_taken(ledger):
+    assert reasons([mkv(2, 0), mkv(3, 1)], ledger) == ["", ""]
 
 
-def test_judge_knows_what_the_ledger_has(ledger):
+def test_what_the_ledger_has_is_known(ledger):
     held = next(iter(ledger.entries.values())).mkv
 
     assert reasons([held], ledger) == ["known"]
 
 
-def test_judge_tells_a_duplicate_from_a_conflict(ledger):
-    own = {m.mkv.delta.argmax(): m.mkv.id for m in ledger.entries.values()}
+def test_the_same_fact_is_a_duplicate_and_another_target_is_not(ledger):
     same, other = mkv(0, 0, "b", tilt=0.05), mkv(1, 2, "b")
-    verdicts = judge([same, other], ledger, SHAPES, THRESHOLD)
 
-    assert verdicts[0].reason == "duplicate"
-    assert verdicts[0].conflict is None
-    assert verdicts[1].reason == "conflict"
-    assert (verdicts[1].conflict.own, verdicts[1].conflict.other) == (own[1], other.id)
+    assert reasons([same, other], ledger) == ["duplicate", ""]
 
 
-def test_judge_refuses_another_shape(ledger):
+def test_another_shape_is_refused(ledger):
     narrow = create("b", 1, "f", *(np.ones(s) for s in ((2, D_FF - 1), (2, D_MODEL), 4, 4)))
     shallow = create("b", 1, "f", *(np.ones(s) for s in ((1, D_FF), (1, D_MODEL), 4, 4)))
 
-    assert reasons([narrow, mkv(4, 0), shallow], ledger) == ["shape", None, "shape"]
+    assert reasons([narrow, mkv(4, 0), shallow], ledger) == ["shape", "", "shape"]
 
 
-def test_of_two_offered_about_one_subject_the_first_is_taken(ledger):
+def test_of_two_offered_of_one_fact_the_first_is_taken(ledger):
     first, second, third = mkv(4, 0), mkv(4, 0, tilt=0.01), mkv(4, 1)
 
-    assert reasons([first, second, third], ledger) == [None, "duplicate", "conflict"]
-    assert reasons([third, first, second], ledger) == [None, "conflict", "conflict"]
-    assert reasons([first, first], ledger) == [None, "known"]
+    assert reasons([first, second, third], ledger) == ["", "duplicate", ""]
+    assert reasons([second, first, third], ledger) == ["", "duplicate", ""]
 
 
-def test_what_was_refused_does_not_count_as_held(ledger):
-    refused = mkv(0, 1, tilt=0.15)  # in conflict with the own MKV on axis 0
-    near_refused_only = mkv(0, 1, tilt=0.3)
-
-    assert reasons([refused, near_refused_only], ledger) == ["conflict", None]
-
-
-def test_an_empty_ledger_takes_all(ledger):
-    assert reasons([mkv(0, 0), mkv(1, 1)], Ledger("f")) == [None, None]
+def test_an_empty_ledger_takes_all():
+    assert reasons([mkv(0, 0), mkv(1, 1)], Ledger("f")) == ["", ""]
     assert reasons([], Ledger("f")) == []
+
+
+def settled(entries, policy, order=None) -> dict[str, str]:
+    """Name -> name of the one that overrules it, of (name, MKV, own request ids, votes)."""
+    ledger, names = Ledger("f"), {m.id: name for name, m, *_ in entries}
+    for _, m, requests, votes in [entries[i] for i in order or range(len(entries))]:
+        ledger.accept([m], 1, {m.id: requests})
+        ledger.count_votes({m.id: votes})
+        settle(ledger, [m.id], policy, SAME)
+    held = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
+    assert [m.id for m in ledger.holding] == sorted(id_ for id_, by in held.items() if not by)
+    return {names[id_]: names.get(by, "") for id_, by in held.items()}
+
+
+CONTESTED = [
+    ("own", mkv(0, 0, "me", slot=1), ["r"], 1),
+    ("old", mkv(0, 1, "b", slot=1), [], 3),
+    ("new", mkv(0, 2, "c", slot=2), [], 2),
+    ("aside", mkv(3, 0, "c", slot=2), [], 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "winner"), [("own-wins", "own"), ("newest", "new"), ("majority", "old")]
+)
+def test_a_policy_decides_whatever_the_order_of_arrival(policy, winner):
+    expected = {name: "" if name in (winner, "aside") else winner for name, *_ in CONTESTED}
+
+    for order in itertools.permutations(range(len(CONTESTED))):
+        assert settled(CONTESTED, policy, order) == expected, order
+
+
+def test_a_tie_goes_to_the_own_request_and_then_to_the_older():
+    tied = [(name, m, requests, 2) for name, m, requests, _ in CONTESTED]
+    assert settled(tied, "majority")["own"] == ""
+    others = [(name, m, [], 2) for name, m, _, _ in CONTESTED[1:]]
+    assert settled(others, "majority") == {"old": "", "new": "old", "aside": ""}
+    assert settled(others, "own-wins") == {"old": "", "new": "old", "aside": ""}
+
+
+def test_votes_turn_a_conflict_and_dropping_the_winner_turns_it_back():
+    ledger = Ledger("f")
+    own, other = (m for _, m, *_ in CONTESTED[:2])
+    ledger.accept([own, other], 1, {own.id: ["r"]})
+    assert settle(ledger, [own.id], "majority", SAME) == [Conflict(own.id, other.id)]
+    ledger.count_votes({other.id: 2, "f" * 32: 9})
+    assert settle(ledger, [other.id], "majority", SAME) == [Conflict(other.id, own.id)]
+    assert [m.id for m in ledger.holding] == [other.id]
+    ledger.drop([other.id])
+    assert [m.id for m in ledger.holding] == [own.id]
+
+
+def test_neither_of_two_own_requests_yields(caplog):
+    ledger = Ledger("f")
+    first, second = mkv(0, 0), mkv(0, 1)
+    ledger.accept([first, second], 1, {first.id: ["a"], second.id: ["b"]})
+
+    with caplog.at_level("WARNING", logger="fedit_app"):
+        assert settle(ledger, [second.id], "own-wins", SAME) == []
+    assert len(ledger) == 2
+    assert "one key cannot hold both" in caplog.text
+
+
+def test_of_one_fact_one_mkv_counts_and_that_is_no_conflict():
+    ledger = Ledger("f")
+    own, twin = mkv(0, 0, "me"), mkv(0, 0, "b", tilt=0.01)
+    ledger.accept([own, twin], 1, {own.id: ["r"]})
+
+    assert settle(ledger, [twin.id], "own-wins", SAME) == []
+    assert [m.id for m in ledger.holding] == [own.id]
+
+
+def test_what_is_not_near_the_winner_holds_beside_it():
+    # Keys in a row: each is near the next one only.
+    chain = [mkv(0, target, tilt=tilt) for target, tilt in ((0, 0.0), (1, 0.16), (2, 0.33))]
+    ledger = Ledger("f")
+    ledger.accept(chain, 1, {chain[0].id: ["r"]})
+    settle(ledger, [chain[1].id], "own-wins", SAME)
+
+    assert {m.id for m in ledger.holding} == {chain[0].id, chain[2].id}

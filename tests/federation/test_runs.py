@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 from fedit_app.config import RunConfig
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.ledger import read_index
-from fedit_app.editing.workbench import Workbench
+from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.federation import strategies
 from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
@@ -296,7 +296,9 @@ def test_an_mkv_is_offered_to_a_node_once(settings):
 
 def test_what_others_have_computed_is_reused(settings, monkeypatch):
     monkeypatch.setattr(
-        Workbench, "decodes", lambda self, request, candidates: [True] * len(candidates)
+        Workbench,
+        "patched",
+        lambda self, pairs: [Patched(mkv is not None, 0.1 if mkv else 5.0) for _, mkv in pairs],
     )
     results, _ = inprocess.federate(settings(), 4)
 
