@@ -26,7 +26,7 @@ from fedit_app.federation.strategies import (
     strategy_named,
 )
 from fedit_app.log import set_up_logging
-from fedit_app.mkv import MKVPool
+from fedit_app.mkv import MKVPool, SameFact
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         fingerprint = fingerprint_of(reference["components"])
         record.met(fingerprint, len(run_grid.all_node_ids()))
         run_grid.send_and_receive(evaluation_messages(run_grid, 0))
-        pool = MKVPool(pool_location(config, context.run_id))
+        same_fact = SameFact(same_key=config.reuse_threshold)
+        pool = MKVPool(pool_location(config, context.run_id), same_fact)
         strategy = factory(config, pool, fingerprint)
         start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
         strategy.start(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -56,7 +56,8 @@ class FedEdit(Strategy):
         )
         self._grid: RunGrid | None = None
         self._own: dict[str, list[MKV]] = {}
-        self._served: dict[str, set[str]] = {}
+        # What a node is not served: the facts that it has itself, and what it was served before.
+        self._held: dict[str, set[str]] = {}
 
     def summary(self) -> None:
         """Log how MKVs are selected."""
@@ -69,20 +70,21 @@ class FedEdit(Strategy):
             self.config.signature,
         )
 
-    def select(self, node: str, own: Sequence[MKV]) -> list[Ranked]:
-        """Which MKVs of the pool a node is served, the most similar first.
+    def select(self, own: Mapping[str, Sequence[MKV]]) -> dict[str, list[Ranked]]:
+        """Which MKVs of the pool every node is served, the most similar first.
 
         Args:
-            node: the node.
-            own: MKVs that fulfil its requests of this slot.
+            own: node -> MKVs that fulfil its requests of this slot.
         """
-        signatures = np.array([mkv.signature(self.selection.signature) for mkv in own])
+        kind = self.selection.signature
+        signatures = {
+            node: np.array([mkv.signature(kind) for mkv in mkvs]) for node, mkvs in own.items()
+        }
         return select(
             signatures,
-            lambda: self.pool.blocks(self.selection.signature, self.fingerprint),
+            lambda: self.pool.blocks(kind, self.fingerprint),
             self.selection,
-            exclude_ids=self._served.setdefault(node, set()) | {mkv.id for mkv in own},
-            exclude_nodes={node},
+            self._held,
         )
 
     def start(self, grid: RunGrid, initial_arrays: ArrayRecord, **_: object) -> Result:
@@ -120,26 +122,28 @@ class FedEdit(Strategy):
             grid: the members of the run.
         """
         members = [grid.members[name] for name in sorted(grid.members)]
+        members = members[: 1 if self.central else None]
         info = {"slot": server_round, "central": self.central, "upload": self.exchange}
+        found = self._candidates(members) if self.exchange else {}
         return [
-            member.message(EDIT, pack(info, self._candidates(member)))
-            for member in members[: 1 if self.central else None]
+            member.message(EDIT, pack(info, self.pool.fetch(found.get(member.name, []))))
+            for member in members
         ]
 
-    def _candidates(self, member: Member) -> list[MKV]:
-        if not self.exchange or not len(member.lookup):
-            return []
+    def _candidates(self, members: Sequence[Member]) -> dict[str, list[str]]:
+        """Node -> ids of MKVs with the lookup keys of its requests."""
         matches = self.pool.nearest(
-            member.lookup,
+            {member.name: member.lookup for member in members},
             "key",
             self.fingerprint,
             self.config.reuse_threshold,
             _MOST_CANDIDATES,
-            exclude_nodes=(member.name,),
+            self._held,
         )
-        ids = dict.fromkeys(match.id for row in matches for match in row)
-        served = self._served.get(member.name, set())
-        return self.pool.fetch([id_ for id_ in ids if id_ not in served])
+        return {
+            node: list(dict.fromkeys(match.id for row in rows for match in row))
+            for node, rows in matches.items()
+        }
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -162,6 +166,8 @@ class FedEdit(Strategy):
                 self._grid.record.failed(name, server_round, "edit", str(error))
                 continue
             self._own[name] = [*new, *reused]
+            facts = self.pool.facts([mkv.id for mkv in self._own[name]]).values()
+            self._held.setdefault(name, set()).update(facts)
             counts = {"reused": len(info["reused"]), "uploaded": len(new)}
             self._grid.record.count(server_round, name, **counts)
         return None, None
@@ -174,9 +180,9 @@ class FedEdit(Strategy):
             grid: the members of the run.
         """
         messages = []
-        for name, own in sorted(self._own.items()):
-            ids = [ranked.id for ranked in self.select(name, own)]
-            self._served.setdefault(name, set()).update(ids)
+        for name, ranking in sorted(self.select(self._own).items()):
+            ids = [ranked.id for ranked in ranking]
+            self._held.setdefault(name, set()).update(ids)
             grid.record.count(server_round, name, offered=len(ids))
             content = pack({"slot": server_round}, self.pool.fetch(ids))
             messages.append(grid.members[name].message(REEDIT, content))

@@ -3,6 +3,7 @@
 Knows no Flower, no torch and no model.
 """
 
+from fedit_app.mkv.facts import SameFact, same_fact
 from fedit_app.mkv.pool import Match, MKVPool, SignatureBlock
 from fedit_app.mkv.record import MKV, SIGNATURES, create
 from fedit_app.mkv.selection import POLICIES, Ranked, SelectionConfig, select
@@ -15,12 +16,14 @@ __all__ = [
     "MKVPool",
     "Match",
     "Ranked",
+    "SameFact",
     "SelectionConfig",
     "SignatureBlock",
     "create",
     "decode",
     "encode",
     "from_bytes",
+    "same_fact",
     "select",
     "to_bytes",
 ]

@@ -1,6 +1,6 @@
 """Which MKVs of the others a node receives: selection policies over cosine similarities."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,45 +89,50 @@ class Ranked:
 
 
 def select(
-    own: np.ndarray,
+    own: Mapping[str, np.ndarray],
     blocks: Blocks,
     config: SelectionConfig,
-    exclude_ids: Collection[str] = frozenset(),
-    exclude_nodes: Collection[str] = frozenset(),
-) -> list[Ranked]:
-    """Ranks the pool's MKVs for one node, best first, ties by id.
+    exclude_ids: Mapping[str, Collection[str]] | None = None,
+    exclude_own: bool = True,
+) -> dict[str, list[Ranked]]:
+    """Ranks the pool's MKVs for every node, best first, ties by id, in one pass over the pool.
 
-    The result depends on the contents of the pool only, not on the order or size of the blocks.
+    The result depends on the contents of the pool only, not on the order or size of the blocks,
+    and is for each node the same as if it were asked alone.
 
     Args:
-        own: `(m, d)`, the raw signatures of the node's own MKVs. With `m == 0` only the policy
+        own: node -> `(m, d)`, the raw signatures of its own MKVs. With `m == 0` only the policy
             `all` selects anything, with scores 0.
         blocks: gives a fresh pass over the pool's signatures at each call, as
             `lambda: pool.blocks(config.signature, fingerprint)` does.
-        exclude_ids: MKVs that take no part, such as those the node holds already.
-        exclude_nodes: nodes whose MKVs take no part, such as the node itself. What is excluded
-            still counts in the pool's mean.
+        exclude_ids: node -> MKVs that take no part for it, such as those it holds already. What is
+            excluded still counts in the pool's mean.
+        exclude_own: whether a node's own MKVs take no part for it.
+
+    Returns:
+        node -> its ranking.
 
     Raises:
-        FedEditError: `own` is not as wide as the blocks.
+        FedEditError: an `own` is not as wide as the blocks.
     """
-    own_units = unit_rows(own)
-    mean = _pool_mean(blocks()) if config.centred and len(own) else None
-    best = BestFirst(config.k if config.policy == "top-k" else None)
+    units = {node: unit_rows(rows) for node, rows in own.items()}
+    mean = _pool_mean(blocks()) if config.centred and any(map(len, units.values())) else None
+    limit = config.k if config.policy == "top-k" else None
+    best = {node: BestFirst(limit) for node in own}
     for block in blocks():
-        if len(own):
-            check_width(own_units, block)
-            cosine = cosines(_centred(own_units, mean), _centred(block.vectors, mean))
-        else:
-            cosine = np.zeros((0, len(block.ids)))
-        scores = POLICIES[config.policy](cosine, config.threshold)
-        candidates = zip(block.ids, block.nodes, strict=True)
-        allowed = np.array(
-            [id_ not in exclude_ids and node not in exclude_nodes for id_, node in candidates],
-            dtype=bool,
-        )
-        best.offer(block.ids, scores, allowed & (scores > -np.inf))
-    return [Ranked(id_, score) for id_, score in best.ranking()]
+        vectors = _centred(block.vectors, mean)
+        for node, rows in units.items():
+            if len(rows):
+                check_width(rows, block)
+                cosine = cosines(_centred(rows, mean), vectors)
+            else:
+                cosine = np.zeros((0, len(block.ids)))
+            scores = POLICIES[config.policy](cosine, config.threshold)
+            allowed = block.allowed(node, (exclude_ids or {}).get(node, ()), exclude_own)
+            best[node].offer(block.ids, scores, allowed & (scores > -np.inf))
+    return {
+        node: [Ranked(id_, score) for id_, score in one.ranking()] for node, one in best.items()
+    }
 
 
 def _mean(cosine: np.ndarray) -> np.ndarray:
