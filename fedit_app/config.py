@@ -86,8 +86,8 @@ class RunConfig:
     reuse_threshold: float = _key(
         0.8,
         "cosine of first-layer keys from which a node tries to reuse an MKV of the pool instead of "
-        "computing its own: it does if the MKV's value says the node's own target",
-        at_least=0.5,
+        "computing its own: it does if the MKV's value says the node's own target; 0: never",
+        at_least=0,
         at_most=1,
     )
     same_key_threshold: float = _key(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -99,7 +100,7 @@ def reuse(
         candidates: MKVs of the pool with similar lookup keys; those of the ledger are tried too.
         ledger: the node's ledger.
         slot: the time slot.
-        least_cosine: of lookup keys, from which an MKV is tried.
+        least_cosine: of lookup keys, from which an MKV may fulfil a request; 0: none may.
         same: when two keys count as one.
     """
     found = Found()
@@ -108,7 +109,8 @@ def reuse(
     if not requests or not known:
         return found
     keys = bench.lookup_keys(requests).numpy()
-    near = [row[:_MOST_TRIED] for row in near_keys(keys, known, min(least_cosine, same.same_key))]
+    least = least_cosine or math.inf
+    near = [row[:_MOST_TRIED] for row in near_keys(keys, known, min(least, same.same_key))]
     pairs = [
         (request, mkv)
         for request, row in zip(requests, near, strict=True)
@@ -124,7 +126,7 @@ def reuse(
         fits = [
             (cosine, mkv)
             for cosine, mkv in row
-            if cosine >= least_cosine and said[request.id, mkv.id].decoded
+            if cosine >= least and said[request.id, mkv.id].decoded
         ]
         if fits:
             cosine, mkv = fits[0]
@@ -133,7 +135,7 @@ def reuse(
                 rephrased[request.id] = request, mkv
         elif row:
             _, best = min(row, key=lambda pair: (said[request.id, pair[1].id].nll, pair[1].id))
-            if said[request.id, best.id].nll < said[request.id, ""].nll:
+            if least_cosine and said[request.id, best.id].nll < said[request.id, ""].nll:
                 found.starts[request.id] = best
             rivals = [mkv for cosine, mkv in row if cosine >= same.same_key]
             rivals = [mkv for mkv in rivals if not _is_own(mkv, ledger)]

@@ -80,7 +80,8 @@ class FedEdit(Strategy):
             {name: np.array([mkv.signature(kind) for mkv in mkvs]) for name, mkvs in own.items()},
             lambda: self.pool.blocks(kind, self.fingerprint),
             self.selection,
-            exclude_ids={name: self._grid.members[name].known for name in own},
+            {name: self._grid.members[name].known for name in own},
+            exclude_own=False,
         )
 
     def start(
@@ -121,32 +122,41 @@ class FedEdit(Strategy):
             grid: the members of the run.
         """
         members = [grid.members[name] for name in sorted(grid.members)]
+        members = members[: 1 if self.central else None]
         info = {"slot": server_round, "central": self.central, "upload": self.exchange}
+        found = self._candidates(members) if self.exchange else {}
         return [
             member.message(
-                EDIT, pack({**info, "missing": self._missing(member)}, self._candidates(member))
+                EDIT,
+                pack(
+                    {**info, "missing": self._missing(member) if self.exchange else []},
+                    self.pool.fetch(found.get(member.name, [])),
+                ),
             )
-            for member in members[: 1 if self.central else None]
+            for member in members
         ]
 
     def _missing(self, member: Member) -> list[str]:
         """Ids of MKVs that a node wants and the pool has not, such as those of another run."""
-        if not self.exchange:
-            return []
-        return sorted(member.wants - self.pool.facts(sorted(member.wants)).keys())
+        return sorted(member.wants - self.pool.facts(member.wants).keys())
 
-    def _candidates(self, member: Member) -> list[MKV]:
-        if not self.exchange or not len(member.lookup):
-            return []
+    def _candidates(self, members: Sequence[Member]) -> dict[str, list[str]]:
+        """Node -> ids of MKVs about the subjects of its requests, which it does not have yet."""
+        if not self.config.reuse_threshold:
+            return {}
         matches = self.pool.nearest(
-            member.lookup,
+            {member.name: member.lookup for member in members},
             "key",
             self.fingerprint,
             min(self.config.reuse_threshold, self.config.same_key_threshold),
             _MOST_CANDIDATES,
+            {member.name: member.known for member in members},
+            exclude_own=False,
         )
-        ids = dict.fromkeys(match.id for row in matches for match in row)
-        return self.pool.fetch([id_ for id_ in ids if id_ not in member.known])
+        return {
+            node: list(dict.fromkeys(match.id for row in rows for match in row))
+            for node, rows in matches.items()
+        }
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -214,7 +224,9 @@ class FedEdit(Strategy):
         members = grid.members.values()
         ids = set().union(*self._offered.values(), *(member.known for member in members))
         facts = self.pool.facts(sorted(ids))
-        wanted = {fact: set(nodes) for fact, nodes in self.pool.authors(facts.values()).items()}
+        wanted = {
+            fact: set(nodes) for fact, nodes in self.pool.authors(set(facts.values())).items()
+        }
         for member in members:
             for id_ in member.wants & facts.keys():
                 wanted[facts[id_]].add(member.name)

@@ -1,36 +1,124 @@
-"""When two MKVs stand for the same fact."""
+"""When two MKVs stand for the same fact, and which of them is canonical.
 
+Several nodes may compute an MKV for one fact before they hear of each other. The pool serves one
+of them, the canonical one; the others are folded under it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedit_app.errors import FedEditError
 from fedit_app.mkv.record import MKV
+from fedit_app.mkv.similarity import cosines, unit_rows
+
+_KEYS_PER_BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class SameFact:
-    """Least cosines between two MKVs of one fact.
+    """How alike two MKVs of one fingerprint have to be to stand for the same fact.
 
     Attributes:
-        same_key: of the lookup keys (the keys at the first edited layer).
-        same_value: of `delta` = v* - h0.
-        same_shifts: of the shifts of all layers.
+        same_key: least cosine of the lookup keys: the same subject.
+        same_value: least cosine of `delta`: the same target.
+        same_shifts: least cosine of the flattened shifts: the same change of the model.
+
+    Raises:
+        FedEditError: a cosine is not in -1 to 1.
     """
 
     same_key: float = 0.98
     same_value: float = 0.6
     same_shifts: float = 0.6
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not -1 <= value <= 1:
+                raise FedEditError(f"{name} {value} found; it is a cosine, -1 to 1")
 
-def same_fact(a: MKV, b: MKV, same: SameFact) -> bool:
-    """Whether two MKVs of one fingerprint have near-equal keys, values and shifts."""
+
+def same_fact(a: MKV, b: MKV, config: SameFact) -> bool:
+    """Whether two MKVs stand for the same fact.
+
+    MKVs of different fingerprints or shapes never do; nor does one with a zero vector. The answer
+    is the same on every machine (see `similarity`).
+    """
+    if a.fingerprint != b.fingerprint or a.keys.shape != b.keys.shape:
+        return False
     return (
-        _cosine(a.lookup_key, b.lookup_key) >= same.same_key
-        and _cosine(a.delta, b.delta) >= same.same_value
-        and _cosine(a.shifts.ravel(), b.shifts.ravel()) >= same.same_shifts
+        _cosine(a.lookup_key, b.lookup_key) >= config.same_key
+        and _cosine(a.delta, b.delta) >= config.same_value
+        and _cosine(a.shifts.ravel(), b.shifts.ravel()) >= config.same_shifts
     )
 
 
+def near_keys(
+    mkvs: Sequence[MKV], blocks: Iterable[tuple[Sequence[str], np.ndarray]], same_key: float
+) -> list[list[tuple[float, str]]]:
+    """For every MKV the ids of those with about the same lookup key, as (-cosine, id).
+
+    Args:
+        mkvs: of the same widths.
+        blocks: ids with their unit lookup keys `(b, d_ff)`.
+        same_key: the least cosine.
+    """
+    own = lookup_units(mkvs)
+    near: list[list[tuple[float, str]]] = [[] for _ in mkvs]
+    for ids, units in blocks:
+        for start in range(0, len(own), _KEYS_PER_BLOCK):
+            cosine = cosines(own[start : start + _KEYS_PER_BLOCK], units)
+            for i, j in np.argwhere(cosine >= same_key):
+                near[start + i].append((-float(cosine[i, j]), ids[j]))
+    return near
+
+
+def assign_facts(
+    new: Sequence[MKV],
+    pooled: Sequence[Sequence[tuple[float, str]]],
+    canonical: dict[str, MKV],
+    config: SameFact,
+) -> dict[str, str]:
+    """The id of the MKV that stands for the fact of each new MKV.
+
+    Args:
+        new: MKVs of one fingerprint that the pool does not hold.
+        pooled: per new MKV the canonical ones of the pool with near lookup keys, as `near_keys`
+            gives.
+        canonical: those pooled MKVs by id.
+        config: when two are the same fact.
+
+    Returns:
+        id -> the id of the most similar canonical one (by lookup key, ties by id) of the same
+        fact, or its own. New MKVs take their turn by (slot, id), not in the order of `new`.
+    """
+    known, facts = dict(canonical), {}
+    near = {
+        mkv.id: [*in_pool, *in_batch]
+        for mkv, in_pool, in_batch in zip(
+            new, pooled, near_keys(new, _in_blocks(new), config.same_key), strict=True
+        )
+    }
+    for mkv in sorted(new, key=lambda mkv: (mkv.slot, mkv.id)):
+        candidates = (id_ for _, id_ in sorted(near[mkv.id]) if id_ in known)
+        same = (id_ for id_ in candidates if same_fact(mkv, known[id_], config))
+        facts[mkv.id] = next(same, mkv.id)
+        if facts[mkv.id] == mkv.id:
+            known[mkv.id] = mkv
+    return facts
+
+
+def lookup_units(mkvs: Sequence[MKV]) -> np.ndarray:
+    """Their lookup keys as unit rows `(n, d_ff)`."""
+    return unit_rows(np.stack([mkv.lookup_key for mkv in mkvs]))
+
+
+def _in_blocks(mkvs: Sequence[MKV]) -> Iterator[tuple[list[str], np.ndarray]]:
+    for start in range(0, len(mkvs), _KEYS_PER_BLOCK):
+        part = mkvs[start : start + _KEYS_PER_BLOCK]
+        yield [mkv.id for mkv in part], lookup_units(part)
+
+
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return round(float(a @ b) / norms, 4) if norms else 0.0
+    return float(cosines(unit_rows(a)[None], unit_rows(b)[None])[0, 0])

@@ -1,13 +1,13 @@
 """The pool: every MKV of a federation, in one LanceDB table on a disk or on object storage."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from fedit_app.errors import FedEditError
-from fedit_app.mkv.facts import SameFact, same_fact
+from fedit_app.mkv.facts import SameFact, assign_facts, near_keys
 from fedit_app.mkv.record import MKV, SIGNATURES, check_signature
 from fedit_app.mkv.similarity import BestFirst, cosines, unit_rows
 from fedit_app.mkv.wire import from_bytes, to_bytes
@@ -15,11 +15,14 @@ from fedit_app.mkv.wire import from_bytes, to_bytes
 TABLE = "mkvs"
 IDS_PER_QUERY = 1000
 BLOCK_SIZE = 8192
+# What a row has beside its signatures: `node` computed it, `nodes` uploaded it (the same content
+# may come from several), `fact` is the id of the MKV that stands for the same fact.
+COLUMNS = ("id", "node", "nodes", "slot", "fingerprint", "fact", *SIGNATURES, "payload")
 
 
 @dataclass(frozen=True, eq=False)
 class SignatureBlock:
-    """Some rows of the pool as ranking reads them, without their payload.
+    """Some canonical MKVs of the pool as ranking reads them, without their payload.
 
     Attributes:
         ids, nodes, slots: `b` entries each.
@@ -31,6 +34,16 @@ class SignatureBlock:
     slots: list[int]
     vectors: np.ndarray
 
+    def allowed(
+        self, node: str, exclude_ids: Collection[str], exclude_own: bool = True
+    ) -> np.ndarray:
+        """Which rows `(b,)` take part for a node: not these ids, nor its own if `exclude_own`."""
+        rows = zip(self.ids, self.nodes, strict=True)
+        return np.array(
+            [id_ not in exclude_ids and not (exclude_own and of == node) for id_, of in rows],
+            dtype=bool,
+        )
+
 
 @dataclass(frozen=True)
 class Match:
@@ -41,25 +54,38 @@ class Match:
 
 
 class MKVPool:
-    """An append-only store of MKVs in which each id occurs once.
+    """A store of MKVs in which each id occurs once, and each fact has one canonical MKV.
+
+    One process at a time appends to it.
 
     Args:
         uri: a directory (made if missing) or object storage (`s3://bucket/path`).
+        same_fact: when two MKVs stand for the same fact.
+
+    Raises:
+        FedEditError: the pool was not written by this version of FedEdit.
     """
 
-    def __init__(self, uri: str, same: SameFact | None = None) -> None:
-        self._same = same or SameFact()
+    def __init__(self, uri: str, same_fact: SameFact = SameFact()) -> None:  # noqa: B008 (frozen)
         import lancedb  # takes seconds to import, and only the server holds a pool
 
+        self._same_fact = same_fact
         self._database = lancedb.connect(uri)
         exists = TABLE in self._database.list_tables().tables
         self._table = self._database.open_table(TABLE) if exists else None
+        if self._table is not None:
+            _check_columns(self._table.schema, uri)
 
     def __len__(self) -> int:
         return 0 if self._table is None else self._table.count_rows()
 
     def append(self, mkvs: Sequence[MKV]) -> list[str]:
         """Adds the MKVs whose id the pool does not hold yet, in one atomic step.
+
+        Each gets the id of the MKV that stands for its fact: a canonical one of the pool that is
+        the same fact, or its own. Those of one call take their turn by (slot, id), so that the
+        order of `mkvs` does not matter. A node that uploads what the pool holds already is noted
+        among the authors of its fact.
 
         Returns:
             The ids that were new, in the order of `mkvs`.
@@ -73,53 +99,48 @@ class MKVPool:
         schema = _schema(mkvs[0]) if self._table is None else self._table.schema
         for mkv in mkvs:
             _check_widths(mkv, schema)
-        unique = {mkv.id: mkv for mkv in reversed(mkvs)}
-        known = {row["id"] for row in self._rows(list(unique), ["id"])}
-        new = [id_ for id_ in dict.fromkeys(mkv.id for mkv in mkvs) if id_ not in known]
-        if not new:
+        uploads: dict[str, list[MKV]] = {}
+        for mkv in mkvs:
+            uploads.setdefault(mkv.id, []).append(mkv)
+        known = {row["id"]: row["nodes"] for row in self._rows(list(uploads), ["id", "nodes"])}
+        new = [same[0] for id_, same in uploads.items() if id_ not in known]
+        nodes = {
+            id_: list(dict.fromkeys([*known.get(id_, ()), *(mkv.node for mkv in same)]))
+            for id_, same in uploads.items()
+        }
+        again = [id_ for id_, before in known.items() if len(nodes[id_]) > len(before)]
+        if not new and not again:
             return []
-        facts = self._facts_of([unique[id_] for id_ in new])
+        facts = self._facts_of(new)
         if self._table is None:
             self._table = self._database.create_table(TABLE, schema=schema, exist_ok=True)
-        rows = _to_arrow([unique[id_] for id_ in new], facts, schema)
-        # The merge leaves out what another process may have added since `known` was read.
-        self._table.merge_insert("id").when_not_matched_insert_all().execute(rows)
-        return new
+        rows = pa.concat_tables(
+            [_to_arrow(new, facts, nodes, schema), self._with_nodes(again, nodes, schema)]
+        )
+        # Matched are rows that get another author. The condition leaves alone what another process
+        # may have added since `known` was read.
+        merge = self._table.merge_insert("id")
+        merge = merge.when_matched_update_all(
+            where="source.node = target.node AND source.nodes > target.nodes"
+        )
+        merge.when_not_matched_insert_all().execute(rows)
+        return [mkv.id for mkv in new]
 
     def check(self, mkvs: Sequence[MKV]) -> None:
-        """Raises FedEditError if `append` would refuse one of the MKVs for its widths."""
+        """Raises FedEditError if `append` would refuse one of these MKVs."""
         for mkv in mkvs if self._table is not None else ():
             _check_widths(mkv, self._table.schema)
 
     def facts(self, ids: Collection[str]) -> dict[str, str]:
-        """Id -> id of the MKV that stands for its fact, of those ids that the pool holds."""
-        return {row["id"]: row["fact"] for row in self._rows(list(ids), ["id", "fact"])}
+        """id -> the id of the MKV that stands for its fact, of those that the pool holds."""
+        return {row["id"]: row["fact"] for row in self._rows(ids, ["id", "fact"])}
 
-    def authors(self, facts: Collection[str]) -> dict[str, set[str]]:
-        """Fact -> the nodes that uploaded an MKV of it."""
-        found: dict[str, set[str]] = {fact: set() for fact in facts}
-        wanted = list(found)
-        for start in range(0, len(wanted) if self._table is not None else 0, IDS_PER_QUERY):
-            chunk = wanted[start : start + IDS_PER_QUERY]
-            query = self._table.search().where(f"fact IN ({', '.join(map(_quoted, chunk))})")
-            for row in query.select(["node", "fact"]).limit(len(self)).to_arrow().to_pylist():
-                found[row["fact"]].add(row["node"])
-        return found
-
-    def _facts_of(self, mkvs: Sequence[MKV]) -> dict[str, str]:
-        facts: dict[str, str] = {}
-        first: list[MKV] = []
-        ordered = sorted(mkvs, key=lambda mkv: (mkv.slot, mkv.id))
-        for mkv in ordered:
-            matches = self.nearest(
-                mkv.lookup_key[None], "key", mkv.fingerprint, self._same.same_key - 1e-3, 16
-            )[0]
-            pooled = self.fetch([match.id for match in matches])
-            twins = [other for other in [*pooled, *first] if same_fact(mkv, other, self._same)]
-            facts[mkv.id] = twins[0].id if twins else mkv.id
-            if not twins:
-                first.append(mkv)
-        return facts
+    def authors(self, fact_ids: Collection[str]) -> dict[str, set[str]]:
+        """fact id -> the nodes that uploaded an MKV of that fact, of those that the pool holds."""
+        authors: dict[str, set[str]] = {}
+        for row in self._rows(fact_ids, ["fact", "nodes"], by="fact"):
+            authors.setdefault(row["fact"], set()).update(row["nodes"])
+        return authors
 
     def fetch(self, ids: Sequence[str]) -> list[MKV]:
         """The MKVs with these ids, in this order.
@@ -134,10 +155,17 @@ class MKVPool:
             raise FedEditError(f"pool: no MKV with id {', '.join(missing[:5])}{more}")
         return [from_bytes(found[id_]) for id_ in ids]
 
+    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
+        """These columns of every MKV, folded ones too, in the order of appending."""
+        if self._table is not None:
+            query = self._table.search().select(list(columns)).limit(len(self))
+            for batch in query.to_batches(BLOCK_SIZE):
+                yield from batch.to_pylist()
+
     def blocks(
         self, kind: str, fingerprint: str, block_size: int = BLOCK_SIZE
     ) -> Iterator[SignatureBlock]:
-        """The signatures of all MKVs with this fingerprint, at most `block_size` rows at a time.
+        """The signatures of all canonical MKVs with this fingerprint, `block_size` rows at most.
 
         Only the column of `kind` and the short ones beside it are read, so memory grows with
         `block_size` and not with the pool. Rows come in the order of appending; rankings do not
@@ -146,7 +174,7 @@ class MKVPool:
         check_signature(kind)
         if not len(self):
             return
-        query = self._table.search().where(f"fingerprint = {_quoted(fingerprint)} AND id = fact")
+        query = self._table.search().where(f"fingerprint = {_quoted(fingerprint)} AND fact = id")
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
         for batch in query.to_batches(block_size):
             width = batch.schema.field(kind).type.list_size
@@ -160,45 +188,73 @@ class MKVPool:
 
     def nearest(
         self,
-        queries: np.ndarray,
+        queries: Mapping[str, np.ndarray],
         kind: str,
         fingerprint: str,
         threshold: float,
         limit: int,
-        exclude_nodes: Collection[str] = (),
-    ) -> list[list[Match]]:
-        """For every query the most similar MKVs with cosine >= `threshold`, ties ordered by id.
+        exclude_ids: Mapping[str, Collection[str]] | None = None,
+        exclude_own: bool = True,
+    ) -> dict[str, list[list[Match]]]:
+        """For every node and query the most similar canonical MKVs, in one pass over the pool.
 
         Args:
-            queries: `(m, d)`, of any length other than zero.
+            queries: node -> `(m, d)`, of any length other than zero.
             kind: the signature that the queries are compared with.
             fingerprint: only MKVs of this fingerprint take part.
             threshold: the least cosine, -1 to 1.
             limit: how many matches a query gets at most, >= 1.
-            exclude_nodes: MKVs of these nodes take no part.
+            exclude_ids: node -> MKVs that take no part for it, such as those that it holds.
+            exclude_own: whether a node's own MKVs take no part for it.
+
+        Returns:
+            node -> a list per query, the best first, ties by id.
 
         Raises:
             FedEditError: the queries are not as wide as the pool's signatures, or `limit` < 1.
         """
         if limit < 1:
             raise FedEditError(f"pool: limit {limit} found; it has to be at least 1")
-        best = [BestFirst(limit) for _ in queries]
-        if not best:
-            return []
-        own = unit_rows(queries)
-        for block in self.blocks(kind, fingerprint):
-            check_width(own, block)
-            allowed = np.array([node not in exclude_nodes for node in block.nodes], dtype=bool)
-            for query_best, row in zip(best, cosines(own, block.vectors), strict=True):
-                query_best.offer(block.ids, row, allowed & (row >= threshold))
-        return [[Match(id_, cosine) for id_, cosine in one.ranking()] for one in best]
+        best = {node: [BestFirst(limit) for _ in rows] for node, rows in queries.items()}
+        units = {node: unit_rows(rows) for node, rows in queries.items() if len(rows)}
+        for block in self.blocks(kind, fingerprint) if units else ():
+            for node, own in units.items():
+                check_width(own, block)
+                excluded = (exclude_ids or {}).get(node, ())
+                allowed = block.allowed(node, excluded, exclude_own)
+                for query_best, row in zip(best[node], cosines(own, block.vectors), strict=True):
+                    query_best.offer(block.ids, row, allowed & (row >= threshold))
+        return {
+            node: [[Match(id_, cosine) for id_, cosine in one.ranking()] for one in ones]
+            for node, ones in best.items()
+        }
 
-    def _rows(self, ids: Sequence[str], columns: list[str]) -> Iterator[dict]:
-        """The rows with these ids, in no particular order."""
-        for start in range(0, len(ids) if self._table is not None else 0, IDS_PER_QUERY):
-            chunk = ids[start : start + IDS_PER_QUERY]
-            query = self._table.search().where(f"id IN ({', '.join(map(_quoted, chunk))})")
-            yield from query.select(columns).limit(len(chunk)).to_arrow().to_pylist()
+    def _facts_of(self, new: Sequence[MKV]) -> dict[str, str]:
+        """id -> fact of MKVs that the pool does not hold."""
+        facts: dict[str, str] = {}
+        for fingerprint in dict.fromkeys(mkv.fingerprint for mkv in new):
+            group = [mkv for mkv in new if mkv.fingerprint == fingerprint]
+            blocks = ((block.ids, block.vectors) for block in self.blocks("key", fingerprint))
+            near = near_keys(group, blocks, self._same_fact.same_key)
+            canonical = self.fetch(list({id_ for row in near for _, id_ in row}))
+            known = {mkv.id: mkv for mkv in canonical}
+            facts |= assign_facts(group, near, known, self._same_fact)
+        return facts
+
+    def _with_nodes(
+        self, ids: Sequence[str], nodes: Mapping[str, list[str]], schema: pa.Schema
+    ) -> pa.Table:
+        """Whole rows of the pool, with other `nodes`."""
+        rows = list(self._rows(ids, schema.names))
+        return pa.Table.from_pylist([row | {"nodes": nodes[row["id"]]} for row in rows], schema)
+
+    def _rows(self, values: Collection[str], columns: list[str], by: str = "id") -> Iterator[dict]:
+        """The rows whose column `by` has one of these values, in no particular order."""
+        values = list(values) if self._table is not None else []
+        for start in range(0, len(values), IDS_PER_QUERY):
+            chunk = ", ".join(map(_quoted, values[start : start + IDS_PER_QUERY]))
+            query = self._table.search().where(f"{by} IN ({chunk})").select(columns)
+            yield from query.limit(len(self)).to_arrow().to_pylist()
 
 
 def check_width(own: np.ndarray, block: SignatureBlock) -> None:
@@ -219,6 +275,7 @@ def _schema(mkv: MKV) -> pa.Schema:
         [
             pa.field("id", pa.string()),
             pa.field("node", pa.string()),
+            pa.field("nodes", pa.list_(pa.string())),
             pa.field("slot", pa.int32()),
             pa.field("fingerprint", pa.string()),
             pa.field("fact", pa.string()),
@@ -226,6 +283,15 @@ def _schema(mkv: MKV) -> pa.Schema:
             pa.field("payload", pa.binary()),
         ]
     )
+
+
+def _check_columns(schema: pa.Schema, uri: str) -> None:
+    missing = [name for name in COLUMNS if name not in schema.names]
+    if missing:
+        raise FedEditError(
+            f"pool {uri}: its table has no column {', '.join(missing)}; it was made by another "
+            "version of FedEdit, so name another pool-uri"
+        )
 
 
 def _check_widths(mkv: MKV, schema: pa.Schema) -> None:
@@ -238,10 +304,18 @@ def _check_widths(mkv: MKV, schema: pa.Schema) -> None:
             )
 
 
-def _to_arrow(mkvs: Sequence[MKV], facts: dict[str, str], schema: pa.Schema) -> pa.Table:
+def _to_arrow(
+    mkvs: Sequence[MKV],
+    facts: Mapping[str, str],
+    nodes: Mapping[str, list[str]],
+    schema: pa.Schema,
+) -> pa.Table:
+    if not mkvs:
+        return schema.empty_table()
     columns = {
         "id": [mkv.id for mkv in mkvs],
         "node": [mkv.node for mkv in mkvs],
+        "nodes": [nodes[mkv.id] for mkv in mkvs],
         "slot": [mkv.slot for mkv in mkvs],
         "fingerprint": [mkv.fingerprint for mkv in mkvs],
         "fact": [facts[mkv.id] for mkv in mkvs],

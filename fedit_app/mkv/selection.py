@@ -92,42 +92,46 @@ def select(
     own: Mapping[str, np.ndarray],
     blocks: Blocks,
     config: SelectionConfig,
-    exclude_ids: Mapping[str, Collection[str]],
+    exclude_ids: Mapping[str, Collection[str]] | None = None,
+    exclude_own: bool = True,
 ) -> dict[str, list[Ranked]]:
-    """Ranks the pool's MKVs for several nodes in one pass, best first, ties by id.
+    """Ranks the pool's MKVs for every node, best first, ties by id, in one pass over the pool.
 
-    The result depends on the contents of the pool only, not on the order or size of the blocks.
+    The result depends on the contents of the pool only, not on the order or size of the blocks,
+    and is for each node the same as if it were asked alone.
 
     Args:
         own: node -> `(m, d)`, the raw signatures of its own MKVs. With `m == 0` only the policy
             `all` selects anything, with scores 0.
         blocks: gives a fresh pass over the pool's signatures at each call, as
             `lambda: pool.blocks(config.signature, fingerprint)` does.
-        exclude_ids: node -> MKVs that take no part, such as those the node holds already. What is
+        exclude_ids: node -> MKVs that take no part for it, such as those it holds already. What is
             excluded still counts in the pool's mean.
+        exclude_own: whether a node's own MKVs take no part for it.
+
+    Returns:
+        node -> its ranking.
 
     Raises:
-        FedEditError: a node's signatures are not as wide as the blocks.
+        FedEditError: an `own` is not as wide as the blocks.
     """
-    units = {node: unit_rows(vectors) for node, vectors in own.items()}
-    some = any(len(rows) for rows in units.values())
-    mean = _pool_mean(blocks()) if config.centred and some else None
-    best = {node: BestFirst(config.k if config.policy == "top-k" else None) for node in own}
+    units = {node: unit_rows(rows) for node, rows in own.items()}
+    mean = _pool_mean(blocks()) if config.centred and any(map(len, units.values())) else None
+    limit = config.k if config.policy == "top-k" else None
+    best = {node: BestFirst(limit) for node in own}
     for block in blocks():
-        candidates = _centred(block.vectors, mean)
+        vectors = _centred(block.vectors, mean)
         for node, rows in units.items():
             if len(rows):
                 check_width(rows, block)
-                cosine = cosines(_centred(rows, mean), candidates)
+                cosine = cosines(_centred(rows, mean), vectors)
             else:
                 cosine = np.zeros((0, len(block.ids)))
             scores = POLICIES[config.policy](cosine, config.threshold)
-            out = exclude_ids.get(node, ())
-            allowed = np.array([id_ not in out for id_ in block.ids], dtype=bool)
+            allowed = block.allowed(node, (exclude_ids or {}).get(node, ()), exclude_own)
             best[node].offer(block.ids, scores, allowed & (scores > -np.inf))
     return {
-        node: [Ranked(id_, score) for id_, score in ranking.ranking()]
-        for node, ranking in best.items()
+        node: [Ranked(id_, score) for id_, score in one.ranking()] for node, one in best.items()
     }
 
 

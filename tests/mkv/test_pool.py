@@ -29,7 +29,7 @@ def test_an_empty_pool(pool):
     assert pool.append([]) == []
     assert pool.fetch([]) == []
     assert list(pool.blocks("v_star", FINGERPRINT)) == []
-    assert pool.nearest(np.ones((2, 8)), "v_star", FINGERPRINT, 0.0, 3) == [[], []]
+    assert pool.nearest({"n": np.ones((2, 8))}, "v_star", FINGERPRINT, 0.0, 3) == {"n": [[], []]}
     with pytest.raises(FedEditError, match="no MKV with id x"):
         pool.fetch(["x"])
 
@@ -104,6 +104,14 @@ def test_blocks_hold_the_unit_signatures(pool, make_mkvs, kind):
     assert not expected
 
 
+def test_rows_are_all_rows(pool, make_mkvs):
+    assert list(pool.rows(["id"])) == []
+    mkvs = make_mkvs(5, node="school", slot=3)
+    pool.append(mkvs)
+    rows = list(pool.rows(["slot", "id", "nodes"]))
+    assert rows == [{"slot": 3, "id": mkv.id, "nodes": ["school"]} for mkv in mkvs]
+
+
 def test_blocks_keep_to_their_size_and_cover_the_pool(pool, make_mkvs):
     pool.append(make_mkvs(23))
     sizes = [len(block.ids) for block in pool.blocks("key", FINGERPRINT, block_size=5)]
@@ -134,7 +142,7 @@ def test_ranking_reads_no_payload(pool, make_mkvs, monkeypatch):
     monkeypatch.setattr(LanceEmptyQueryBuilder, "select", recording_select)
     monkeypatch.setattr("fedit_app.mkv.pool.from_bytes", None)
     assert len(list(pool.blocks("delta", FINGERPRINT))) == 1
-    pool.nearest(mkvs[0].lookup_key[None], "key", FINGERPRINT, 0.5, 1)
+    pool.nearest({"n": mkvs[0].lookup_key[None]}, "key", FINGERPRINT, 0.5, 1)
     assert read == [["id", "node", "slot", "delta"], ["id", "node", "slot", "key"]]
 
 
@@ -148,27 +156,35 @@ def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size):
     monkeypatch.setattr(MKVPool, "blocks", partialmethod(MKVPool.blocks, block_size=block_size))
     mkvs = make_mkvs(20, node="clinic") + make_mkvs(15, seed=1, node="school")
     pool.append(mkvs)
-    queries = np.random.default_rng(3).standard_normal((4, 8)) * 7 + 3
-    for threshold, limit, excluded in ((-1, 50, ()), (0.6, 3, ()), (0.5, 4, {"school"})):
-        used = [mkv for mkv in mkvs if mkv.node not in excluded]
-        units = unit_rows(np.stack([mkv.v_star for mkv in used]))
-        expected = []
-        for row in cosines(unit_rows(queries), units):
-            ranked = sorted((-value, mkv.id) for value, mkv in zip(row, used, strict=True))
-            matches = [Match(id_, -value) for value, id_ in ranked if -value >= threshold]
-            expected.append(matches[:limit])
-        found = pool.nearest(queries, "v_star", FINGERPRINT, threshold, limit, excluded)
-        assert found == expected
+    random = np.random.default_rng(3)
+    queries = {
+        node: random.standard_normal((m, 8)) * 7 + 3 for node, m in (("school", 4), ("x", 2))
+    }
+    held = {"x": {mkv.id for mkv in mkvs[5:25]}}
+    for threshold, limit, own_too in ((-1, 50, True), (0.6, 3, False), (0.5, 4, True)):
+        found = pool.nearest(
+            queries, "v_star", FINGERPRINT, threshold, limit, held, exclude_own=not own_too
+        )
+        for node, rows in queries.items():
+            used = [mkv for mkv in mkvs if own_too or mkv.node != node]
+            used = [mkv for mkv in used if mkv.id not in held.get(node, ())]
+            units = unit_rows(np.stack([mkv.v_star for mkv in used]))
+            expected = []
+            for row in cosines(unit_rows(rows), units):
+                ranked = sorted((-value, mkv.id) for value, mkv in zip(row, used, strict=True))
+                matches = [Match(id_, -value) for value, id_ in ranked if -value >= threshold]
+                expected.append(matches[:limit])
+            assert found[node] == expected
 
 
 def test_nearest_orders_ties_by_id(pool, make_mkvs):
-    base = make_mkvs(1)[0]
+    base, *others = make_mkvs(10)
     twins = [
-        create("clinic", 1, FINGERPRINT, base.keys, base.shifts * (i + 1), base.v_star, base.h0)
-        for i in range(9)
+        create("clinic", 1, FINGERPRINT, other.keys, other.shifts, base.v_star, base.h0)
+        for other in others
     ]
     pool.append(twins)
-    (matches,) = pool.nearest(base.v_star[None] * 3, "v_star", FINGERPRINT, 0.99, 5)
+    (matches,) = pool.nearest({"n": base.v_star[None] * 3}, "v_star", FINGERPRINT, 0.99, 5)["n"]
     assert [match.id for match in matches] == sorted(mkv.id for mkv in twins)[:5]
     assert len({match.cosine for match in matches}) == 1
 
@@ -176,7 +192,7 @@ def test_nearest_orders_ties_by_id(pool, make_mkvs):
 def test_nearest_refuses_wrong_queries(pool, make_mkvs):
     pool.append(make_mkvs(2))
     with pytest.raises(FedEditError, match=r"\(1, 9\) found"):
-        pool.nearest(np.ones((1, 9)), "v_star", FINGERPRINT, 0.5, 1)
+        pool.nearest({"n": np.ones((1, 9))}, "v_star", FINGERPRINT, 0.5, 1)
     with pytest.raises(FedEditError, match="limit 0"):
-        pool.nearest(np.ones((1, 8)), "v_star", FINGERPRINT, 0.5, 0)
-    assert pool.nearest(np.ones((0, 8)), "v_star", FINGERPRINT, 0.5, 1) == []
+        pool.nearest({"n": np.ones((1, 8))}, "v_star", FINGERPRINT, 0.5, 0)
+    assert pool.nearest({"n": np.ones((0, 8))}, "v_star", FINGERPRINT, 0.5, 1) == {"n": []}

@@ -66,7 +66,7 @@ def test_policies_equal_brute_force(pool, mkvs, policy, signature, centred):
     chosen = config(policy, signature, centred, threshold=0.0 if centred else 0.3)
     own = own_signatures(mkvs[:6], signature)
     blocks = partial(pool.blocks, signature, FINGERPRINT, block_size=7)
-    ranked = select(own, blocks, chosen, exclude_nodes={"clinic"})
+    ranked = select({"clinic": own}, blocks, chosen)["clinic"]
     expected = brute_force(own, mkvs[6:], chosen, mkvs)
     assert {one.id for one in ranked} == expected.keys()
     np.testing.assert_allclose(
@@ -87,22 +87,22 @@ def test_neither_order_nor_block_size_changes_the_ranking(tmp_path, mkvs, policy
         pool.append([mkvs[i] for i in order[:11]])
         pool.append([mkvs[i] for i in order[11:]])
         blocks = partial(pool.blocks, "v_star", FINGERPRINT, block_size=block_size)
-        rankings.append(select(own, blocks, chosen))
-    assert rankings[0]
+        rankings.append(select({"x": own, "clinic": own[:3]}, blocks, chosen))
+    assert all(rankings[0].values())
     assert rankings[0] == rankings[1] == rankings[2]
 
 
 def test_ties_are_ordered_by_id(pool_uri, make_mkvs):
-    base = make_mkvs(1)[0]
+    base, *others = make_mkvs(9)
     twins = [
-        create("school", 1, FINGERPRINT, base.keys * (i + 1), base.shifts, base.v_star, base.h0)
-        for i in range(8)
+        create("school", 1, FINGERPRINT, other.keys, other.shifts, base.v_star, base.h0)
+        for other in others
     ]
     pool = MKVPool(pool_uri)
     pool.append(twins)
     blocks = partial(pool.blocks, "v_star", FINGERPRINT, block_size=3)
     for policy, kept in (("majority", 8), ("all", 8), ("top-k", 4)):
-        ranked = select(base.v_star[None], blocks, config(policy))
+        ranked = select({"x": base.v_star[None]}, blocks, config(policy))["x"]
         assert [one.id for one in ranked] == sorted(mkv.id for mkv in twins)[:kept]
 
 
@@ -118,8 +118,12 @@ def test_what_is_excluded_is_left_out(pool, mkvs):
     blocks = partial(pool.blocks, "v_star", FINGERPRINT)
     own = own_signatures(mkvs[:6])
     some = {mkv.id for mkv in mkvs[8:12]}
-    ranked = select(own, blocks, config("all"), exclude_ids=some, exclude_nodes={"clinic"})
-    assert {one.id for one in ranked} == {mkv.id for mkv in mkvs[6:]} - some
+    owns = {"clinic": own, "school": own}
+    ranked = select(owns, blocks, config("all"), {"clinic": some})
+    assert {one.id for one in ranked["clinic"]} == {mkv.id for mkv in mkvs[6:]} - some
+    assert {one.id for one in ranked["school"]} == {m.id for m in mkvs if m.node != "school"}
+    ranked = select(owns, blocks, config("all"), {"clinic": some}, exclude_own=False)
+    assert {one.id for one in ranked["clinic"]} == {mkv.id for mkv in mkvs} - some
 
 
 @pytest.mark.parametrize("centred", [False, True])
@@ -127,8 +131,9 @@ def test_what_is_excluded_is_left_out(pool, mkvs):
 def test_a_node_without_own_mkvs_receives_all_or_nothing(pool, mkvs, shape, centred):
     blocks = partial(pool.blocks, "v_star", FINGERPRINT)
     for policy in ("majority", "top-k", "none"):
-        assert select(np.zeros(shape), blocks, config(policy, centred=centred)) == []
-    ranked = select(np.zeros(shape), blocks, config("all", centred=centred))
+        ranked = select({"x": np.zeros(shape)}, blocks, config(policy, centred=centred))
+        assert ranked == {"x": []}
+    ranked = select({"x": np.zeros(shape)}, blocks, config("all", centred=centred))["x"]
     assert [one.id for one in ranked] == sorted(mkv.id for mkv in mkvs)
     assert {one.score for one in ranked} == {0.0}
 
@@ -137,14 +142,15 @@ def test_a_node_without_own_mkvs_receives_all_or_nothing(pool, mkvs, shape, cent
 def test_an_empty_pool_gives_nothing(pool_uri, centred):
     pool = MKVPool(pool_uri)
     blocks = partial(pool.blocks, "v_star", FINGERPRINT)
-    assert select(np.ones((2, 8)), blocks, config("all", centred=centred)) == []
+    ranked = select({"x": np.ones((2, 8))}, blocks, config("all", centred=centred))
+    assert ranked == {"x": []}
 
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_another_width_is_refused(pool, centred):
     blocks = partial(pool.blocks, "v_star", FINGERPRINT)
     with pytest.raises(FedEditError, match=r"\(2, 9\) found"):
-        select(np.ones((2, 9)), blocks, config(centred=centred))
+        select({"x": np.ones((2, 9))}, blocks, config(centred=centred))
 
 
 @pytest.mark.parametrize(
