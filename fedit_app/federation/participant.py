@@ -29,7 +29,7 @@ from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.federation.paths import ledger_folder
-from fedit_app.federation.reconcile import Conflict, refusals, settle
+from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
     fact,
     open_requests,
@@ -271,23 +271,20 @@ class Participant:
         shapes = (len(bench.settings.layers), bench.model.d_ff, bench.model.d_model)
         before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
         with ledger.step():
-            reasons = refusals(offered, ledger, shapes, self._same)
-            new = [mkv for mkv in offered if reasons[mkv.id] in ("", "duplicate")]
-            twins = saying_own_targets(bench, self._requests, new, ledger, self._same)
-            for mkv in new:
-                own = twins.get(mkv.id)
+            fitting = [mkv for mkv in offered if (*mkv.keys.shape, mkv.shifts.shape[1]) == shapes]
+            agreed = saying_own_targets(bench, self._requests, fitting, ledger, self._same)
+            ledger.accept(fitting, slot)
+            for mkv in fitting:
+                own = agreed.get(mkv.id)
                 if own and same_fact(mkv, ledger.entries[own].mkv, self._same):
-                    ledger.accept([mkv], slot)
                     ledger.hand_over(own, mkv.id)
-                elif own:
-                    reasons[mkv.id] = "duplicate"
-                elif not reasons[mkv.id]:
-                    ledger.accept([mkv], slot)
             ledger.count_votes(votes or {})
-            ids = [mkv.id for mkv in offered]
-            changed = [*ids, *(votes or {})]
-            conflicts = settle(ledger, changed, self.config.conflict_policy, self._same)
-        verdicts = [(mkv, _verdict(mkv, reasons[mkv.id], ledger, slot)) for mkv in offered]
+            ids = {mkv.id for mkv in offered}
+            changed = [*sorted(ids), *(votes or {})]
+            policy = self.config.conflict_policy
+            conflicts = settle(ledger, changed, policy, self._same, agreed)
+        gave_way = {conflict.gave_way for conflict in conflicts}
+        verdicts = [(mkv, _verdict(mkv, ledger, slot, gave_way)) for mkv in offered]
         accepted = [mkv for mkv, verdict in verdicts if not verdict]
         logger.info(
             "node %s, slot %d: accepted %d of %d MKVs, ledger holds %d",
@@ -303,7 +300,7 @@ class Participant:
             conflicts=[
                 c
                 for c in conflicts
-                if {c.held, c.gave_way} & set(ids) or before.get(c.gave_way) != c.held
+                if {c.held, c.gave_way} & ids or before.get(c.gave_way) != c.held
             ],
         )
 
@@ -362,15 +359,16 @@ class Participant:
         return {layer: deltas[layer] + change[layer].cpu() for layer in deltas}, len(requests)
 
 
-def _verdict(mkv: MKV, reason: str, ledger: Ledger, slot: int) -> str:
+def _verdict(mkv: MKV, ledger: Ledger, slot: int, gave_way: Collection[str]) -> str:
     """Why an offered MKV is not in use; "" if it is."""
     entry = ledger.entries.get(mkv.id)
     if entry is None:
-        return reason
+        return "shape"
+    if entry.slot < slot:
+        return "known"
     if entry.overruled_by:
-        return "conflict"
-    # An earlier try at the same slot may have accepted it.
-    return "" if entry.slot == slot else "known"
+        return "conflict" if mkv.id in gave_way else "duplicate"
+    return ""
 
 
 _memory = ScoreMemory(keep=_BASE)

@@ -1,4 +1,4 @@
-"""Which MKVs are about the same subject, which of them a node takes, and which of them hold.
+"""Which MKVs are about the same subject, and which of them hold at a node.
 
 Up to the subject's last token a causal model has read only the subject and what stands before it,
 so equal facts have equal keys at the first edited layer on every node. One key cannot hold two
@@ -63,41 +63,13 @@ def near_keys(
     return result
 
 
-def refusals(
-    offered: Sequence[MKV],
+def settle(
     ledger: Ledger,
-    shapes: tuple[int, int, int],
+    changed: Iterable[str],
+    policy: str,
     same: SameFact,
-) -> dict[str, str]:
-    """Why offered MKVs do not enter a ledger at all.
-
-    Args:
-        offered: MKVs, the most similar first.
-        ledger: what the node has accepted so far.
-        shapes: number of edited layers, d_ff and d_model of this model.
-        same: when two MKVs stand for the same fact.
-
-    Returns:
-        Id -> "" (takes it), known (the ledger has it), duplicate (of one in the ledger, or of one
-        offered before it) or shape.
-    """
-    fitting = [mkv for mkv in offered if _shapes(mkv) == shapes]
-    held = [entry.mkv for entry in ledger.entries.values()]
-    near = near_keys(_lookup_keys(fitting), [*held, *fitting], same.same_key)
-    taken = {mkv.id for mkv in held}
-    reasons = {mkv.id: "shape" for mkv in offered}
-    for mkv, row in zip(fitting, near, strict=True):
-        if mkv.id in taken:
-            reasons[mkv.id] = "known"
-        elif any(other.id in taken and same_fact(mkv, other, same) for _, other in row):
-            reasons[mkv.id] = "duplicate"
-        else:
-            reasons[mkv.id] = ""
-            taken.add(mkv.id)
-    return reasons
-
-
-def settle(ledger: Ledger, changed: Iterable[str], policy: str, same: SameFact) -> list[Conflict]:
+    agreed: Mapping[str, str] | None = None,
+) -> list[Conflict]:
     """Decide which of the MKVs about one subject hold, and note it in the ledger.
 
     The outcome depends on the MKVs, the own requests and the votes alone, not on the order in
@@ -108,6 +80,7 @@ def settle(ledger: Ledger, changed: Iterable[str], policy: str, same: SameFact) 
         changed: ids of MKVs that are new, or whose votes or requests are.
         policy: one of `CONFLICT_POLICIES`.
         same: when two MKVs stand for the same fact.
+        agreed: id -> id of an MKV that is known to want the same, though it is less alike.
 
     Returns:
         The conflicts among the changed MKVs and what hangs together with them by near-equal keys.
@@ -139,7 +112,9 @@ def settle(ledger: Ledger, changed: Iterable[str], policy: str, same: SameFact) 
             if not stronger:
                 holding.append(id_)
                 continue
-            if not same_fact(entries[id_].mkv, entries[stronger[0]].mkv, same):
+            pair = {id_, stronger[0]}
+            alike = any({one, other} == pair for one, other in (agreed or {}).items())
+            if not alike and not same_fact(entries[id_].mkv, entries[stronger[0]].mkv, same):
                 conflicts.append(Conflict(held=stronger[0], gave_way=id_))
     ledger.overrule(verdicts)
     return conflicts
@@ -178,10 +153,6 @@ def _groups(
 
 def _lookup_keys(mkvs: Sequence[MKV]) -> np.ndarray:
     return np.array([mkv.lookup_key for mkv in mkvs], np.float32)
-
-
-def _shapes(mkv: MKV) -> tuple[int, int, int]:
-    return (*mkv.keys.shape, mkv.shifts.shape[1])
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

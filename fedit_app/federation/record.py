@@ -107,7 +107,9 @@ class RunRecord:
         """Take over what an earlier, unfinished run of this folder has recorded."""
         self._model = dict(results["model"])
         self._connected = results["connected"]
-        self._before = {name: node["before"] for name, node in results["nodes"].items()}
+        if results["config"]["num-slots"] == self._config.num_slots:
+            # Otherwise it was measured on the facts of fewer, or more, slots.
+            self._before = {name: node["before"] for name, node in results["nodes"].items()}
         self._seconds_before = results["seconds"]["total"]
         self._seconds = {name: results["seconds"][name] or 0.0 for name in self._seconds}
         for slot in results["slots"]:

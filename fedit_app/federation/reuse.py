@@ -186,7 +186,7 @@ def saying_own_targets(
     trials = [
         (mkv, twin, by_id[request])
         for mkv, near in zip(offered, near_keys(keys, own, same.same_key), strict=True)
-        for _, twin in near[:1]
+        for _, twin in [pair for pair in near if pair[1].id != mkv.id][:1]
         for request in ledger.entries[twin.id].requests
     ]
     said = bench.patched([(request, mkv) for mkv, _, request in trials])

@@ -172,8 +172,9 @@ class FedEdit(Strategy):
             name, info = self._grid.name_of(message), unpack_info(message.content)
             try:
                 arrived[name] = unpack_mkvs(message.content, self.fingerprint)
-                _check_origin(name, arrived[name])
+                _check_origin(name, server_round, arrived[name], info["again"])
                 self.pool.check(arrived[name])
+                reused = self._reused(name, info["reused"])
             except FedEditError as error:
                 self._grid.record.failed(name, server_round, "edit", str(error))
                 arrived.pop(name, None)
@@ -183,13 +184,25 @@ class FedEdit(Strategy):
             member = self._grid.members[name]
             member.wants |= {*info["reused"], *(mkv.id for mkv in arrived[name])}
             member.holds |= {id_ for conflict in info["conflicts"] for id_ in conflict.values()}
-            reused = self.pool.facts(info["reused"]) if self.exchange else {}
-            self._own[name] = [*new, *self.pool.fetch(list(reused))]
+            self._own[name] = [*new, *self.pool.fetch(reused)]
             counts = {"reused": len(info["reused"]), "uploaded": len(arrived[name])}
             self._grid.record.count(server_round, name, **counts)
         # In one step, so that which MKV stands for a fact does not depend on who answered first.
         self.pool.append([mkv for name in sorted(arrived) for mkv in arrived[name]])
         return None, None
+
+    def _reused(self, name: str, ids: Sequence[str]) -> list[str]:
+        """Those of the MKVs that a node says it reuses that the pool holds.
+
+        It may have others in its ledger from a run with another pool.
+        """
+        if not self.exchange:
+            return []
+        pooled = self.pool.facts(ids)
+        invented = set(ids) - pooled.keys() - self._grid.members[name].known
+        if invented:
+            raise FedEditError(f"reuse of MKV {min(invented)}, which it has never been sent")
+        return [id_ for id_ in ids if id_ in pooled]
 
     def configure_reedit(self, server_round: int, grid: RunGrid) -> list[Message]:
         """Re-edit stage: for every node that has edited, the MKVs of others that `select` ranks.
@@ -299,10 +312,13 @@ def evaluation_messages(grid: RunGrid, slot: int, central: bool = False) -> list
     return [grid.members[name].message(EVALUATE, content) for name in names]
 
 
-def _check_origin(name: str, mkvs: Sequence[MKV]) -> None:
+def _check_origin(name: str, slot: int, mkvs: Sequence[MKV], again: Sequence[str]) -> None:
+    """Raises FedEditError for an upload that is not a node's own, or of a slot to come."""
     for mkv in mkvs:
-        if mkv.node != name:
-            raise FedEditError(f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}")
+        if mkv.node != name or (mkv.slot > slot and mkv.id not in again):
+            raise FedEditError(
+                f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
+            )
 
 
 def lookup_of(content: RecordDict) -> np.ndarray:

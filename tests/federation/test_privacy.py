@@ -75,7 +75,9 @@ def test_other_strategies_send_no_text_either(settings, demo_records, strategy):
 def test_the_search_finds_what_is_planted(settings, demo_records, monkeypatch, tmp_path):
     hello = Participant.hello
     told = demo_records[0]["subject"]
-    monkeypatch.setattr(Participant, "hello", lambda self: hello(self) | {"about": told})
+    monkeypatch.setattr(
+        Participant, "hello", lambda self, slot: hello(self, slot) | {"about": told}
+    )
     _, grid = inprocess.federate(settings(num_slots=1), 2)
     assert leaks(grid.received, needles(demo_records)) == {told}
 
@@ -120,10 +122,10 @@ def test_a_faulty_record_is_reported_without_its_text(settings, demo_copy, demo_
 def test_an_unforeseen_error_is_reported_without_its_text(settings, demo_records, monkeypatch):
     compute = Workbench.compute
 
-    def fail(self, requests, ledger, node, slot):
+    def fail(self, requests, ledger, node, *rest):
         if node == "bank":
             raise RuntimeError(f"cannot edit {requests[0]!r}")
-        return compute(self, requests, ledger, node, slot)
+        return compute(self, requests, ledger, node, *rest)
 
     monkeypatch.setattr(Workbench, "compute", fail)
     results, grid = inprocess.federate(settings(num_slots=1), 3)

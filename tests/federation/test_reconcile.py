@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from fedit_app.editing.ledger import Ledger
-from fedit_app.federation.reconcile import Conflict, near_keys, refusals, settle
+from fedit_app.federation.reconcile import Conflict, near_keys, settle
 from fedit_app.mkv import MKV, SameFact, create
 
 D_FF, D_MODEL, LAYERS = 6, 4, 2
-SHAPES = (LAYERS, D_FF, D_MODEL)
 SAME = SameFact(same_key=0.98)
 
 
@@ -24,20 +23,6 @@ def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0, slot: int
     shifts = np.full((LAYERS, D_MODEL), 0.1 + len(node))
     h0 = np.full(D_MODEL, 0.5)
     return create(node, slot, "f", keys, shifts, h0 + delta, h0)
-
-
-@pytest.fixture
-def ledger():
-    ledger = Ledger("f")
-    own = [mkv(0, 0, "own"), mkv(1, 1, "own")]
-    ledger.accept(own, 1, {m.id: [f"request-{i}"] for i, m in enumerate(own)})
-    return ledger
-
-
-def reasons(offered, ledger) -> list[str]:
-    found = refusals(offered, ledger, SHAPES, SAME)
-    assert list(found) == [m.id for m in offered]
-    return list(found.values())
 
 
 def test_near_keys_orders_by_cosine_and_leaves_out_the_rest():
@@ -62,41 +47,6 @@ def test_near_keys_breaks_ties_by_id():
 
 def test_near_keys_with_nothing_known():
     assert near_keys(np.eye(D_FF)[:2], [], 0.98) == [[], []]
-
-
-def test_another_subject_is_taken(ledger):
-    assert reasons([mkv(2, 0), mkv(3, 1)], ledger) == ["", ""]
-
-
-def test_what_the_ledger_has_is_known(ledger):
-    held = next(iter(ledger.entries.values())).mkv
-
-    assert reasons([held], ledger) == ["known"]
-
-
-def test_the_same_fact_is_a_duplicate_and_another_target_is_not(ledger):
-    same, other = mkv(0, 0, "b", tilt=0.05), mkv(1, 2, "b")
-
-    assert reasons([same, other], ledger) == ["duplicate", ""]
-
-
-def test_another_shape_is_refused(ledger):
-    narrow = create("b", 1, "f", *(np.ones(s) for s in ((2, D_FF - 1), (2, D_MODEL), 4, 4)))
-    shallow = create("b", 1, "f", *(np.ones(s) for s in ((1, D_FF), (1, D_MODEL), 4, 4)))
-
-    assert reasons([narrow, mkv(4, 0), shallow], ledger) == ["shape", "", "shape"]
-
-
-def test_of_two_offered_of_one_fact_the_first_is_taken(ledger):
-    first, second, third = mkv(4, 0), mkv(4, 0, tilt=0.01), mkv(4, 1)
-
-    assert reasons([first, second, third], ledger) == ["", "duplicate", ""]
-    assert reasons([second, first, third], ledger) == ["", "duplicate", ""]
-
-
-def test_an_empty_ledger_takes_all():
-    assert reasons([mkv(0, 0), mkv(1, 1)], Ledger("f")) == ["", ""]
-    assert reasons([], Ledger("f")) == []
 
 
 def settled(entries, policy, order=None) -> dict[str, str]:
@@ -167,6 +117,16 @@ def test_of_one_fact_one_mkv_counts_and_that_is_no_conflict():
 
     assert settle(ledger, [twin.id], "own-wins", SAME) == []
     assert [m.id for m in ledger.holding] == [own.id]
+
+
+def test_what_wants_the_same_in_other_words_is_no_conflict():
+    ledger = Ledger("f")
+    own, other = mkv(0, 0, "me"), mkv(0, 1, "b")
+    ledger.accept([own, other], 1, {own.id: ["r"]})
+
+    assert settle(ledger, [other.id], "own-wins", SAME, {other.id: own.id}) == []
+    assert [m.id for m in ledger.holding] == [own.id]
+    assert settle(ledger, [other.id], "own-wins", SAME) == [Conflict(own.id, other.id)]
 
 
 def test_what_is_not_near_the_winner_holds_beside_it():
