@@ -154,7 +154,7 @@ class FedEdit(Strategy):
         for message in replies:
             name, info = self._grid.name_of(message), unpack_info(message.content)
             try:
-                new = unpack_mkvs(message.content, self.fingerprint)
+                new = unpack_mkvs(message.content, self.fingerprint, self.config.mkv_precision)
                 _check_origin(name, server_round, new)
                 reused = self.pool.fetch(info["reused"]) if self.exchange else []
                 self.pool.append(new)

@@ -3,14 +3,17 @@
 Knows no Flower, no torch and no model.
 """
 
+from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named
 from fedit_app.mkv.pool import Match, MKVPool, SignatureBlock
 from fedit_app.mkv.record import MKV, SIGNATURES, create
 from fedit_app.mkv.selection import POLICIES, Ranked, SelectionConfig, select
 from fedit_app.mkv.wire import decode, encode, from_bytes, to_bytes
 
 __all__ = [
+    "DEFAULT_PRECISION",
     "MKV",
     "POLICIES",
+    "PRECISIONS",
     "SIGNATURES",
     "MKVPool",
     "Match",
@@ -21,6 +24,7 @@ __all__ = [
     "decode",
     "encode",
     "from_bytes",
+    "precision_named",
     "select",
     "to_bytes",
 ]
