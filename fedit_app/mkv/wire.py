@@ -124,7 +124,9 @@ def from_bytes(data: bytes) -> MKV:
         header = json.loads(data[8 : 8 + header_bytes])
         meta = json.loads(header["__metadata__"][METADATA_KEY])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FedEditError(f"MKV file: damaged, or not written by FedEdit ({error})") from error
+        raise FedEditError(
+            f"MKV file: damaged, or not written by FedEdit ({str(error)[:200]})"
+        ) from error
     mkvs = decode(arrays, meta)
     if len(mkvs) != 1:
         raise FedEditError(f"MKV file: {len(mkvs)} MKVs found; it has to hold one")
