@@ -12,7 +12,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import COUNTERFACT, main, measure, parser, positive, records, report, table
+from benchmarks.harness import (
+    COUNTERFACT,
+    counterfact_metrics,
+    main,
+    measure,
+    parser,
+    positive,
+    records,
+    report,
+    table,
+)
 from benchmarks.plain import plain_values
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.editors import EDITORS
@@ -21,9 +31,7 @@ from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
-from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
-from fedit_app.evaluation.scores import score_requests
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 
@@ -41,7 +49,6 @@ _COLUMNS = {
     "s/edit": "seconds_per_edit",
     "peak MiB": "peak_mib",
 }
-_SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +83,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     chosen = requests[: options.records]
     model = load_model(options.model, options.device, options.dtype)
     rows = neutral_rows(model, options.text, options.text_rows)
-    figures = {f"editors/unedited/{key}": value for key, value in _metrics(model, chosen).items()}
+    figures = {
+        f"editors/unedited/{key}": value
+        for key, value in counterfact_metrics(model, chosen).items()
+    }
     for name in names:
         found = _edit(model, name, chosen, rows)
         figures["editors/unedited/perplexity"] = found.pop("perplexity_before")
@@ -125,7 +135,7 @@ def _edit(
     )
     neutral = neutral_scores(model, bench.deltas(ledger), rows)
     with bench.edited(ledger):
-        metrics = _metrics(model, requests)
+        metrics = counterfact_metrics(model, requests)
     return metrics | {
         "kl": neutral.kl,
         "perplexity_before": neutral.perplexity_before,
@@ -133,12 +143,6 @@ def _edit(
         "seconds_per_edit": measured.seconds / len(requests),
         "peak_mib": measured.peak_mib,
     }
-
-
-def _metrics(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, float]:
-    """CounterFact's metrics, as far as the records have the prompts for them."""
-    found = aggregate(score_requests(model, requests))
-    return {name: found[name] for name in _SHARES if found[name] is not None}
 
 
 if __name__ == "__main__":

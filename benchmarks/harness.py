@@ -36,8 +36,11 @@ import torch
 from fedit_app.data.counterfact import read_counterfact
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
+from fedit_app.evaluation.metrics import aggregate
+from fedit_app.evaluation.scores import score_requests
 from fedit_app.files import write_json_atomic
 from fedit_app.log import set_up_logging
+from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL
 from fedit_app.models.loading import DTYPES, resolve_device
 from fedit_app.reporting.formats import NOT_MEASURED, display_width
@@ -45,6 +48,7 @@ from fedit_app.reporting.formats import NOT_MEASURED, display_width
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
 MIB = 2**20
 _SECONDS_BETWEEN_SAMPLES = 0.005
+_SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
 
 T = TypeVar("T")
 Cell = str | float | None
@@ -127,6 +131,20 @@ def records(options: argparse.Namespace, count: int) -> list[EditRequest]:
             "ask for fewer or give a larger file"
         )
     return found
+
+
+def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, float]:
+    """CounterFact's metrics of a model as it is, as far as the records have the prompts for them.
+
+    Args:
+        model: edited or not.
+        requests: the records.
+
+    Returns:
+        Shares: `efficacy`, `paraphrase`, `neighborhood`, `score` and `accuracy`.
+    """
+    found = aggregate(score_requests(model, requests))
+    return {name: found[name] for name in _SHARES if found[name] is not None}
 
 
 @dataclass(frozen=True)

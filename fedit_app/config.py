@@ -155,6 +155,11 @@ class RunConfig:
         at_least=0,
     )
     l2: float = _key(0.0, "alphaedit: weight of |Delta|^2; 0: the model's default", at_least=0)
+    mkv_precision: str = _key(
+        "int8",
+        "numbers to which MKVs are rounded, and in which they travel and are kept",
+        choices=("int8", "float16", "float32"),
+    )
     contexts: int = _key(5, "sampled context prefixes beside the bare prompt", at_least=0)
     edit_batch: int = _key(
         0, "requests whose v* are optimised together; 0: as many as fit in memory", at_least=0

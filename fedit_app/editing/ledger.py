@@ -78,8 +78,8 @@ class Ledger:
         if stored["fingerprint"] != fingerprint:
             raise FedEditError(
                 f"ledger {folder}: made with fingerprint {stored['fingerprint']}, this run has "
-                f"{fingerprint}; use the same model, layers, editor, contexts and seed, or another "
-                "state-dir"
+                f"{fingerprint}; use the same model, layers, editor, contexts, mkv-precision and "
+                "seed, or another state-dir"
             )
         for row in stored["entries"]:
             mkv = _read_mkv(folder, row["id"])

@@ -25,7 +25,7 @@ from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
 from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.files import cache_dir, write_json_atomic
-from fedit_app.mkv import MKV, create
+from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 
@@ -57,9 +57,10 @@ class Workbench:
         n_contexts: how many context prefixes to sample.
         source: text behind the covariance.
         seed: seed of the contexts.
+        precision: one of `mkv.PRECISIONS`, to which MKVs are rounded.
 
     Raises:
-        FedEditError: no editor of that name.
+        FedEditError: no editor or precision of that name.
     """
 
     def __init__(
@@ -70,8 +71,11 @@ class Workbench:
         n_contexts: int,
         source: CovarianceSource,
         seed: int,
+        precision: str = DEFAULT_PRECISION,
     ) -> None:
         self.editor = editor_named(editor)
+        precision_named(precision)
+        self.precision = precision
         self.model, self.settings, self._source = model, settings, source
         self.templates = _stored_contexts(model, n_contexts, seed)
         self.components = {
@@ -79,11 +83,12 @@ class Workbench:
             "editor": editor,
             "settings": settings.digest(),
             "contexts": contexts_digest(self.templates),
+            "precision": precision,
         }
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that an MKV's vectors depend on: model, editor, settings, contexts."""
+        """Hash of all that an MKV's vectors depend on, see `components`."""
         return fingerprint_of(self.components)
 
     @functools.cached_property
@@ -147,7 +152,10 @@ class Workbench:
             *(part.float().cpu().numpy() for part in (found.v_star, found.h0)),
             strict=True,
         )
-        return [create(node, slot, self.fingerprint, *vectors) for vectors in columns]
+        return [
+            create(node, slot, self.fingerprint, *vectors, precision=self.precision)
+            for vectors in columns
+        ]
 
     def lookup_keys(self, requests: Sequence[EditRequest]) -> Tensor:
         """(n, d_ff) float64 keys at the first edited layer; see `subjects.lookup_keys`."""
@@ -192,7 +200,15 @@ def workbench_for(config: RunConfig) -> Workbench:
     settings = run_settings(config, model.model.config.model_type, model.n_layers, model.d_model)
     model.require_editable(settings.layers)
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
-    return Workbench(model, config.editor, settings, config.contexts, source, config.seed)
+    return Workbench(
+        model,
+        config.editor,
+        settings,
+        config.contexts,
+        source,
+        config.seed,
+        config.mkv_precision,
+    )
 
 
 def fingerprint_of(components: Mapping[str, str]) -> str:

@@ -30,6 +30,7 @@ from fedit_app.federation.protocol import (
     unpack_mkvs,
 )
 from fedit_app.log import set_up_logging
+from fedit_app.mkv import MKV
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def hello(message: Message, participant: Participant) -> RecordDict:
 def edit(message: Message, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
     asked = unpack_info(message.content)
-    candidates = unpack_mkvs(message.content, participant.workbench.fingerprint)
+    candidates = _mkvs(message.content, participant)
     outcome = participant.edit(asked["slot"], candidates, asked["central"], asked["missing"])
     info = {
         "node": participant.name,
@@ -103,7 +104,7 @@ def reedit(message: Message, participant: Participant) -> RecordDict:
     """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
     asked = unpack_info(message.content)
     slot = asked["slot"]
-    offered = unpack_mkvs(message.content, participant.workbench.fingerprint)
+    offered = _mkvs(message.content, participant)
     outcome = participant.reedit(slot, offered, asked["votes"])
     info = {
         "node": participant.name,
@@ -142,6 +143,11 @@ def evaluate(message: Message, participant: Participant) -> RecordDict:
     content = pack({"node": participant.name, **found})
     content["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
     return content
+
+
+def _mkvs(content: RecordDict, participant: Participant) -> list[MKV]:
+    bench = participant.workbench
+    return unpack_mkvs(content, bench.fingerprint, bench.precision)
 
 
 def _with_keys(content: RecordDict, keys: np.ndarray) -> RecordDict:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedit_app.errors import FedEditError
+from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv import MKV, decode, encode
 
 VERSION = 2
@@ -26,7 +28,18 @@ REEDIT = "train.reedit"
 EVALUATE = "evaluate"
 TRAIN = "train"
 
+# Of one JSON text: what the names of 100,000 MKVs need.
+MAX_JSON_LENGTH = 16 * 2**20
+
 _META = "mkv-meta"
+# What numpy.save writes before the elements of an array that has some: two bytes of length, then
+# the fields in this order.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f2|<f4|<f8|\|i1)', 'fortran_order': (False|True), "
+    rb"'shape': \(((?:[1-9]\d{0,17}, ?){0,8}(?:[1-9]\d{0,17})?)\), \} *\n",
+    re.DOTALL,
+)
+_MOST_HEADER_BYTES = 256
 
 
 def pack(info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
@@ -34,14 +47,13 @@ def pack(info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
 
     Args:
         info: what JSON can hold; never text of a request.
-        mkvs: MKVs of one fingerprint.
+        mkvs: MKVs of one fingerprint and one precision.
     """
     content = RecordDict({"info": ConfigRecord({"json": json.dumps(dict(info))})})
     if mkvs:
         arrays, meta = encode(mkvs)
-        meta_json = json.dumps({**meta, "fingerprint": mkvs[0].fingerprint})
         content["mkvs"] = arrays_record(arrays)
-        content["info"][_META] = meta_json
+        content["info"][_META] = json.dumps(meta)
     return content
 
 
@@ -56,53 +68,89 @@ def unpack_info(content: RecordDict) -> dict[str, Any]:
     Raises:
         FedEditError: there is none, or it is damaged.
     """
+    return _json_object(content, "json")
+
+
+def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
+    """A JSON text of the record `info`."""
+    text = content.config_records.get("info", {}).get(key)
+    if not isinstance(text, str):
+        raise FedEditError(f"message: no readable info `{key}`")
+    if len(text) > MAX_JSON_LENGTH:
+        raise FedEditError(
+            f"message: info `{key}` has {len(text)} characters; at most {MAX_JSON_LENGTH} are read"
+        )
     try:
-        info = json.loads(content.config_records["info"]["json"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FedEditError(f"message: no readable info ({type(error).__name__})") from None
-    if not isinstance(info, dict):
-        raise FedEditError("message: info is not an object")
-    return info
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FedEditError(f"message: no readable info `{key}` ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise FedEditError(f"message: info `{key}` is {shown(value)}, not an object")
+    return value
 
 
-def unpack_mkvs(content: RecordDict, fingerprint: str) -> list[MKV]:
+def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[MKV]:
     """The MKVs of a message, checked.
 
     Args:
         content: the message's content.
         fingerprint: the one that they must have.
+        precision: the one that they must have.
 
     Raises:
-        FedEditError: they are damaged, or of another fingerprint.
+        FedEditError: they are damaged, or of another fingerprint or precision.
     """
     if "mkvs" not in content.array_records:
         return []
-    arrays = unpack_arrays(content, "mkvs")
-    try:
-        meta = json.loads(content.config_records["info"][_META])
-        found = meta.pop("fingerprint")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FedEditError(f"message: no readable MKV names ({type(error).__name__})") from None
-    if found != fingerprint:
-        raise FedEditError(f"MKVs of fingerprint {found!r:.80} sent, {fingerprint!r} is expected")
-    return decode(arrays, meta, fingerprint)
+    meta = _json_object(content, _META)
+    for name, wanted in (("fingerprint", fingerprint), ("precision", precision)):
+        if meta.get(name) != wanted:
+            raise FedEditError(
+                f"MKVs of {name} {shown(meta.get(name))} sent, {wanted!r} is expected"
+            )
+    return decode(unpack_arrays(content, "mkvs"), meta)
 
 
 def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
-    """The named arrays of a message.
+    """The named arrays of a message, read-only.
 
     Raises:
-        FedEditError: the record is missing or cannot be read as arrays.
+        FedEditError: the record is missing, or is none that `arrays_record` makes of numbers.
     """
-    try:
-        return {key: array.numpy() for key, array in content.array_records[name].items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise FedEditError(f"message: no arrays {name!r} ({type(error).__name__})") from None
+    if name not in content.array_records:
+        raise FedEditError(f"message: no arrays {name!r}")
+    return {
+        key: _elements(array, f"message, {name!r} array {shown(key)}")
+        for key, array in content.array_records[name].items()
+    }
+
+
+def _elements(array: Array, place: str) -> np.ndarray:
+    """A view of an array's bytes.
+
+    numpy.load would allocate whatever size the header claims, before it reads the elements.
+    """
+    header = _NPY_HEADER.match(array.data, 0, _MOST_HEADER_BYTES)
+    if header is None:
+        raise FedEditError(f"{place}: not a filled array of int8, float16, float32 or float64")
+    dtype, fortran, lengths = (part.decode() for part in header.groups())
+    shape = tuple(int(length) for length in lengths.split(",") if length.strip())
+    elements = memoryview(array.data)[header.end() :]
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(elements) != expected:
+        raise FedEditError(
+            f"{place}: {len(elements)} bytes found, its shape {shape} needs {expected}"
+        )
+    order = "F" if fortran == "True" else "C"
+    return np.frombuffer(elements, dtype).reshape(shape, order=order)
 
 
 def content_bytes(content: RecordDict) -> int:
     """Size of a message's records in bytes, without Flower's envelope."""
-    return sum(record.count_bytes() for record in content.values())
+    # Flower's own count fails on the texts and lists of a record that are empty.
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    others = [*content.config_records.values(), *content.metric_records.values()]
+    return arrays + sum(len(record.deflate()) for record in others)
 
 
 @functools.cache

@@ -171,7 +171,9 @@ class FedEdit(Strategy):
         for message in replies:
             name, info = self._grid.name_of(message), unpack_info(message.content)
             try:
-                arrived[name] = unpack_mkvs(message.content, self.fingerprint)
+                arrived[name] = unpack_mkvs(
+                    message.content, self.fingerprint, self.config.mkv_precision
+                )
                 _check_origin(name, server_round, arrived[name], info["again"])
                 self.pool.check(arrived[name])
                 reused = self._reused(name, info["reused"])

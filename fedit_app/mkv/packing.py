@@ -1,79 +1,121 @@
-"""Vectors as half-precision numbers with one scale each, and the content hash over them.
+"""Vectors as numbers of a chosen precision with one scale each, and the content hash over them.
 
-Vectors are packed to numbers in [-1, 1] (fp16) times their largest magnitude (fp32), so that large
-activations do not overflow and small shifts do not become subnormal. Packing what was unpacked
-gives the same bits again: the element of largest magnitude is stored as exactly +-1.
+An element is `number / one * scale`. Packing what was unpacked gives the same bits again, so that
+an author holds exactly what every receiver decodes.
 """
 
 import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.errors import FedEditError
+from fedit_app.errors import FedEditError, shown
 
 VECTOR_FIELDS = ("keys", "shifts", "v_star", "h0")
 PACKED_FIELDS = tuple(name for field in VECTOR_FIELDS for name in (field, f"{field}_scale"))
 
-HALF = np.dtype("<f2")
-SINGLE = np.dtype("<f4")
+SCALE_DTYPE = np.dtype("<f4")
 # Far outside what activations reach; within these bounds no step can overflow or lose bits.
 SMALLEST_SCALE = 1e-12
 LARGEST_SCALE = 1e12
 
+Elements = Callable[[np.ndarray], np.ndarray]
 
-def pack(vectors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Packs every field of finite vectors `(..., d)` into `field` (fp16) and `field_scale` `(...)`.
+
+@dataclass(frozen=True)
+class Precision:
+    """How the elements of a vector become numbers.
+
+    Attributes:
+        dtype: of the numbers.
+        one: the number of an element that equals the scale.
+        rounded: brings `element / scale * one` to a number that `dtype` holds or rounds itself.
+        scale: the scale of a vector from its largest magnitude.
+    """
+
+    dtype: np.dtype
+    one: int
+    rounded: Elements
+    scale: Elements
+
+
+# Scaled by the largest magnitude, large activations do not overflow and small shifts keep all bits
+# that the type has. float32 has the range already, and a division would cost it the last bit.
+PRECISIONS = {
+    "int8": Precision(np.dtype("i1"), one=127, rounded=np.rint, scale=np.positive),
+    "float16": Precision(np.dtype("<f2"), one=1, rounded=np.positive, scale=np.positive),
+    "float32": Precision(np.dtype("<f4"), one=1, rounded=np.positive, scale=np.sign),
+}
+DEFAULT_PRECISION = "int8"
+
+
+def precision_named(name: str) -> Precision:
+    """The entry of `PRECISIONS` with this name.
+
+    Raises:
+        FedEditError: there is none.
+    """
+    if not isinstance(name, str) or name not in PRECISIONS:
+        raise FedEditError(f"MKV precision {shown(name)} must be one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def pack(vectors: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
+    """Packs every field of float32 vectors `(..., d)` into `field` and `field_scale` `(...)`.
 
     A vector whose largest magnitude is below `SMALLEST_SCALE` becomes zeros with scale 0.
 
     Raises:
-        FedEditError: a field holds NaN, infinity or a magnitude above `LARGEST_SCALE`.
+        FedEditError: no such precision, or a field holds NaN, infinity or a magnitude above
+            `LARGEST_SCALE`.
     """
+    form = precision_named(precision)
     packed = {}
     for field, values in vectors.items():
-        scales = np.abs(values).max(axis=-1)
-        if not np.all(scales <= LARGEST_SCALE):
+        largest = np.abs(values).max(axis=-1)
+        if not np.all(largest <= LARGEST_SCALE):
             raise FedEditError(
                 f"MKV field `{field}`: NaN, infinity or a magnitude above {LARGEST_SCALE:g} found; "
                 "every element has to be a finite activation"
             )
-        scales = np.where(scales < SMALLEST_SCALE, 0, scales).astype(SINGLE)
+        largest = np.where(largest < SMALLEST_SCALE, 0, largest)
+        scales = form.scale(largest).astype(SCALE_DTYPE)
         column = scales[..., None]
-        halves = np.divide(values, column, out=np.zeros_like(values), where=column > 0)
-        packed[field] = halves.astype(HALF)
+        shares = np.divide(values, column, out=np.zeros_like(values), where=column > 0)
+        packed[field] = form.rounded(shares * form.one).astype(form.dtype)
         packed[f"{field}_scale"] = scales
     return packed
 
 
-def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unpack(packed: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
     """The float32 vectors of a packed record, by field; the inverse of `pack` bit for bit."""
+    one = np.float32(precision_named(precision).one)
     return {
-        field: packed[field].astype(np.float32) * packed[f"{field}_scale"][..., None]
+        field: packed[field].astype(np.float32) / one * packed[f"{field}_scale"][..., None]
         for field in VECTOR_FIELDS
     }
 
 
-def check_packed(packed: dict[str, np.ndarray]) -> None:
-    """Raises FedEditError unless every vector is one that `pack` can have written.
+def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
+    """`unpack` for what others send.
 
-    That is: the scale is 0 and the vector all zero bits, or the scale lies within the bounds and
-    the element of largest magnitude is exactly +-1 (which excludes NaN and infinity).
+    Raises:
+        FedEditError: the bits are none that `pack` writes: packing gives others.
     """
-    for field in VECTOR_FIELDS:
-        halves, scales = packed[field], packed[f"{field}_scale"]
-        zero = (scales == 0) & ~np.signbit(scales) & ~halves.view(np.uint16).any(axis=-1)
-        bounded = (scales >= SINGLE.type(SMALLEST_SCALE)) & (scales <= SINGLE.type(LARGEST_SCALE))
-        if not np.all(zero | (bounded & (np.abs(halves).max(axis=-1) == 1))):
-            raise FedEditError(
-                f"MKV field `{field}`: a vector that no sender packs (not finite, a scale outside "
-                f"{SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, or a largest magnitude other than 1)"
-            )
+    with np.errstate(over="ignore", invalid="ignore"):
+        vectors = unpack(packed, precision)
+    again = pack(vectors, precision)
+    for name in PACKED_FIELDS:
+        if again[name].tobytes() != packed[name].tobytes():
+            raise FedEditError(f"MKV array `{name}`: holds a vector that no sender packs")
+    return vectors
 
 
-def content_id(fingerprint: str, packed: dict[str, np.ndarray]) -> str:
-    """32 hex digits: BLAKE2b over the fingerprint and the packed shapes and bytes of one record."""
+def content_id(fingerprint: str, packed: Mapping[str, np.ndarray]) -> str:
+    """32 hex digits: BLAKE2b over fingerprint, packed types, shapes and bytes of one record."""
     digest = hashlib.blake2b(fingerprint.encode("utf-8"), digest_size=16)
     for name in PACKED_FIELDS:
-        digest.update(f"\0{name}{packed[name].shape}".encode())
+        digest.update(f"\0{name} {packed[name].dtype.str} {packed[name].shape}".encode())
         digest.update(packed[name].tobytes())
     return digest.hexdigest()

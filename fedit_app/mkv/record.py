@@ -1,14 +1,17 @@
 """The mediator knowledge vector (MKV): one edit as vectors, without its text."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.errors import FedEditError
-from fedit_app.mkv.packing import VECTOR_FIELDS, content_id, pack, unpack
+from fedit_app.errors import FedEditError, shown
+from fedit_app.mkv.packing import DEFAULT_PRECISION, VECTOR_FIELDS, content_id, pack, unpack
 
 SIGNATURES = ("v_star", "delta", "key")
 MAX_NAME_LENGTH = 1024
+# Of all vectors together; an MKV of a model with 405 billion parameters has a quarter of it.
+MAX_ELEMENTS = 2**22
 MAX_SLOT = 2**31 - 1
 
 
@@ -22,7 +25,8 @@ class MKV:
         id: 32 hex digits, the content hash of fingerprint and wire bytes.
         node: the node that computed it.
         slot: the time slot in which it was computed, from 1.
-        fingerprint: what the vectors mean anything on (model, layers, editor, contexts).
+        fingerprint: what the vectors mean anything on (model, layers, editor, contexts, precision).
+        precision: one of `PRECISIONS`, to which the vectors are rounded.
         keys: `(n_layers, d_ff)` float32, the input of each edited projection at the subject.
         shifts: `(n_layers, d_model)` float32, how far the projection's output at that key is to
             move, measured from the base weights.
@@ -34,6 +38,7 @@ class MKV:
     node: str
     slot: int
     fingerprint: str
+    precision: str
     keys: np.ndarray
     shifts: np.ndarray
     v_star: np.ndarray
@@ -63,20 +68,22 @@ def create(
     shifts: np.ndarray,
     v_star: np.ndarray,
     h0: np.ndarray,
+    precision: str = DEFAULT_PRECISION,
 ) -> MKV:
-    """Makes an MKV, its vectors rounded to the wire precision and its id computed from them.
+    """Makes an MKV, its vectors rounded to a precision and its id computed from them.
 
     The id does not depend on node and slot: the same content has one identity everywhere.
 
     Raises:
-        FedEditError: a shape, value or name is wrong; see `MKV` for what is right.
+        FedEditError: a shape, value, name or precision is wrong; see `MKV` for what is right.
     """
     check_origin(node, slot, fingerprint)
     given = dict(zip(VECTOR_FIELDS, (keys, shifts, v_star, h0), strict=True))
     vectors = {field: _as_float32(field, values) for field, values in given.items()}
     check_shapes({field: values.shape for field, values in vectors.items()})
-    packed = pack(vectors)
-    return MKV(content_id(fingerprint, packed), node, slot, fingerprint, **unpack(packed))
+    packed = pack(vectors, precision)
+    id_ = content_id(fingerprint, packed)
+    return MKV(id_, node, slot, fingerprint, precision, **unpack(packed, precision))
 
 
 def check_origin(node: object, slot: object, fingerprint: object) -> None:
@@ -88,12 +95,12 @@ def check_origin(node: object, slot: object, fingerprint: object) -> None:
             or not (1 <= len(name) <= MAX_NAME_LENGTH)
         ):
             raise FedEditError(
-                f"MKV field `{field}`: {_shown(name)} found; it has to be 1 to {MAX_NAME_LENGTH} "
+                f"MKV field `{field}`: {shown(name)} found; it has to be 1 to {MAX_NAME_LENGTH} "
                 "printable characters"
             )
     if type(slot) is not int or not 1 <= slot <= MAX_SLOT:
         raise FedEditError(
-            f"MKV field `slot`: {_shown(slot)} found; it has to be an integer from 1 to {MAX_SLOT}"
+            f"MKV field `slot`: {shown(slot)} found; it has to be an integer from 1 to {MAX_SLOT}"
         )
 
 
@@ -110,6 +117,12 @@ def check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
             f"MKV vectors: shapes {shapes} found; keys have to be (n_layers, d_ff), shifts "
             "(n_layers, d_model), v_star and h0 (d_model,), none of them empty"
         )
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    if elements > MAX_ELEMENTS:
+        raise FedEditError(
+            f"MKV vectors: shapes {shapes} found, {elements} elements; at most {MAX_ELEMENTS} are "
+            "allowed, edit fewer layers"
+        )
 
 
 def check_signature(kind: str) -> None:
@@ -124,10 +137,3 @@ def _as_float32(field: str, values: np.ndarray) -> np.ndarray:
             return np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise FedEditError(f"MKV field `{field}`: not an array of numbers ({error})") from error
-
-
-def _shown(value: object) -> str:
-    """A short text of any value; `repr` fails on integers of many thousand digits."""
-    if isinstance(value, str) or (type(value) is int and value.bit_length() <= 64):
-        return repr(value)[:80]
-    return f"a {type(value).__name__}"

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from benchmarks import covariance, editors, evaluation, solve, targets
+from benchmarks import covariance, editors, evaluation, solve, targets, wire
+from fedit_app.editing.editor import Editor
 from fedit_app.errors import FedEditError
 from fedit_app.files import cache_dir
 
@@ -148,3 +149,32 @@ def test_editors(figures, tiny_folder, data, tmp_path):
     assert "editors/unedited/seconds_per_edit" not in found
     with pytest.raises(FedEditError, match="--editors: 'rome' must be one of memit"):
         editors.run(["--editors", "rome", "--data", str(data)])
+
+
+def test_wire(figures, tiny_folder, data, monkeypatch):
+    optimised = []
+    plain = Editor.values
+
+    def values(self, model, requests, *others):
+        optimised.append([request.id for request in requests])
+        return plain(self, model, requests, *others)
+
+    monkeypatch.setattr(Editor, "values", values)
+    found = figures(
+        wire.run, *("--model", tiny_folder, "--data", data, "--records", 3, "--clients", 2)
+    )
+    assert optimised == [["0", "2"], ["1"]], "v* are shared by all precisions"
+    for part in ("wire_bytes_per_mkv", "file_bytes_per_mkv"):
+        sizes = [found[f"wire/{name}/{part}"] for name in ("int8", "float16", "float32")]
+        assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[2]
+    errors = {
+        name: [value for key, value in found.items() if key.startswith(f"wire/{name}/delta_error")]
+        for name in ("int8", "float16", "float32")
+    }
+    assert all(e8 > e16 > 0 for e8, e16 in zip(errors["int8"], errors["float16"], strict=True))
+    assert set(errors["float32"]) == {0}
+    assert found["wire/float32/lookup_cosine"] > found["wire/int8/lookup_cosine"] > 0.99
+    assert all(f"wire/{name}/{part}" in found for name in errors for part in ("score", "decodes"))
+    assert "wire/unedited/score" in found and "wire/unedited/decodes" not in found
+    with pytest.raises(FedEditError, match="--clients: 4 cannot share 3 records"):
+        wire.run(["--records", "3", "--clients", "4", "--data", str(data)])

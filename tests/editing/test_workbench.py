@@ -33,13 +33,13 @@ STRONG = dataclasses.replace(
 SOURCE = CovarianceSource(tokens=500)
 
 
-def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0, editor="memit"):
+def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0, editor="memit", **given):
     model = tiny.editable(family)
     if editor == "alphaedit":
         found = covariance(model, settings.layers, SOURCE)
         middle = torch.cat([torch.linalg.eigvalsh(c) for c in found.values()]).median()
         settings = dataclasses.replace(settings, null_space_threshold=float(middle))
-    return Workbench(model, editor, settings, n_contexts, SOURCE, seed)
+    return Workbench(model, editor, settings, n_contexts, SOURCE, seed, **given)
 
 
 def likelihood(model, requests):
@@ -170,14 +170,30 @@ def test_computing_does_not_change_the_ledger_and_takes_no_requests():
 
 
 def test_the_lookup_key_is_the_same_whatever_was_edited_before():
-    bench = make_bench()
+    bench = make_bench(precision="float32")
     ledger = Ledger(bench.fingerprint)
     (fresh,) = bench.compute(REQUESTS[:1], ledger, "clinic", 1)
     ledger.accept(bench.compute(EASY, ledger, "clinic", 1), 1)
     (later,) = bench.compute(REQUESTS[:1], ledger, "clinic", 2)
     assert np.array_equal(fresh.lookup_key, later.lookup_key)
     expected = bench.lookup_keys(REQUESTS[:1])[0].numpy()
-    assert np.allclose(fresh.lookup_key, expected, atol=1e-3 * np.abs(expected).max())
+    assert np.allclose(fresh.lookup_key, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.501 / 127), ("float16", 2**-11)])
+def test_mkvs_are_rounded_to_the_precision(precision, error):
+    exact, rounded = (make_bench(precision=name) for name in ("float32", precision))
+    (full,), (coarse,) = (
+        bench.compute(EASY[:1], Ledger(bench.fingerprint), "clinic", 1)
+        for bench in (exact, rounded)
+    )
+    assert (full.precision, coarse.precision) == ("float32", precision)
+    assert coarse.fingerprint == rounded.fingerprint
+    for field in ("keys", "shifts", "v_star", "h0"):
+        wanted, found = getattr(full, field), getattr(coarse, field)
+        assert not np.array_equal(found, wanted)
+        largest = np.abs(wanted).max(axis=-1, keepdims=True)
+        assert np.all(np.abs(found - wanted) <= error * largest)
 
 
 @pytest.mark.parametrize("editor", ["memit", "alphaedit", "memit-fe"])
@@ -264,6 +280,7 @@ def test_the_fingerprint_says_what_the_vectors_depend_on():
         make_bench(n_contexts=3),
         make_bench(seed=1),
         make_bench(editor="memit-fe"),
+        *(make_bench(precision=name) for name in ("float16", "float32")),
     ]
     assert len({base, *(bench.fingerprint for bench in others)}) == len(others) + 1
 
@@ -274,9 +291,11 @@ def test_contexts_are_sampled_once(monkeypatch):
     assert make_bench(seed=5).templates == templates
 
 
-def test_an_unknown_editor_is_refused():
+def test_an_unknown_editor_or_precision_is_refused():
     with pytest.raises(FedEditError, match="editor = 'rome' must be one of memit"):
         Workbench(tiny.editable(), "rome", STRONG, 0, CovarianceSource(), 0)
+    with pytest.raises(FedEditError, match="precision 'int4' must be one of int8"):
+        make_bench(precision="int4")
 
 
 @pytest.mark.gpu

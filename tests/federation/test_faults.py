@@ -8,7 +8,16 @@ import pytest
 from flwr.app import Array, Message, RecordDict
 
 from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import EDIT, EVALUATE, HELLO, REEDIT
+from fedit_app.federation.protocol import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    pack,
+    unpack_info,
+    unpack_mkvs,
+)
+from fedit_app.mkv import DEFAULT_PRECISION, create
 from fedit_app.reporting import load_results
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
@@ -188,6 +197,20 @@ def pretend(content: RecordDict) -> None:
     content["info"]["mkv-meta"] = content["info"]["mkv-meta"].replace("hospital", "museum")
 
 
+def in_another_precision(content: RecordDict) -> None:
+    fingerprint = json.loads(content["info"]["mkv-meta"])["fingerprint"]
+    sent = unpack_mkvs(content, fingerprint, DEFAULT_PRECISION)
+    names = ("node", "slot", "fingerprint", "keys", "shifts", "v_star", "h0")
+    again = [create(*(getattr(m, name) for name in names), precision="float32") for m in sent]
+    content.update(pack(unpack_info(content), again))
+
+
+def with_empty_values(content: RecordDict) -> None:
+    """Flower cannot count their bytes."""
+    content["info"].update({"nothing": "", "none": []})
+    flip(content)
+
+
 def from_the_future(content: RecordDict) -> None:
     meta = json.loads(content["info"]["mkv-meta"])
     content["info"]["mkv-meta"] = json.dumps(meta | {"slots": [9 for _ in meta["slots"]]})
@@ -204,10 +227,15 @@ def invent(content: RecordDict) -> None:
         (flip, "MKV"),
         (pretend, "'museum'"),
         (from_the_future, "slot 9"),
+        (in_another_precision, "precision 'float32' sent, 'int8' is expected"),
+        (with_empty_values, "MKV"),
         (invent, "0000"),
         (lambda content: content["info"].update({"json": "{"}), "info"),
     ],
-    ids=["bytes flipped", "another's name", "another slot", "invented reuse", "damaged info"],
+    ids=[
+        *("bytes flipped", "another's name", "another slot", "another precision", "empty values"),
+        *("invented reuse", "damaged info"),
+    ],
 )
 def test_a_damaged_upload_is_refused_and_the_node_stays(run, upload, change, told):
     results = run(upload(change))

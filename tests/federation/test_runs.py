@@ -18,7 +18,7 @@ from fedit_app.errors import FedEditError
 from fedit_app.federation import strategies
 from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.federation.server import run_federation
-from fedit_app.mkv import MKVPool, Ranked
+from fedit_app.mkv import PRECISIONS, MKVPool, Ranked
 from fedit_app.reporting import load_results
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
@@ -229,6 +229,20 @@ def test_every_editor_takes_part_in_a_federation(settings, editor):
     assert results["summary"]["own"] != results["summary"]["before"]["own"]
     accepted = [node["received_from"] for node in results["slots"][0]["nodes"].values()]
     assert accepted == [{"hospital": 5}, {"bank": 5}]
+
+
+def test_mkvs_travel_and_are_kept_in_the_precision_of_the_run_config(settings):
+    sizes = {}
+    for precision in PRECISIONS:
+        config = settings(precision, mkv_precision=precision, num_slots=1)
+        results, _ = inprocess.federate(config, 2)
+        assert results["status"] == "completed" and results["failed_nodes"] == []
+        folder = Path(config["output-dir"])
+        pool = MKVPool(str(folder / "pool"))
+        assert {mkv.precision for mkv in pool.fetch(list(pool_ids(folder)))} == {precision}
+        assert all(slot["received_from"] for slot in results["slots"][0]["nodes"].values())
+        sizes[precision] = results["slots"][0]["bytes_up"]
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
 
 
 def test_a_flower_strategy_runs_unchanged(settings):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedit_app.mkv import MKV, create
+from fedit_app.mkv import DEFAULT_PRECISION, MKV, PRECISIONS, create
 
 FINGERPRINT = "model-a"
 
@@ -24,6 +24,7 @@ def make_mkvs():
         layers: int = 2,
         d_ff: int = 12,
         d_model: int = 8,
+        precision: str = DEFAULT_PRECISION,
     ) -> list[MKV]:
         random = np.random.default_rng(seed)
         return [
@@ -35,11 +36,18 @@ def make_mkvs():
                 shifts=random.standard_normal((layers, d_model)) * 1e-3,
                 v_star=random.standard_normal(d_model) * 50 + 60,
                 h0=random.standard_normal(d_model) * 50,
+                precision=precision,
             )
             for _ in range(n)
         ]
 
     return make
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request) -> str:
+    """Every precision in turn."""
+    return request.param
 
 
 @pytest.fixture

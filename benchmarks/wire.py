@@ -1,0 +1,177 @@
+"""What the precision of an MKV costs in bytes, and what it costs in score.
+
+CounterFact records are dealt out to clients. Each computes its MKVs on the base model, once; they
+are then rounded to each precision and solved jointly, as a node does that accepts everything.
+Efficacy, paraphrase, neighborhood and score are CounterFact's. The errors of Delta are relative
+(Frobenius norm), against float32. "decodes" is the share of MKVs whose v* says its target when
+patched in, which is what a node asks before it reuses one; "lookup cosine" is the smallest between
+a rounded lookup key and the same in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from benchmarks.harness import counterfact_metrics, main, parser, positive, records, report, table
+from fedit_app.editing.covariance import CovarianceSource
+from fedit_app.editing.editors import EDITORS
+from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.workbench import Workbench
+from fedit_app.errors import FedEditError
+from fedit_app.federation.protocol import content_bytes, pack
+from fedit_app.mkv import MKV, PRECISIONS, create, to_bytes
+from fedit_app.mkv.similarity import cosines, unit_rows
+from fedit_app.models.loading import load_model
+
+logger = logging.getLogger("fedit_app.benchmarks")
+
+_CONTEXTS = 5
+_EXACT = "float32"
+_COLUMNS = {
+    "wire bytes/MKV": "wire_bytes_per_mkv",
+    "file bytes/MKV": "file_bytes_per_mkv",
+    "efficacy": "efficacy",
+    "paraphrase": "paraphrase",
+    "neighborhood": "neighborhood",
+    "score": "score",
+    "decodes": "decodes",
+    "lookup cosine": "lookup_cosine",
+}
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Edit with MKVs of every precision and print bytes and metrics side by side.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Raises:
+        FedEditError: a file that does not exist, or fewer records than clients.
+    """
+    options = parser(__doc__)
+    options.add_argument("--records", type=positive, default=48, help="in all (%(default)s)")
+    options.add_argument("--clients", type=positive, default=3, help="%(default)s")
+    options.add_argument("--editor", choices=EDITORS, default="memit", help="%(default)s")
+    options = options.parse_args(arguments)
+    if options.clients > options.records:
+        raise FedEditError(
+            f"--clients: {options.clients} cannot share {options.records} records; ask for more"
+        )
+    requests = records(options, options.records)
+    model = load_model(options.model, options.device, options.dtype)
+    settings = edit_settings(
+        model.model.config.model_type, model.n_layers, model.d_model, options.editor
+    )
+    source = CovarianceSource()
+    bench = Workbench(model, options.editor, settings, _CONTEXTS, source, 0, precision=_EXACT)
+    shares = [requests[client :: options.clients] for client in range(options.clients)]
+    uploads = [_compute(bench, share, f"client-{i}") for i, share in enumerate(shares)]
+    rounded = {name: [_rounded(upload, name) for upload in uploads] for name in PRECISIONS}
+    deltas = {name: _deltas(bench, found) for name, found in rounded.items()}
+    decodes = _decodes(bench, shares, rounded)
+    found = {"unedited": counterfact_metrics(model, requests)}
+    for name in PRECISIONS:
+        with model.edited(deltas[name]):
+            metrics = counterfact_metrics(model, requests)
+        found[name] = (
+            _sizes(rounded[name])
+            | metrics
+            | {"decodes": decodes[name], "lookup_cosine": _lookup_cosine(rounded, name)}
+            | {
+                f"delta_error_layer_{layer}": _relative_error(delta, deltas[_EXACT][layer])
+                for layer, delta in deltas[name].items()
+            }
+        )
+        logger.info("%s: score %.3f", name, found[name]["score"])
+    print(
+        table(
+            [f"{options.records} records", *_COLUMNS],
+            [[name, *map(values.get, _COLUMNS.values())] for name, values in found.items()],
+        )
+    )
+    errors = [f"delta_error_layer_{layer}" for layer in settings.layers]
+    print()
+    print(
+        table(
+            ["error of Delta", *(f"layer {layer}" for layer in settings.layers)],
+            [[name, *(found[name][error] for error in errors)] for name in PRECISIONS],
+        )
+    )
+    report(
+        options,
+        {
+            f"wire/{name}/{part}": value
+            for name, values in found.items()
+            for part, value in values.items()
+        },
+    )
+
+
+def _compute(bench: Workbench, requests: Sequence[EditRequest], client: str) -> list[MKV]:
+    return bench.compute(requests, Ledger(bench.fingerprint), client, 1)
+
+
+def _rounded(mkvs: Sequence[MKV], precision: str) -> list[MKV]:
+    """The same MKVs as their author would have made them in another precision."""
+    return [
+        create(m.node, m.slot, m.fingerprint, m.keys, m.shifts, m.v_star, m.h0, precision)
+        for m in mkvs
+    ]
+
+
+def _deltas(bench: Workbench, uploads: Sequence[Sequence[MKV]]) -> dict[int, torch.Tensor]:
+    ledger = Ledger(bench.fingerprint)
+    for upload in uploads:
+        ledger.accept(upload, 1)
+    return bench.deltas(ledger)
+
+
+def _decodes(
+    bench: Workbench,
+    shares: Sequence[Sequence[EditRequest]],
+    rounded: Mapping[str, Sequence[Sequence[MKV]]],
+) -> dict[str, float]:
+    """Precision -> share of MKVs that say their own target when patched in."""
+    said = dict.fromkeys(rounded, 0)
+    for client, requests in enumerate(shares):
+        for i, request in enumerate(requests):
+            candidates = [uploads[client][i] for uploads in rounded.values()]
+            for name, decoded in zip(rounded, bench.decodes(request, candidates), strict=True):
+                said[name] += decoded
+    return {name: count / sum(map(len, shares)) for name, count in said.items()}
+
+
+def _sizes(uploads: Sequence[Sequence[MKV]]) -> dict[str, float]:
+    """Mean bytes of an MKV in a client's upload, and as a file of the ledger or the pool."""
+    mkvs = [mkv for upload in uploads for mkv in upload]
+    return {
+        "wire_bytes_per_mkv": round(
+            sum(content_bytes(pack({}, upload)) for upload in uploads) / len(mkvs)
+        ),
+        "file_bytes_per_mkv": round(sum(len(to_bytes(mkv)) for mkv in mkvs) / len(mkvs)),
+    }
+
+
+def _lookup_cosine(rounded: Mapping[str, Sequence[Sequence[MKV]]], precision: str) -> float:
+    pairs = (
+        (mkv, exact)
+        for upload, exacts in zip(rounded[precision], rounded[_EXACT], strict=True)
+        for mkv, exact in zip(upload, exacts, strict=True)
+    )
+    return min(
+        float(cosines(unit_rows(mkv.lookup_key[None]), unit_rows(exact.lookup_key[None]))[0, 0])
+        for mkv, exact in pairs
+    )
+
+
+def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+if __name__ == "__main__":
+    main(run)
