@@ -93,7 +93,9 @@ def _plain_scores(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
         predicted = log_p[row.target - 1 : -1]
         wanted = ids[0, row.target :].to(log_p.device)
         nll = -predicted.gather(1, wanted[:, None]).mean()
-        scores.append(TargetScore(float(nll), bool((predicted.argmax(-1) == wanted).all())))
+        scores.append(
+            TargetScore(float(nll), float((predicted.argmax(-1) == wanted).double().mean()))
+        )
     return scores
 
 

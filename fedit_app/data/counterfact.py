@@ -17,8 +17,9 @@ def read_counterfact(file: Path, limit: int | None = None) -> list[EditRequest]:
     Args:
         file: `counterfact.json` or `multi_counterfact.json` (one JSON array), or JSON lines with
             one record a line. `case_id`, `requested_rewrite` with `prompt`, `subject`,
-            `target_new.str` and `target_true.str` are required; `paraphrase_prompts` and
-            `neighborhood_prompts` may be absent. Other fields are left aside.
+            `target_new.str` and `target_true.str` are required; `relation_id` (there, too),
+            `paraphrase_prompts` and `neighborhood_prompts` may be absent. Other fields are left
+            aside.
         limit: read the first records only; None for all.
 
     Returns:
@@ -81,6 +82,7 @@ def _request(record: Any) -> EditRequest:
         target_true=_text(record, "requested_rewrite.target_true.str").strip(),
         paraphrase_prompts=_prompts(record, "paraphrase_prompts"),
         neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
+        relation=_relation(record),
     )
 
 
@@ -103,6 +105,12 @@ def _text(record: Any, path: str) -> str:
         found = "an empty one" if isinstance(value, str) else type(value).__name__
         raise FedEditError(f"{path} must be a non-empty string, found {found}")
     return value
+
+
+def _relation(record: dict[str, Any]) -> str | None:
+    if record["requested_rewrite"].get("relation_id") is None:
+        return None
+    return _text(record, "requested_rewrite.relation_id")
 
 
 def _prompts(record: dict[str, Any], name: str) -> tuple[str, ...]:

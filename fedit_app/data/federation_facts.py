@@ -12,8 +12,9 @@ def facts_for(
 ) -> list[EditRequest]:
     """The federation's facts as they count at one node, each once.
 
-    A fact (subject and prompt) that nodes want with different targets counts at its owners only,
-    there with their own target.
+    A fact that nodes want with different targets counts at its owners only, there with their own
+    target. Two requests are about the same fact if one has the other's prompt, subject filled in,
+    as its own prompt or among its paraphrases.
 
     Args:
         node: the node that is evaluated.
@@ -22,14 +23,25 @@ def facts_for(
     Returns:
         The node's own requests first, then the others' in the order of names.
     """
-    wanted: dict[tuple[str, str], set[str]] = {}
+    wanted: dict[str, set[str]] = {}
     for requests in requests_by_node.values():
         for request in requests:
-            wanted.setdefault((request.subject, request.prompt), set()).add(request.target_new)
-    facts: dict[tuple[str, str], EditRequest] = {}
+            for text in _asked(request):
+                wanted.setdefault(text, set()).add(request.target_new)
+    facts: list[EditRequest] = []
+    prompts: set[str] = set()
+    asked: set[str] = set()
     for name in [node, *sorted(set(requests_by_node) - {node})]:
         for request in requests_by_node.get(name, ()):
-            fact = (request.subject, request.prompt)
-            if name == node or len(wanted[fact]) == 1:
-                facts.setdefault(fact, request)
-    return list(facts.values())
+            contested = any(len(wanted[text]) > 1 for text in _asked(request))
+            known = request.text in asked or not prompts.isdisjoint(_asked(request))
+            if known or (contested and name != node):
+                continue
+            facts.append(request)
+            prompts.add(request.text)
+            asked.update(_asked(request))
+    return facts
+
+
+def _asked(request: EditRequest) -> tuple[str, ...]:
+    return (request.text, *request.paraphrase_prompts)

@@ -14,7 +14,7 @@ from fedit_app.errors import FedEditError
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
-_LISTS = ("paraphrase_prompts", "neighborhood_prompts")
+_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets")
 
 
 def read_requests(file: Path) -> list[EditRequest]:
@@ -22,8 +22,7 @@ def read_requests(file: Path) -> list[EditRequest]:
 
     Args:
         file: one JSON object a line; blank lines are skipped. `id`, `subject`, `prompt` and
-            `target_new` are required, `target_true`, `paraphrase_prompts`,
-            `neighborhood_prompts` and `slot` optional.
+            `target_new` are required, the other fields of an `EditRequest` optional.
 
     Returns:
         The requests in the order of the file.
@@ -83,7 +82,7 @@ def _value(name: str, value: Any) -> Any:
             found = value if isinstance(value, float) else type(value).__name__
             raise FedEditError(f"slot must be a whole number from 1, found {found}")
         return value
-    if name == "target_true" and value is None:
+    if name in ("target_true", "relation") and value is None:
         return None
     if not isinstance(value, str):
         raise FedEditError(f"{name} must be a string, found {type(value).__name__}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fedit_app.config import ConfigValue, RunConfig
+from fedit_app.data.dealing import deal_at_random, node_names
 from fedit_app.data.jsonl import read_requests
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
@@ -43,13 +42,7 @@ class NodeData:
         if self.share is None:
             return requests
         number, count = self.share
-        if len(requests) < count:
-            raise FedEditError(
-                f"data file {self.file.name}: {len(requests)} requests cannot be dealt out to "
-                f"{count} nodes; use fewer nodes"
-            )
-        order = np.random.default_rng(seed).permutation(len(requests))
-        return [requests[i] for i in sorted(np.array_split(order, count)[number])]
+        return list(deal_at_random(requests, count, seed).values())[number]
 
 
 def simulated_nodes(config: RunConfig, count: int) -> list[NodeData]:
@@ -68,10 +61,8 @@ def simulated_nodes(config: RunConfig, count: int) -> list[NodeData]:
     if config.partition == "random":
         if path.is_dir():
             raise FedEditError(f"data-path: {path} is a folder; partition = random needs one file")
-        width = len(str(count))
         return [
-            NodeData(f"node-{number + 1:0{width}d}", path, (number, count))
-            for number in range(count)
+            NodeData(name, path, (number, count)) for number, name in enumerate(node_names(count))
         ]
     files = available_files(path)
     if len(files) < count:
@@ -121,25 +112,3 @@ def own_data(config: RunConfig, node_config: Mapping[str, ConfigValue]) -> NodeD
 def is_simulated(node_config: Mapping[str, ConfigValue]) -> bool:
     """Whether Flower runs this node in its simulation engine."""
     return "partition-id" in node_config and "num-partitions" in node_config
-
-
-def by_slot(requests: Sequence[EditRequest], config: RunConfig) -> list[list[EditRequest]]:
-    """Deal a node's requests out to the time slots.
-
-    Args:
-        requests: the node's requests in the order of its file.
-        config: `requests-per-slot` of them per slot in that order; with 0 each in the slot that
-            it names, and in the first without one.
-
-    Returns:
-        One list per slot, `num-slots` of them; what lies behind the last slot is left out.
-    """
-    if config.requests_per_slot:
-        slots = [number // config.requests_per_slot for number in range(len(requests))]
-    else:
-        slots = [(request.slot or 1) - 1 for request in requests]
-    dealt: list[list[EditRequest]] = [[] for _ in range(config.num_slots)]
-    for request, slot in zip(requests, slots, strict=True):
-        if slot < config.num_slots:
-            dealt[slot].append(request)
-    return dealt

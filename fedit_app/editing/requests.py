@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from fedit_app.errors import FedEditError
 
 SLOT = "{}"
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,12 @@ class EditRequest:
         target_true: what is said today, for evaluation; no space at its ends.
         paraphrase_prompts: complete prompts that ask the same in other words.
         neighborhood_prompts: complete prompts about other subjects, to be left as they are:
-            `target_true` is right there.
+            `target_true` is right there, unless they have targets of their own.
+        neighborhood_targets: what the neighborhood prompts should answer, one each, no space at
+            their ends; none: `target_true`.
         slot: time slot (from 1) in which it is edited; None: by order.
+        relation: name of what the prompt says about its subject, such as Wikidata's "P103", of
+            letters, digits, "-", "_" and "."; None: not known.
 
     Raises:
         FedEditError: a field that cannot be edited with. Its text is not quoted: the message may
@@ -36,7 +43,9 @@ class EditRequest:
     target_true: str | None = None
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
+    neighborhood_targets: tuple[str, ...] = ()
     slot: int | None = None
+    relation: str | None = None
 
     def __post_init__(self) -> None:
         if not self.id.strip():
@@ -54,8 +63,22 @@ class EditRequest:
             text = getattr(self, name)
             if text is not None and text != text.strip():
                 raise FedEditError(f"{name} begins or ends with a space; write it without")
+        prompts, targets = len(self.neighborhood_prompts), len(self.neighborhood_targets)
+        if targets not in (0, prompts):
+            raise FedEditError(
+                f"neighborhood_targets has {targets} entries for {prompts} neighborhood_prompts; "
+                "write one each, or none"
+            )
+        if any(text != text.strip() for text in self.neighborhood_targets):
+            raise FedEditError(
+                "an entry of neighborhood_targets begins or ends with a space; write it without"
+            )
         if self.slot is not None and self.slot < 1:
             raise FedEditError(f"slot {self.slot} must be at least 1")
+        if self.relation is not None and not _NAME.fullmatch(self.relation):
+            raise FedEditError(
+                "relation must be a name of letters, digits, '-', '_' and '.', such as P103"
+            )
 
     @property
     def text(self) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # reporting averages metrics too, and needs no torch for it
     from fedit_app.evaluation.scores import RequestScore
 
-Metrics = dict[str, float | int | None]
+Metrics = dict[str, float | int | str | None]
+
+Metric = Literal["likelihood", "tokens", "mixed"]
+"""How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
 
 
 def aggregate(scores: Sequence[RequestScore]) -> Metrics | None:
@@ -18,15 +21,26 @@ def aggregate(scores: Sequence[RequestScore]) -> Metrics | None:
         scores: one per request.
 
     Returns:
-        efficacy, paraphrase, neighborhood, score, accuracy (None where nothing was asked), and
-        count; None without any request.
+        efficacy, paraphrase, neighborhood, score, accuracy (None where nothing was asked), count,
+        and metric, see `RequestScore`; None without any request.
     """
     if not scores:
         return None
     names = ("efficacy", "paraphrase", "neighborhood", "accuracy")
     means = {name: _mean([getattr(score, name) for score in scores]) for name in names}
     parts = [means[name] for name in names[:3] if means[name] is not None]
-    return {**means, "score": harmonic_mean(parts), "count": len(scores)}
+    return {
+        **means,
+        "score": harmonic_mean(parts),
+        "count": len(scores),
+        "metric": common_metric(score.metric for score in scores),
+    }
+
+
+def common_metric(metrics: Iterable[Metric]) -> Metric:
+    """The metric that all shares have in common, "mixed" if they have none."""
+    found = set(metrics)
+    return found.pop() if len(found) == 1 else "mixed"
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
-"""Per-request scores: how likely the new and the true target are after each prompt."""
+"""Per-request scores: what the model says after each prompt, and how likely the targets are."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.tokens import continuation_row, pad
+from fedit_app.evaluation.metrics import Metric
 from fedit_app.models.editable import EditableModel
 
 _TOKENS_PER_PASS = 1024
@@ -20,32 +22,43 @@ class TargetScore:
 
     Attributes:
         nll: mean negative log-likelihood of the target's tokens, in nats.
-        decoded: whether every target token is the argmax.
+        correct: share of the target's tokens that are the argmax after the prompt and the target's
+            tokens before them.
     """
 
     nll: float
-    decoded: bool
+    correct: float
+
+    @property
+    def decoded(self) -> bool:
+        """Whether every target token is the argmax."""
+        return self.correct == 1
 
 
 @dataclass(frozen=True)
 class RequestScore:
-    """What CounterFact's metrics (Meng et al. 2022) say of one request; shares in 0 .. 1.
+    """What the metrics say of one request; shares in 0 .. 1.
+
+    With a true target, CounterFact's (Meng et al. 2022), which compare two targets; with no target
+    to compare with, zsRE's (Mitchell et al. 2022), which count correct tokens. Neighborhood prompts
+    with targets of their own are always scored as zsRE's.
 
     Attributes:
-        efficacy: 1 if the new target is likelier than the true one after the prompt.
-        paraphrase: share of paraphrase prompts of which the same holds; None without any.
-        neighborhood: share of neighborhood prompts after which the true target is likelier; None
-            without any, or without a true target.
+        efficacy: 1 if the new target is likelier than the true one after the prompt; without a true
+            target, the share of its tokens that are correct.
+        paraphrase: mean of the same over the paraphrase prompts; None without any.
+        neighborhood: share of neighborhood prompts after which the true target is likelier; with
+            targets of their own, mean share of their tokens that are correct; None without any, or
+            without such a target.
         accuracy: 1 if every token of the new target is the argmax after the prompt.
-
-    A request without a true target has nothing to compare with: there, efficacy and paraphrase
-    ask that the new target is decoded.
+        metric: "likelihood" (two targets are compared), "tokens" (correct tokens), or "mixed".
     """
 
     efficacy: float
     paraphrase: float | None
     neighborhood: float | None
     accuracy: float
+    metric: Metric
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
@@ -55,42 +68,55 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
         model: the model.
         requests: n requests.
     """
-    pairs: list[tuple[str, str]] = []
-    for request in requests:
-        for prompt in (request.text, *request.paraphrase_prompts, *request.neighborhood_prompts):
-            pairs += [(prompt, target) for target in _targets(request)]
-    unique = list(dict.fromkeys(pairs))
+    unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
     scores = dict(zip(unique, score_targets(model, unique), strict=True))
     return [_score(request, scores) for request in requests]
 
 
-def _targets(request: EditRequest) -> tuple[str, ...]:
-    if request.target_true is None:
-        return (request.target_new,)
-    return (request.target_new, request.target_true)
+def _pairs(request: EditRequest) -> list[tuple[str, str]]:
+    """Every (prompt, target) that the score of a request looks at."""
+    targets = [request.target_new]
+    if request.target_true is not None:
+        targets.append(request.target_true)
+    asked = [request.text, *request.paraphrase_prompts]
+    around = request.neighborhood_prompts
+    if request.neighborhood_targets:
+        beside = list(zip(around, request.neighborhood_targets, strict=True))
+    elif request.target_true is not None:
+        beside = list(itertools.product(around, targets))
+    else:
+        beside = []
+    return [*itertools.product(asked, targets), *beside]
 
 
 def _score(request: EditRequest, scores: dict[tuple[str, str], TargetScore]) -> RequestScore:
-    def succeeds(prompt: str) -> bool:
+    def said(prompt: str) -> float:
         new = scores[prompt, request.target_new]
         if request.target_true is None:
-            return new.decoded
-        return new.nll < scores[prompt, request.target_true].nll
+            return new.correct
+        return float(new.nll < scores[prompt, request.target_true].nll)
 
-    def kept(prompt: str) -> bool:
-        return not succeeds(prompt)
-
-    comparable = request.target_true is not None
+    metric: Metric = "tokens" if request.target_true is None else "likelihood"
+    around = request.neighborhood_prompts
+    if request.neighborhood_targets:
+        metric = "tokens" if metric == "tokens" else "mixed"
+        pairs = zip(around, request.neighborhood_targets, strict=True)
+        kept = [scores[pair].correct for pair in pairs]
+    elif request.target_true is not None:
+        kept = [1 - said(prompt) for prompt in around]
+    else:
+        kept = []
     return RequestScore(
-        efficacy=float(succeeds(request.text)),
-        paraphrase=_share(succeeds, request.paraphrase_prompts),
-        neighborhood=_share(kept, request.neighborhood_prompts) if comparable else None,
+        efficacy=said(request.text),
+        paraphrase=_mean([said(prompt) for prompt in request.paraphrase_prompts]),
+        neighborhood=_mean(kept),
         accuracy=float(scores[request.text, request.target_new].decoded),
+        metric=metric,
     )
 
 
-def _share(holds, prompts: Sequence[str]) -> float | None:
-    return sum(map(holds, prompts)) / len(prompts) if prompts else None
+def _mean(shares: Sequence[float]) -> float | None:
+    return sum(shares) / len(shares) if shares else None
 
 
 @torch.no_grad()
@@ -131,7 +157,7 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
             found.setdefault(of, []).append((value, hit))
         for of, tokens in found.items():
             result[of] = TargetScore(
-                sum(value for value, _ in tokens) / len(tokens), all(hit for _, hit in tokens)
+                *(sum(values) / len(tokens) for values in zip(*tokens, strict=True))
             )
     return [result[number] for number in range(len(rows))]
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from fedit_app.config import ConfigValue, RunConfig
+from fedit_app.data.dealing import by_slot
 from fedit_app.data.federation_facts import facts_for
-from fedit_app.data.partition import NodeData, by_slot, is_simulated, own_data, simulated_nodes
+from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.workbench import Workbench, workbench_for
@@ -103,11 +104,14 @@ class Participant:
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:
         """The node's own requests per slot."""
-        return by_slot(self._requests, self.config)
+        return self._by_slot(self._requests)
 
     @functools.cached_property
     def _requests(self) -> list[EditRequest]:
         return self._data.read(self.config.seed)
+
+    def _by_slot(self, requests: list[EditRequest]) -> list[list[EditRequest]]:
+        return by_slot(requests, self.config.num_slots, self.config.requests_per_slot)
 
     @property
     def workbench(self) -> Workbench:
@@ -122,7 +126,7 @@ class Participant:
         found = {self.name: self.slots}
         for peer in self._peers:
             try:
-                found[peer.name] = by_slot(peer.read(self.config.seed), self.config)
+                found[peer.name] = self._by_slot(peer.read(self.config.seed))
             except FedEditError:
                 logger.warning("node %s: the data of %s cannot be read", self.name, peer.name)
         return dict(sorted(found.items()))

@@ -17,7 +17,7 @@ from fedit_app.reporting.formats import (
     printable,
     share,
 )
-from fedit_app.reporting.metrics import SHARES, value_of
+from fedit_app.reporting.metrics import METRICS, SHARES, metric_of, value_of
 from fedit_app.reporting.plots import change_plot, exchange_plot, score_plot
 from fedit_app.reporting.template import PAGE, STYLES
 
@@ -56,6 +56,7 @@ def render_report(results: dict[str, Any]) -> str:
         nodes=sorted(clean["nodes"].items()),
         summary=clean["summary"],
         has_federation=clean["summary"]["federation"] is not None,
+        meaning=METRICS[metric_of(clean["summary"]["own"])],
         slots=clean["slots"],
         totals=totals,
         rejections=_rejections(clean),

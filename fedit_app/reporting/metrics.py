@@ -3,17 +3,36 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedit_app.evaluation.metrics import harmonic_mean
+from fedit_app.evaluation.metrics import common_metric, harmonic_mean
 
 Metrics = dict[str, Any]
 
 SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
 _SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
+_LIKELIHOOD = (
+    "Efficacy and paraphrase: prompts after which the new target is likelier than the true one. "
+    "Neighborhood: prompts about other subjects after which the true target still is the likelier."
+)
+_TOKENS = (
+    "Efficacy, paraphrase and neighborhood: tokens of the wanted answer that are the model's first "
+    "choice, given the ones before."
+)
+METRICS = {
+    "likelihood": _LIKELIHOOD,
+    "tokens": _TOKENS,
+    "mixed": f"Where a true target is known: {_LIKELIHOOD} Elsewhere: {_TOKENS}",
+}
+"""What the shares mean, in plain words, by how they are counted."""
 
 
 def value_of(metrics: Metrics | None, name: str) -> float | None:
     """One share of a metric record, None where the record or the share was not measured."""
     return None if metrics is None else metrics.get(name)
+
+
+def metric_of(metrics: Metrics | None) -> str:
+    """How a record's shares are counted; records of older runs are CounterFact's."""
+    return "likelihood" if metrics is None else metrics.get("metric", "likelihood")
 
 
 def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
@@ -28,8 +47,8 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
         records: One record a node, None for a node that was not evaluated.
 
     Returns:
-        A record of the same form whose count is the sum of the counts, or None when no record was
-        given.
+        A record of the same form whose count is the sum of the counts and whose metric is theirs,
+        or None when no record was given.
     """
     measured = [record for record in records if record is not None]
     if not measured:
@@ -40,6 +59,7 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
         if parts:
             mean["score"] = harmonic_mean(parts)
     mean["count"] = sum(record["count"] for record in measured)
+    mean["metric"] = common_metric(map(metric_of, measured))
     return mean
 
 

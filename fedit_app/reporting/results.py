@@ -8,7 +8,7 @@ from typing import Any
 
 from fedit_app.errors import FedEditError
 from fedit_app.files import write_json_atomic
-from fedit_app.reporting.metrics import SHARES
+from fedit_app.reporting.metrics import METRICS, SHARES, metric_of
 
 SCHEMA = 2
 
@@ -145,6 +145,9 @@ def _check_metrics(path: Path, record: dict[str, Any], place: str) -> None:
     for scope in ("own", "federation"):
         if record[scope] is not None:
             _require(path, record[scope], (*SHARES, "count"), f"{place}{scope}.")
+            metric = metric_of(record[scope])
+            if metric not in METRICS:
+                _refuse(path, f"'{place}{scope}.metric' is {metric!r}, known: {', '.join(METRICS)}")
 
 
 def _require(path: Path, record: Any, keys: tuple[str, ...], place: str) -> None:

@@ -14,7 +14,7 @@ from fedit_app.reporting.formats import (
     share,
     shorten,
 )
-from fedit_app.reporting.metrics import Metrics, value_of
+from fedit_app.reporting.metrics import Metrics, metric_of, value_of
 
 _PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
 _NAME_WIDTH = 24
@@ -59,7 +59,8 @@ def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     A first row shows the unedited model when all runs started from the same figures. When a run
     with the strategy `central` is among them, a last column gives every run's federation score as
     a share of that run's. The own facts of a central run are those of the whole federation, so
-    they stand in where it has no separate federation figures.
+    they stand in where it has no separate federation figures. Runs whose shares are counted
+    differently (zsRE's correct tokens, CounterFact's comparisons) are told apart by a column.
 
     Args:
         runs: Pairs of a label and a results dict as `load_results` returns it.
@@ -75,6 +76,11 @@ def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         rows.insert(0, ("unedited", before[0]))
 
     cells = [[_markdown(label), *_comparison_cells(summary)] for label, summary in rows]
+    metrics = [metric_of(summary["own"]) for _, summary in rows]
+    if len(set(metrics)) > 1:
+        header.append("Metric")
+        for row, metric in zip(cells, metrics, strict=True):
+            row.append(metric)
     central = next((r["summary"] for _, r in runs if r["strategy"] == "central"), None)
     if central is not None:
         header.append("Of central")
@@ -110,10 +116,11 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _title(results: dict[str, Any]) -> str:
+    counted = {"likelihood": "", "tokens": " of tokens", "mixed": " of prompts or tokens"}
     return printable(
         f"{results['status']}: {results['strategy']} with {results['editor']} on "
         f"{results['model']['name']}, {plural(len(results['slots']), 'slot')}; "
-        "shares before -> after"
+        f"shares{counted[metric_of(results['summary']['own'])]} before -> after"
     )
 
 

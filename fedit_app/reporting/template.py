@@ -205,7 +205,7 @@ PAGE = """\
 <h2>Before and after</h2>
 {%- if nodes %}
 <p class="note">Each cell shows the share before the run and after it, from 0 to 1; more is better.
-A dash means that nothing was measured. Means are taken over edit requests.</p>
+A dash means that nothing was measured. Means are taken over edit requests. {{ meaning }}</p>
 <div class="card"><h3>Each node's own facts</h3>
 {{ change_table("own") }}</div>
 {%- if has_federation %}

@@ -68,10 +68,13 @@ def tune(
     bench.model.require_editable(layers)
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
     files = statistics_files(bench.model, layers, source)
-    if not any(request.neighborhood_prompts and request.target_true for request in requests):
+    if not any(
+        request.neighborhood_prompts and (request.target_true or request.neighborhood_targets)
+        for request in requests
+    ):
         logger.warning(
-            "tune: no request has neighborhood prompts and a true target, so the score does not "
-            "see what an edit spoils; among equal scores the smallest change of the weights wins"
+            "tune: no request has neighborhood prompts and what is right there, so the score does "
+            "not see what an edit spoils; among equal scores the smallest change of weights wins"
         )
     trials = search(Examiner(bench, requests, files), start, spans, grid, null_space)
     best = best_of(trials)

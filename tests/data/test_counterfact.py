@@ -74,7 +74,7 @@ def test_a_record_becomes_a_request(write, name):
     assert (first.target_new, first.target_true) == ("Qualverin", "Oldenmoor")
     assert first.paraphrase_prompts == tuple(RECORD["paraphrase_prompts"])
     assert first.neighborhood_prompts == tuple(RECORD["neighborhood_prompts"])
-    assert first.slot is None
+    assert (first.slot, first.relation) == (None, "P159")
 
 
 def test_spaces_around_targets_are_dropped(write):
@@ -84,11 +84,12 @@ def test_spaces_around_targets_are_dropped(write):
     assert (request.target_new, request.target_true) == ("Qualverin", "Oldenmoor")
 
 
-def test_a_record_may_have_no_evaluation_prompts(write):
+def test_a_record_may_have_no_relation_and_no_evaluation_prompts(write):
     record = changed("paraphrase_prompts")
-    del record["neighborhood_prompts"]
+    del record["neighborhood_prompts"], record["requested_rewrite"]["relation_id"]
     (request,) = read_counterfact(write(record))
     assert (request.paraphrase_prompts, request.neighborhood_prompts) == ((), ())
+    assert request.relation is None
 
 
 @pytest.mark.parametrize("name", ["counterfact.json", "facts.jsonl"])
@@ -129,6 +130,10 @@ FAULTS = {
     "no placeholder": (
         changed("requested_rewrite.prompt", "The seat of Zanzibarium is in"),
         "prompt has 0 placeholders",
+    ),
+    "relation": (
+        changed("requested_rewrite.relation_id", 159),
+        "requested_rewrite.relation_id must be a non-empty string, found int",
     ),
     "prompts": (changed(paraphrase_prompts="Zanzibarium"), "paraphrase_prompts must be a list"),
     "empty prompt": (changed(neighborhood_prompts=[""]), "neighborhood_prompts must be a list"),
@@ -189,6 +194,7 @@ def test_the_published_records_load():
     assert len(requests) == 1500
     assert {len(request.paraphrase_prompts) for request in requests} == {2}
     assert {len(request.neighborhood_prompts) for request in requests} == {10}
+    assert len({request.relation for request in requests}) == 34
     assert requests[0].text == "The mother tongue of Danielle Darrieux is"
     assert (requests[0].target_new, requests[0].target_true) == ("English", "French")
 

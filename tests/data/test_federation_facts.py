@@ -1,5 +1,7 @@
 """Which facts count at which node."""
 
+import pytest
+
 from fedit_app.data.federation_facts import facts_for
 from fedit_app.editing.requests import EditRequest
 
@@ -42,3 +44,27 @@ def test_a_node_that_is_asked_twice_for_a_fact_counts_it_once():
 
 def test_an_unknown_node_has_the_others_facts():
     assert [r.id for r in facts_for("z", FACTS)] == ["a1", "b3", "c1", "c2"]
+
+
+def reworded(fact: EditRequest, target: str) -> EditRequest:
+    """The fact with a paraphrase for its prompt, and its prompt among the paraphrases."""
+    asked = (fact.text, f"In 1900 {fact.subject} was in")
+    return EditRequest("z~a", fact.subject, "There {} stands in", target, None, asked)
+
+
+@pytest.mark.parametrize("owner", ["a", "z"])
+def test_a_paraphrased_copy_is_the_same_fact(owner):
+    original = fact("a1", "Tower", "Rome")
+    nodes = {"a": [original], "z": [reworded(original, "Rome")]}
+
+    assert [r.id for r in facts_for(owner, nodes)] == [nodes[owner][0].id]
+    assert [r.id for r in facts_for("m", nodes)] == ["a1"]
+
+
+def test_a_paraphrased_copy_with_another_target_is_a_conflict():
+    original = fact("a1", "Tower", "Rome")
+    nodes = {"a": [original], "z": [reworded(original, "Oslo")]}
+
+    assert [r.id for r in facts_for("a", nodes)] == ["a1"]
+    assert [r.id for r in facts_for("z", nodes)] == ["z~a"]
+    assert facts_for("m", nodes) == []

@@ -41,7 +41,9 @@ def test_all_fields_are_read(write):
         "target_true": "Oldenmoor",
         "paraphrase_prompts": ["Where?"],
         "neighborhood_prompts": ["A", "B"],
+        "neighborhood_targets": ["one", "two"],
         "slot": 2,
+        "relation": "P159",
     }
     first, second = read_requests(write(full, "", GOOD | {"id": "fact-2"}))
 
@@ -49,15 +51,17 @@ def test_all_fields_are_read(write):
     assert first.text == "The seat of Zanzibarium is in"
     assert (first.target_new, first.target_true) == ("Qualverin", "Oldenmoor")
     assert (first.paraphrase_prompts, first.neighborhood_prompts) == (("Where?",), ("A", "B"))
+    assert first.neighborhood_targets == ("one", "two")
+    assert (first.relation, second.relation) == ("P159", None)
     assert (first.slot, second.slot) == (2, None)
     assert second.target_true is None
     assert second.paraphrase_prompts == ()
 
 
 def test_null_means_absent_for_optional_fields(write):
-    (request,) = read_requests(write(GOOD | {"target_true": None, "slot": None}))
+    (request,) = read_requests(write(GOOD | {"target_true": None, "slot": None, "relation": None}))
 
-    assert (request.target_true, request.slot) == (None, None)
+    assert (request.target_true, request.slot, request.relation) == (None, None, None)
 
 
 def test_files_of_other_systems_are_read(write, tmp_path):
@@ -116,6 +120,17 @@ FAULTS = {
     "prompts text": (GOOD | {"paraphrase_prompts": "Qualverin"}, "paraphrase_prompts must be"),
     "prompts empty": (GOOD | {"neighborhood_prompts": [""]}, "neighborhood_prompts must be"),
     "prompts mixed": (GOOD | {"paraphrase_prompts": ["Qualverin", 1]}, "paraphrase_prompts must"),
+    "targets": (
+        GOOD | {"neighborhood_prompts": ["A", "B"], "neighborhood_targets": ["Qualverin"]},
+        "neighborhood_targets has 1 entries for 2 neighborhood_prompts",
+    ),
+    "spaced targets": (
+        GOOD | {"neighborhood_prompts": ["A"], "neighborhood_targets": ["Qualverin "]},
+        "an entry of neighborhood_targets begins or ends with a space",
+    ),
+    "relation": (GOOD | {"relation": "is in/Qualverin"}, "relation must be a name of letters"),
+    "relation path": (GOOD | {"relation": ".."}, "relation must be a name of letters"),
+    "relation number": (GOOD | {"relation": 159}, "relation must be a string, found int"),
     "slot 0": (GOOD | {"slot": 0}, "slot 0 must be at least 1"),
     "slot float": (GOOD | {"slot": 1.5}, "slot must be a whole number from 1, found 1.5"),
     "slot bool": (GOOD | {"slot": True}, "slot must be a whole number"),

@@ -7,13 +7,11 @@ import pytest
 
 from fedit_app.config import RunConfig
 from fedit_app.data.partition import (
-    by_slot,
     default_node_count,
     is_simulated,
     own_data,
     simulated_nodes,
 )
-from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
 
 
@@ -133,27 +131,3 @@ def test_a_real_node_may_use_its_home_folder(tmp_path, monkeypatch):
 def test_a_real_node_without_name_or_data_is_told_how(node_config, missing):
     with pytest.raises(FedEditError, match=f"{missing} missing.*--node-config"):
         own_data(RunConfig(), node_config)
-
-
-def request(id_: str, slot: int | None = None) -> EditRequest:
-    return EditRequest(id_, "S", "{} is", "x", slot=slot)
-
-
-def test_slots_by_field():
-    requests = [request("a", 3), request("b"), request("c", 1), request("d", 3), request("e", 4)]
-    dealt = by_slot(requests, RunConfig(num_slots=3))
-
-    assert [[r.id for r in slot] for slot in dealt] == [["b", "c"], [], ["a", "d"]]
-
-
-def test_slots_by_count_go_by_the_order_of_the_file():
-    requests = [request(str(i), slot=1) for i in range(8)]
-    dealt = by_slot(requests, RunConfig(num_slots=3, requests_per_slot=2))
-
-    assert [[r.id for r in slot] for slot in dealt] == [["0", "1"], ["2", "3"], ["4", "5"]]
-
-
-def test_slots_by_count_with_too_few_requests():
-    dealt = by_slot([request("a")], RunConfig(num_slots=3, requests_per_slot=2))
-
-    assert [len(slot) for slot in dealt] == [1, 0, 0]

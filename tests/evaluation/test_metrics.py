@@ -6,8 +6,12 @@ from fedit_app.evaluation.metrics import aggregate, harmonic_mean
 from fedit_app.evaluation.scores import RequestScore
 
 
+def score(efficacy, paraphrase=None, neighborhood=None, accuracy=0.0, metric="likelihood"):
+    return RequestScore(efficacy, paraphrase, neighborhood, accuracy, metric)
+
+
 def test_means_and_their_harmonic_mean():
-    found = aggregate([RequestScore(1.0, 0.5, 0.75, 1.0), RequestScore(0.0, 1.0, 0.25, 0.0)])
+    found = aggregate([score(1.0, 0.5, 0.75, 1.0), score(0.0, 1.0, 0.25, 0.0)])
     assert found == {
         "efficacy": 0.5,
         "paraphrase": 0.75,
@@ -15,15 +19,24 @@ def test_means_and_their_harmonic_mean():
         "accuracy": 0.5,
         "score": pytest.approx(3 / (2 + 4 / 3 + 2)),
         "count": 2,
+        "metric": "likelihood",
     }
 
 
 def test_what_was_not_asked_does_not_count():
-    found = aggregate([RequestScore(1.0, None, None, 1.0), RequestScore(1.0, 0.5, None, 0.0)])
+    found = aggregate([score(1.0, None, None, 1.0), score(1.0, 0.5, None, 0.0)])
     assert found["paraphrase"] == 0.5
     assert found["neighborhood"] is None
     assert found["score"] == pytest.approx(2 / (1 + 2))
     assert found["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("metrics", "common"),
+    [(["tokens"] * 2, "tokens"), (["likelihood", "tokens"], "mixed"), (["mixed"], "mixed")],
+)
+def test_how_shares_were_counted_is_told(metrics, common):
+    assert aggregate([score(1.0, metric=metric) for metric in metrics])["metric"] == common
 
 
 def test_no_request_has_no_metrics():

@@ -23,7 +23,7 @@ def plain_score(model, prompt, target):
     log_p = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     nll = [-float(log_p[at - 1, ids[at]]) for at in range(start, len(ids))]
     hit = [int(log_p[at - 1].argmax()) == ids[at] for at in range(start, len(ids))]
-    return TargetScore(sum(nll) / len(nll), all(hit))
+    return TargetScore(sum(nll) / len(nll), sum(hit) / len(hit))
 
 
 def what_it_says(model):
@@ -44,7 +44,8 @@ def test_targets_score_as_in_a_plain_pass(family, bos):
     for pair, found in zip(PAIRS, score_targets(model, PAIRS), strict=True):
         expected = plain_score(model, *pair)
         assert found.nll == pytest.approx(expected.nll, rel=1e-8), pair
-        assert found.decoded == expected.decoded, pair
+        assert found.correct == expected.correct, pair
+        assert found.decoded == (expected.correct == 1.0), pair
 
 
 def test_batches_and_order_change_nothing(monkeypatch):
@@ -54,7 +55,7 @@ def test_batches_and_order_change_nothing(monkeypatch):
     small = score_targets(model, PAIRS[::-1])[::-1]
     for one, other in zip(whole, small, strict=True):
         assert one.nll == pytest.approx(other.nll, rel=1e-10)
-        assert one.decoded == other.decoded
+        assert one.correct == other.correct
 
 
 def test_targets_of_one_token_share_the_pass_of_their_prompt(monkeypatch):
@@ -100,13 +101,13 @@ def make_request(**changes):
 
 @pytest.fixture
 def told(monkeypatch):
-    """Scores by (prompt, target) instead of a model's; the others are (1.0, not decoded)."""
+    """Scores by (prompt, target) instead of a model's; the others are (1.0, nothing correct)."""
     table = {}
     asked = []
 
     def score(_, pairs):
         asked.append(list(pairs))
-        return [TargetScore(*table.get(pair, (1.0, False))) for pair in pairs]
+        return [TargetScore(*table.get(pair, (1.0, 0.0))) for pair in pairs]
 
     monkeypatch.setattr(module, "score_targets", score)
     table["asked"] = asked
@@ -114,31 +115,92 @@ def told(monkeypatch):
 
 
 def test_a_request_is_compared_with_the_true_target(told):
-    told["Reuters is in", "new"] = (0.5, True)
-    told["P1", "new"] = (0.5, False)
-    told["P2", "new"] = (2.0, False)
-    told["N1", "true"] = told["N2", "true"] = told["N3", "true"] = (0.5, False)
-    told["N4", "true"] = (3.0, False)
+    told["Reuters is in", "new"] = (0.5, 1.0)
+    told["P1", "new"] = (0.5, 0.0)
+    told["P2", "new"] = (2.0, 0.0)
+    told["N1", "true"] = told["N2", "true"] = told["N3", "true"] = (0.5, 0.0)
+    told["N4", "true"] = (3.0, 0.0)
     (score,) = score_requests(None, [make_request()])
     assert (score.efficacy, score.accuracy) == (1.0, 1.0)
     assert score.paraphrase == 0.5
     assert score.neighborhood == 0.75
+    assert score.metric == "likelihood"
 
 
 def test_likelier_is_not_yet_decoded(told):
-    told["Reuters is in", "new"] = (0.5, False)
+    told["Reuters is in", "new"] = (0.5, 0.0)
     (score,) = score_requests(None, [make_request()])
     assert (score.efficacy, score.accuracy) == (1.0, 0.0)
 
 
-def test_without_a_true_target_decoding_counts(told):
-    told["Reuters is in", "new"] = (0.1, False)
-    told["P1", "new"] = (9.0, True)
+def test_without_a_true_target_correct_tokens_count(told):
+    told["Reuters is in", "new"] = (0.1, 0.75)
+    told["P1", "new"] = (9.0, 1.0)
     (score,) = score_requests(None, [make_request(target_true=None)])
-    assert (score.efficacy, score.accuracy) == (0.0, 0.0)
+    assert (score.efficacy, score.accuracy) == (0.75, 0.0)
     assert score.paraphrase == 0.5
     assert score.neighborhood is None
-    assert all(target == "new" for _, target in told["asked"][0])
+    assert score.metric == "tokens"
+    assert set(told["asked"][0]) == {("Reuters is in", "new"), ("P1", "new"), ("P2", "new")}
+
+
+OWN_TARGETS = ("one", "two", "three", "four")
+
+
+def test_neighbours_with_targets_of_their_own_are_asked_for_these(told):
+    told["N1", "one"] = (9.0, 1.0)
+    told["N2", "two"] = (9.0, 0.5)
+    around = {"neighborhood_targets": OWN_TARGETS}
+    (score,) = score_requests(None, [make_request(target_true=None, **around)])
+    assert (score.neighborhood, score.metric) == (0.375, "tokens")
+    asked = {pair for pair in told["asked"][0] if pair[0].startswith("N")}
+    assert asked == set(zip(("N1", "N2", "N3", "N4"), OWN_TARGETS, strict=True))
+
+    (score,) = score_requests(None, [make_request(**around)])
+    assert (score.neighborhood, score.metric) == (0.375, "mixed")
+
+
+@torch.no_grad()
+def zsre_accuracy(model, prompt, target):
+    """Share of a target's tokens that are the argmax, one pass a token as in MEMIT's evaluation."""
+    ids = model.tokenizer(prompt)["input_ids"]
+    wanted = model.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
+    hits = []
+    for token in wanted:
+        hits.append(int(model.model(torch.tensor([ids])).logits[0, -1].argmax()) == token)
+        ids = [*ids, token]
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize(("family", "bos"), [("llama", True), ("gpt2", False), ("gptj", False)])
+def test_zsre_is_scored_as_in_the_literature(family, bos):
+    model = tiny.editable(family, bos, double=True)
+    questions = ["What city is the seat of Reuters?", "Where does Reuters have its seat?"]
+    around = ["nq question: who made the museum?", "nq question: where is the bank?"]
+
+    def partly(prompt):
+        """An answer that the model gives in its first two tokens, and then not."""
+        ids = model.tokenizer(f"{prompt} ", return_tensors="pt")["input_ids"]
+        said = model.model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=1)
+        return model.tokenizer.decode(said[0, ids.shape[1] :]).strip() + " museum of the city"
+
+    request = EditRequest(
+        "0",
+        "Reuters",
+        "What city is the seat of {}?",
+        partly(questions[0]),
+        paraphrase_prompts=(questions[1],),
+        neighborhood_prompts=tuple(around),
+        neighborhood_targets=tuple(map(partly, around)),
+    )
+    (score,) = score_requests(model, [request])
+    answers = [request.target_new] * 2 + list(request.neighborhood_targets)
+    asked = zip(questions + around, answers, strict=True)
+    expected = [zsre_accuracy(model, *pair) for pair in asked]
+    assert score.efficacy == pytest.approx(expected[0])
+    assert score.paraphrase == pytest.approx(expected[1])
+    assert score.neighborhood == pytest.approx(sum(expected[2:]) / 2)
+    assert any(0 < share < 1 for share in expected), "a share that is neither none nor all"
 
 
 def test_without_prompts_there_is_no_share(told):

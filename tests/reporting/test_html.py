@@ -121,3 +121,9 @@ def test_same_results_same_page(sample, tmp_path):
     write_report(sample("completed"), path)
     assert path.read_text(encoding="utf-8") == render_report(sample("completed"))
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_what_the_shares_mean_is_said(sample):
+    assert "the new target is likelier than the true one" in words(sample("local"))
+    text = words(sample("zsre"))
+    assert "tokens of the wanted answer" in text and "likelier" not in text

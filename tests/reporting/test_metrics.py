@@ -31,6 +31,12 @@ def test_null_shares_take_no_part():
     assert without["paraphrase"] is None and without["score"] == pytest.approx(0.5)
 
 
+def test_the_metric_is_kept_unless_nodes_differ():
+    tokens = record(0.5, 0.5, 0.5, 0.5, 10) | {"metric": "tokens"}
+    assert mean_metrics([tokens, None, tokens])["metric"] == "tokens"
+    assert mean_metrics([tokens, record(0.5, 0.5, 0.5, 0.5, 10)])["metric"] == "mixed"
+
+
 def test_edges():
     assert mean_metrics([]) is None
     assert mean_metrics([None]) is None

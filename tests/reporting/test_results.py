@@ -79,6 +79,11 @@ def spoil(results, place, value=None):
         (["nodes", "museum", "own"], None, r"lacks 'nodes.museum.own'"),
         (["nodes", "museum", "before"], "x", r"'nodes.museum.before' is of type str"),
         (["nodes", "museum", "own", "score"], None, r"lacks 'nodes.museum.own.score'"),
+        (
+            ["nodes", "museum", "own", "metric"],
+            "x",
+            r"'nodes.museum.own.metric' is 'x', known: like",
+        ),
         (["slots", 1, "bytes_up"], None, r"lacks 'slots\[1\].bytes_up'"),
         (["slots", 1, "seconds", "edit"], None, r"lacks 'slots\[1\].seconds.edit'"),
         (["slots", 0, "nodes", "museum"], 3, r"'slots\[0\].nodes.museum' is of type int"),

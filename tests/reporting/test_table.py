@@ -67,6 +67,20 @@ def test_comparison_shows_a_common_start(sample):
     assert rows[0][1:3] == ["0.33", "0.33"]
 
 
+def test_shares_of_tokens_are_called_so(sample):
+    assert "shares of tokens before -> after" in summary_table(sample("zsre"))
+    assert "shares before -> after" in summary_table(sample("local"))
+
+
+def test_comparison_tells_metrics_apart(sample):
+    header, _, *rows = cells(comparison_table([("a", sample("zsre")), ("b", sample("local"))]))
+    assert header[-1] == "Metric"
+    assert [(row[0], row[-1]) for row in rows] == [("a", "tokens"), ("b", "likelihood")]
+
+    header, _, *rows = cells(comparison_table([("a", sample("zsre")), ("b", sample("zsre"))]))
+    assert "Metric" not in header and len(rows) == 3
+
+
 def test_comparison_escapes_labels(sample):
     table = comparison_table([("a|b\n<i>", sample("local"))])
     assert table.splitlines()[-1].startswith(r"| a\|b \<i\> |")
