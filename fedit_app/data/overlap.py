@@ -126,7 +126,7 @@ def _given(
         (slot, request)
         for slot, request in own
         if (overlap.slot == "same" or slot < len(slots))
-        and (overlap.form == "verbatim" or _templates(request))
+        and (overlap.form == "verbatim" or paraphrase_templates(request))
     ]
     wanted = _part(overlap.share, len(own))
     if wanted > len(able):
@@ -145,14 +145,14 @@ def _copied(
 ) -> EditRequest:
     changes: dict[str, object] = {"id": copy.id, "slot": copy.slot}
     if overlap.form == "paraphrase":
-        (paraphrase,) = _draw(sorted(_templates(request)), 1, generator)
+        (paraphrase,) = _draw(sorted(paraphrase_templates(request)), 1, generator)
         others = [prompt for prompt in request.paraphrase_prompts if prompt != paraphrase]
-        changes["prompt"] = _templates(request)[paraphrase]
+        changes["prompt"] = paraphrase_templates(request)[paraphrase]
         changes["paraphrase_prompts"] = (request.text, *others)
     return dataclasses.replace(request, **changes)
 
 
-def _templates(request: EditRequest) -> dict[str, str]:
+def paraphrase_templates(request: EditRequest) -> dict[str, str]:
     """The paraphrase prompts that can be edited with -> the same with `{}` for the subject."""
     return {
         prompt: prompt.replace(request.subject, SLOT).rstrip()
