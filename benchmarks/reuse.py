@@ -1,0 +1,168 @@
+"""Compute each fact once: v* optimisations that a federation avoids when its facts overlap.
+
+CounterFact records are dealt out to nodes; then each node gives a share of its facts to one other
+node, which asks the same in a later slot (`--form paraphrase`: in other words). Every share is run
+twice in Flower's simulation engine, with and without reuse. Avoidable are the copies: their fact
+has been computed by another node in an earlier slot. Scores are of the federation's facts, asked
+of every node after the last slot; seconds are those of all edit stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import main, parser, positive, records, report, table
+from fedit_app.data.overlap import Overlap, Slots, with_overlap
+from fedit_app.editing.requests import EditRequest
+from fedit_app.errors import FedEditError
+from fedit_app.launch import find_app, simulate
+from fedit_app.reporting import load_results
+
+logger = logging.getLogger("fedit_app.benchmarks")
+
+_COLUMNS = {
+    "avoidable": "avoidable",
+    "avoided": "avoided",
+    "of it": "avoided_share",
+    "edit s": "seconds",
+    "s saved": "seconds_saved",
+    "MiB up": "mib_up",
+    "MiB down": "mib_down",
+    "score": "score",
+    "score without": "score_without",
+}
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the federations and print a line for each share.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Raises:
+        FedEditError: the data is not there, or a run failed.
+    """
+    options = parser(__doc__)
+    options.add_argument("--nodes", type=positive, default=8, help="(%(default)s)")
+    options.add_argument("--slots", type=positive, default=2, help="(%(default)s)")
+    options.add_argument("--requests", type=positive, default=4, help="own, per node and slot")
+    options.add_argument("--shares", default="0,0.25,0.5,0.75", help="(%(default)s)")
+    options.add_argument("--form", default="verbatim", choices=["verbatim", "paraphrase"])
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--app", type=Path, help="checkout to run; default: this one")
+    options = options.parse_args(arguments)
+    shares = _shares(options.shares)
+    if options.slots < 2:
+        raise FedEditError("--slots: copies are asked for in a later slot, so give 2 at least")
+    per_node = options.slots * options.requests
+    found = records(options, options.nodes * per_node)
+    figures: dict[str, float] = {}
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="fedit-reuse-") as name:
+        for share in shares:
+            nodes = {
+                f"node-{number + 1}": _slots(
+                    found[number * per_node : (number + 1) * per_node], options.requests
+                )
+                for number in range(options.nodes)
+            }
+            overlap = Overlap(share, form=options.form, slot="later")
+            nodes, copies = with_overlap(nodes, overlap, options.seed)
+            data = Path(name, f"data-{share:g}")
+            _write(data, nodes)
+            with_reuse = _run(options, data, Path(name, f"with-{share:g}"), {})
+            without = with_reuse
+            if copies:
+                off = {"reuse-threshold": 0.0}
+                without = _run(options, data, Path(name, f"without-{share:g}"), off)
+            values = _figures(with_reuse, without, len(copies))
+            figures |= {f"reuse/{share:g}/{k}": v for k, v in values.items() if v is not None}
+            rows.append([f"{share:g}", *(values[key] for key in _COLUMNS.values())])
+            logger.info("overlap %g: %s", share, values)
+    facts = f"{options.nodes} nodes x {options.slots} x {options.requests}"
+    print(table([f"overlap ({facts}, {options.form})", *_COLUMNS], rows))
+    report(options, figures)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = [-1.0]
+    if not all(0 <= share <= 1 for share in shares):
+        raise FedEditError(f"--shares: {text!r}: write numbers from 0 to 1, such as 0,0.25,0.5")
+    return shares
+
+
+def _slots(requests: Sequence[EditRequest], per_slot: int) -> Slots:
+    return [
+        [dataclasses.replace(r, slot=number // per_slot + 1) for r in requests[number:][:per_slot]]
+        for number in range(0, len(requests), per_slot)
+    ]
+
+
+def _write(folder: Path, nodes: dict[str, Slots]) -> None:
+    """The nodes' requests as JSON lines, a file a node."""
+    folder.mkdir(parents=True)
+    for name, slots in nodes.items():
+        lines = [
+            json.dumps({k: v for k, v in dataclasses.asdict(r).items() if v not in (None, ())})
+            for requests in slots
+            for r in requests
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _run(options: Any, data: Path, folder: Path, changes: dict[str, float]) -> dict[str, Any]:
+    config = {
+        "model": options.model,
+        "device": options.device,
+        "dtype": options.dtype,
+        "dataset": "jsonl",
+        "data-path": str(data),
+        "num-slots": options.slots,
+        "evaluate-every": options.slots,
+        "output-dir": str(folder),
+        "seed": options.seed,
+        **changes,
+    }
+    lines: list[str] = []
+    status = simulate(find_app(options.app), config, options.nodes, lines.append)
+    if status != "finished:completed":
+        raise FedEditError(f"a run ended with {status}: " + " | ".join(lines[-5:]))
+    return load_results(folder / "results.json")
+
+
+def _figures(
+    with_reuse: dict[str, Any], without: dict[str, Any], avoidable: int
+) -> dict[str, float | None]:
+    avoided = _total(without, "optimised") - _total(with_reuse, "optimised")
+    seconds = [
+        sum(slot["seconds"]["edit"] for slot in results["slots"])
+        for results in (with_reuse, without)
+    ]
+    return {
+        "avoidable": avoidable,
+        "avoided": avoided,
+        "avoided_share": avoided / avoidable if avoidable else None,
+        "seconds": seconds[0],
+        "seconds_saved": seconds[1] - seconds[0] if avoidable else None,
+        "mib_up": _total(with_reuse, "bytes_up") / 2**20,
+        "mib_down": _total(with_reuse, "bytes_down") / 2**20,
+        "score": with_reuse["summary"]["federation"]["score"],
+        "score_without": without["summary"]["federation"]["score"],
+    }
+
+
+def _total(results: dict[str, Any], name: str) -> int:
+    return sum(slot[name] for slot in results["slots"])
+
+
+if __name__ == "__main__":
+    main(run)
