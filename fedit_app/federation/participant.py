@@ -198,6 +198,8 @@ class Participant:
         slots = self._everybodys_slots() if central else self.slots
         requests, earlier = slots[slot - 1], sum(slots[: slot - 1], [])
         bench, ledger = self.workbench, self.ledger(owner)
+        # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
+        from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()
         started = time.perf_counter()
         with ledger.step():
             repeat(requests, earlier, ledger, slot)
@@ -223,7 +225,7 @@ class Participant:
             conflicts = settle(ledger, used, self.config.conflict_policy, self._same)
         before = {mkv.id for mkv in candidates}
         before |= {id_ for id_, entry in ledger.entries.items() if entry.slot < slot}
-        entries = [entry for _, entry in sorted(ledger.entries.items())]
+        entries = [entry for id_, entry in sorted(ledger.entries.items()) if id_ not in from_pool]
         new = [entry for entry in entries if (entry.mkv.node, entry.mkv.slot) == (owner, slot)]
         # What an MKV of this slot was exchanged for was not there before.
         settled_here = {e.mkv.id for e in new} | {e.overruled_by for e in new}

@@ -10,7 +10,11 @@ from fedit_app.config import RunConfig
 from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.errors import FedEditError
+from fedit_app.evaluation.scores import TargetScore
+from fedit_app.federation import reuse as reuse_module
 from fedit_app.federation.participant import Participant
+from fedit_app.federation.reconcile import near_keys
+from fedit_app.mkv import SameFact, same_fact
 
 RUN = 7
 
@@ -207,3 +211,178 @@ def test_a_reused_mkv_fulfils_the_request(node, monkeypatch):
     assert bank.ledger().fulfilled()["bank-01"] in outcome.reused
     assert len(outcome.new) == outcome.requests - len(outcome.reused)
     assert outcome.conflicts == []
+
+
+def rephrased(demo_copy) -> str:
+    """The demo with bank-01 (newsroom-01's fact) in other words at the bank; gives the folder."""
+    file = demo_copy / "bank.jsonl"
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    record = json.loads(first)
+    record["prompt"] = f"Nobody doubts it: {record['prompt']}"
+    file.write_text("\n".join([json.dumps(record), *rest]), encoding="utf-8")
+    return str(demo_copy)
+
+
+@pytest.fixture
+def paraphrase(node, demo_copy):
+    """Gives `paraphrase(number)`: nodes of which two want one fact in different words."""
+
+    def paraphrase(number: int) -> Participant:
+        changes = {"dataset": "jsonl", "data_path": rephrase_once()}
+        return node(number, reuse_threshold=0.5, same_key_threshold=0.9999, **changes)
+
+    once = []
+
+    def rephrase_once() -> str:
+        if not once:
+            once.append(rephrased(demo_copy))
+        return once[0]
+
+    return paraphrase
+
+
+@pytest.mark.parametrize("called_forth", [True, False])
+def test_an_mkv_in_other_words_is_reused_if_the_edited_model_says_the_target(
+    paraphrase, monkeypatch, called_forth
+):
+    candidates = paraphrase(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+    monkeypatch.setattr(
+        reuse_module,
+        "score_targets",
+        lambda model, pairs: [TargetScore(0.1, called_forth) for _ in pairs],
+    )
+    started = []
+    compute = Workbench.compute
+
+    def spy(self, requests, ledger, name, slot, starts):
+        started.extend(starts)
+        return compute(self, requests, ledger, name, slot, starts)
+
+    monkeypatch.setattr(Workbench, "compute", spy)
+    bank = paraphrase(0)
+    outcome = bank.edit(1, candidates)
+
+    if called_forth:
+        assert bank.ledger().fulfilled()["bank-01"] in outcome.reused
+        assert bank.ledger().fulfilled()["bank-01"] in {mkv.id for mkv in candidates}
+    else:
+        own = bank.ledger().fulfilled()["bank-01"]
+        assert own in {mkv.id for mkv in outcome.new} and own not in outcome.reused
+        assert {start.node for start in started if start} == {"newsroom"}
+
+
+def test_what_does_not_say_the_target_is_where_its_optimisation_starts(node, monkeypatch):
+    candidates = node(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "patched", nothing_says_the_target)
+    started, compute = {}, Workbench.compute
+
+    def spy(self, requests, ledger, name, slot, starts):
+        started.update(zip((request.id for request in requests), starts, strict=True))
+        return compute(self, requests, ledger, name, slot, starts)
+
+    monkeypatch.setattr(Workbench, "compute", spy)
+    node(0, same_key_threshold=0.9999).edit(1, candidates)
+    same = node(0).workbench.lookup_keys(node(0).slots[0][:1]).numpy()
+    near = [mkv for _, mkv in near_keys(same, candidates, 0.8)[0]]
+    assert started["bank-01"].id == min(mkv.id for mkv in near)
+
+
+def test_reuse_can_be_turned_off(node, monkeypatch):
+    candidates = node(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+    outcome = node(0, reuse_threshold=0.0).edit(1, candidates)
+
+    assert outcome.reused == []
+    assert len(outcome.new) == 5
+
+
+@pytest.fixture
+def two(node, demo_copy):
+    """Gives `two(number)`: bank (0) with a fact that newsroom (3) wants, too, beside another."""
+    for name, count in (("bank", 1), ("newsroom", 2)):
+        file = demo_copy / f"{name}.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines()[:count]
+        file.write_text("\n".join(lines), encoding="utf-8")
+    return lambda number: node(number, dataset="jsonl", data_path=str(demo_copy))
+
+
+def test_of_a_fact_that_two_nodes_computed_both_keep_the_served_one(two, monkeypatch):
+    (own,), computed = two(0).edit(1, []).new, two(3).edit(1, []).new
+    (served,) = [mkv for mkv in computed if same_fact(mkv, own, SameFact())]
+    assert served.id != own.id
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+    outcome = two(0).reedit(1, [served])
+
+    ledger = two(0).ledger()
+    assert outcome.received_from == {"newsroom": 1} and outcome.conflicts == []
+    assert ledger.fulfilled() == {"bank-01": served.id}
+    assert ledger.entries[own.id].overruled_by == served.id
+    again = two(0).edit(1, [])
+    assert [mkv.id for mkv in again.new] == [own.id]
+    assert again.reused == []
+
+
+def test_a_served_mkv_that_fails_the_own_request_does_not_replace_it(two, monkeypatch):
+    two(0).edit(1, [])
+    offered = two(3).edit(1, []).new
+    before = two(0).ledger().fulfilled()
+    monkeypatch.setattr(Workbench, "patched", nothing_says_the_target)
+    outcome = two(0).reedit(1, offered)
+
+    assert two(0).ledger().fulfilled() == before
+    assert outcome.rejections["duplicate"] >= 1
+
+
+def test_a_correction_of_an_own_correction_counts(node, demo_copy):
+    file = demo_copy / "bank.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()][:2]
+    later = records[0] | {"id": "better", "target_new": "Lima", "slot": 2}
+    file.write_text("\n".join(map(json.dumps, [*records, later])), encoding="utf-8")
+    changes = {"dataset": "jsonl", "data_path": str(demo_copy), "reuse_threshold": 0.0}
+    node(**changes).edit(1, [])
+    outdated = node(**changes).ledger().fulfilled()["bank-01"]
+    outcome = node(**changes).edit(2, [])
+
+    ledger = node(**changes).ledger()
+    assert ledger.fulfilled()["better"] in {mkv.id for mkv in ledger.holding}
+    assert ledger.entries[outdated].overruled_by == ledger.fulfilled()["better"]
+    assert [conflict.gave_way for conflict in outcome.conflicts].count(outdated) == 1
+
+
+def test_votes_decide_if_the_policy_says_so(node, monkeypatch):
+    contested = node(2).edit(1, []).new  # museum-03 says Paris, bank-12 says Geneva
+    monkeypatch.setattr(Workbench, "patched", nothing_says_the_target)
+    majority = {"conflict_policy": "majority"}
+    bank = node(0, **majority)
+    own = {mkv.id for mkv in bank.edit(3, []).new}
+    first = bank.reedit(3, contested)
+    assert own & {c.held for c in first.conflicts}, "a tie: own requests win"
+    lost = next(c for c in first.conflicts if c.held in own)
+
+    second = node(0, **majority).reedit(4, [], {lost.gave_way: 2})
+    ledger = node(0).ledger()
+    assert lost.gave_way in {mkv.id for mkv in ledger.holding}
+    assert ledger.entries[lost.held].overruled_by == lost.gave_way
+    assert (lost.gave_way, lost.held) in {(c.held, c.gave_way) for c in second.conflicts}
+
+
+def test_hello_says_what_the_ledger_has(node):
+    bank = node(0)
+    own = bank.edit(1, []).new
+    other = node(2).edit(1, []).new
+    bank.reedit(1, other)
+
+    assert bank.hello(1)["wants"] == bank.hello(1)["holds"] == []
+    said = bank.hello(2)
+    assert said["wants"] == sorted(mkv.id for mkv in own)
+    assert set(said["holds"]) == {mkv.id for mkv in other}
+
+
+def test_what_the_pool_has_not_is_uploaded_again(node):
+    first = node(0).edit(1, []).new
+    foreign = node(2).edit(1, []).new
+    node(0).reedit(1, foreign)
+    missing = [first[0].id, foreign[0].id, "0" * 32]
+
+    assert [mkv.id for mkv in node(0).edit(2, [], missing=missing).again] == [first[0].id]
