@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from fedit_app.config import ConfigValue, RunConfig
-from fedit_app.data.dealing import by_slot
 from fedit_app.data.federation_facts import facts_for
 from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
 from fedit_app.editing.ledger import Ledger
@@ -29,7 +28,7 @@ from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
-from fedit_app.federation.paths import ledger_folder
+from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.reconcile import Conflict, judge, near_keys
 from fedit_app.mkv import MKV
 
@@ -84,23 +83,17 @@ class Participant:
         self, config: RunConfig, node_config: Mapping[str, ConfigValue], run_id: int
     ) -> None:
         self.config, self._run_id = config, run_id
-        self._data = own_data(config, node_config)
+        folder = run_folder(config, run_id)
+        self._data = own_data(config, node_config, folder)
         self.name = self._data.name
         self._peers: list[NodeData] = []
         if is_simulated(node_config):
-            self._peers = simulated_nodes(config, int(node_config["num-partitions"]))
+            self._peers = simulated_nodes(config, int(node_config["num-partitions"]), folder)
 
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:
         """The node's own requests per slot."""
-        return self._by_slot(self._requests)
-
-    @functools.cached_property
-    def _requests(self) -> list[EditRequest]:
-        return self._data.read(self.config.seed)
-
-    def _by_slot(self, requests: list[EditRequest]) -> list[list[EditRequest]]:
-        return by_slot(requests, self.config.num_slots, self.config.requests_per_slot)
+        return self._data.slots(self.config)
 
     @property
     def workbench(self) -> Workbench:
@@ -115,7 +108,7 @@ class Participant:
         found = {self.name: self.slots}
         for peer in self._peers:
             try:
-                found[peer.name] = self._by_slot(peer.read(self.config.seed))
+                found[peer.name] = peer.slots(self.config)
             except FedEditError:
                 logger.warning("node %s: the data of %s cannot be read", self.name, peer.name)
         return dict(sorted(found.items()))
@@ -133,7 +126,7 @@ class Participant:
     def hello(self) -> dict[str, Any]:
         """Who this node is and what its MKVs are to be measured on."""
         requests = [len(requests) for requests in self.slots]
-        left_out = len(self._requests) - sum(requests)
+        left_out = len(self._data.read()) - sum(requests)
         if left_out:
             logger.warning(
                 "node %s: %d requests lie behind slot %d and are left out",
