@@ -283,11 +283,11 @@ class RunConfig:
         if self.data_path.startswith(HUB) and self.partition == "file":
             raise FedEditError(
                 "run config: partition = file needs a folder with one file a node, and data-path "
-                f"is {self.data_path!r}; choose another partition"
+                f"= {self.data_path!r} is one data set; choose another partition"
             )
         if self.dataset == "zsre" and self.partition == "relation":
             raise FedEditError(
-                "run config: partition = relation, but zsre names no relations; use cluster"
+                "run config: partition = relation, but dataset = zsre names no relations; use cluster"
             )
 
     @property
