@@ -287,7 +287,8 @@ class RunConfig:
             )
         if self.dataset == "zsre" and self.partition == "relation":
             raise FedEditError(
-                "run config: partition = relation, but dataset = zsre names no relations; use cluster"
+                "run config: partition = relation, but dataset = zsre names no relations; use "
+                "partition = cluster"
             )
 
     @property
