@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fedit_app.config import RunConfig
-from fedit_app.data.partition import simulated_nodes
+from fedit_app.data.partition import finished_node
 from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.workbench import workbench_for
@@ -81,17 +81,10 @@ def _config_of(run_dir: Path) -> RunConfig:
 def _own(config: RunConfig, node: str, ledger_dir: Path) -> list[EditRequest]:
     """Some requests of the node that its ledger fulfils."""
     fulfilled = {id_ for row in read_index(ledger_dir)["entries"] for id_ in row["requests"]}
-    if config.partition != "file":
-        raise FedEditError("partition = random: say what to ask, as the last argument")
-    for count in range(1, 10_000):
-        try:
-            data = simulated_nodes(config, count)[-1]
-        except FedEditError:
-            break
-        if data.name == node:
-            requests = data.read(config.seed)
-            return [request for request in requests if request.id in fulfilled][:_OWN_FACTS]
-    raise FedEditError(f"--node {node}: its data file is not known here; say what to ask")
+    data = finished_node(config, Path(config.output_dir), node)
+    if data is None:
+        raise FedEditError(f"--node {node}: its requests are not known here; say what to ask")
+    return [request for request in data.read() if request.id in fulfilled][:_OWN_FACTS]
 
 
 @torch.no_grad()

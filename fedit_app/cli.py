@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import tomllib
@@ -150,9 +151,9 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
     for key in ("data-path", "state-dir", "output-dir", "pool-uri"):
-        if values.get(key) and "://" not in str(values[key]):
+        if values.get(key) and not re.match(r"hub:|\w+://", str(values[key])):
             values[key] = str(Path(str(values[key])).expanduser().absolute())
-    for key in ("model", "covariance-source"):
+    for key in ("model", "embedding-model", "covariance-source"):
         if Path(str(values.get(key, ""))).exists() and values.get(key):
             values[key] = str(Path(str(values[key])).absolute())
     return values

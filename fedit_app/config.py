@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedit_app.errors import FedEditError
+from fedit_app.hub import PREFIX as HUB
 from fedit_app.models.architectures import ModuleNames
 
 ConfigValue = str | int | float | bool
@@ -49,23 +50,61 @@ class RunConfig:
     model: str = _key("smollm2-135m", "smollm2-135m (embedded), a Hugging Face folder, or a hub id")
     dataset: str = _key(
         "demo",
-        "demo (four organisations, shipped with the app) or jsonl (edit requests at data-path)",
-        choices=("demo", "jsonl"),
+        "demo (four organisations, shipped with the app), or what data-path holds: jsonl (edit "
+        "requests as JSON lines or CSV), counterfact, zsre (as published)",
+        choices=("demo", "jsonl", "counterfact", "zsre"),
     )
     data_path: str = _key(
         "",
-        "jsonl: a folder with one NAME.jsonl per node (partition = file) or one file (partition "
-        "= random); a real node's own node-config data-path wins",
+        "a folder with one file per node, NAME.jsonl or NAME.csv (partition = file); for other "
+        "partitions one file, or hub:DATASET[:CONFIG[:SPLIT]]; a real node's own node-config "
+        "data-path wins",
     )
     partition: str = _key(
         "file",
-        "simulation: file (one data file a node) or random (one file dealt out to the nodes)",
-        choices=("file", "random"),
+        "simulation: file (one data file a node), or how one data set is dealt out: random, "
+        "relation (one a node, the most frequent first), cluster (of similar texts, one a node), "
+        "dirichlet (mixtures of relations, else of clusters)",
+        choices=("file", "random", "relation", "cluster", "dirichlet"),
+    )
+    embedding_model: str = _key(
+        "",
+        "clusters: the model whose embeddings are clustered, a Hugging Face folder or hub id; "
+        "empty: the edited model's own mean hidden states",
+    )
+    dirichlet_alpha: float = _key(
+        0.5,
+        "dirichlet: concentration; the smaller, the fewer relations a node has",
+        at_least=0.001,
+    )
+    overlap: float = _key(
+        0.0,
+        "simulation: share of each node's facts that are given to other nodes as well, on top of "
+        "their own",
+        at_least=0,
+        at_most=1,
+    )
+    overlap_clients: int = _key(
+        1, "overlap: to how many other nodes such a fact is given", at_least=1
+    )
+    overlap_form: str = _key(
+        "verbatim",
+        "overlap: the same prompt, or one of the fact's paraphrase prompts in its place",
+        choices=("verbatim", "paraphrase"),
+    )
+    overlap_slot: str = _key(
+        "same",
+        "overlap: in the slot of the original, or in a later one",
+        choices=("same", "later"),
+    )
+    overlap_conflicts: float = _key(
+        0.0, "overlap: share of the copies that want another target", at_least=0, at_most=1
     )
     num_slots: int = _key(3, "time slots T; each has an edit and a re-edit stage", at_least=1)
     requests_per_slot: int = _key(
         0,
-        "requests a node edits per slot, in file order; 0: as the records' slot field says",
+        "own requests that a node edits per slot, in their order; 0: as the records' slot field "
+        "says (counterfact and zsre have none)",
         at_least=0,
     )
     selection: str = _key(
@@ -110,7 +149,7 @@ class RunConfig:
     covariance_source: str = _key(
         "sample",
         "text behind the covariance: sample (from the model itself), a text file, "
-        "hub:DATASET[:CONFIG] (its train split, column text), or a .safetensors file of "
+        "hub:DATASET[:CONFIG[:SPLIT]] (column text, split train), or a .safetensors file of "
         "`fedit stats --save`",
     )
     covariance_tokens: int = _key(0, "tokens behind the covariance; 0: 10 x d_ff", at_least=0)
@@ -235,16 +274,11 @@ class RunConfig:
     def _check_together(self) -> None:
         if self.layers:
             parse_layers(self.layers)
-        if self.dataset == "jsonl" and not self.data_path:
-            raise FedEditError(
-                "run config: dataset = jsonl needs data-path, the folder or file of edit requests"
-            )
-        if self.dataset == "demo" and self.data_path:
-            raise FedEditError("run config: data-path is set, so dataset must be jsonl, not demo")
-        if self.dataset == "demo" and self.partition != "file":
-            raise FedEditError("run config: the demo data has one file a node: partition = file")
+        self._check_data()
         for key in ("output_dir", "state_dir", "data_path"):
             value = getattr(self, key)
+            if key == "data_path" and value.startswith(HUB):
+                continue
             if value and not Path(value).expanduser().is_absolute():
                 raise FedEditError(
                     f"run config: {key.replace('_', '-')} = {value!r} must be an absolute path "
@@ -254,6 +288,28 @@ class RunConfig:
             raise FedEditError(
                 f"run config: pool-uri = {self.pool_uri!r} must be an absolute path or a URI such "
                 "as s3://BUCKET/PATH (Flower runs the app in a folder of its own)"
+            )
+
+    def _check_data(self) -> None:
+        if self.dataset != "demo" and not self.data_path:
+            raise FedEditError(
+                f"run config: dataset = {self.dataset} needs data-path: where the data is"
+            )
+        if self.dataset == "demo" and self.data_path:
+            raise FedEditError(
+                "run config: data-path is set, so dataset must be jsonl, counterfact or zsre"
+            )
+        if self.dataset == "demo" and self.partition != "file":
+            raise FedEditError("run config: the demo data has one file a node: partition = file")
+        if self.data_path.startswith(HUB) and self.partition == "file":
+            raise FedEditError(
+                "run config: partition = file needs a folder with one file a node, and data-path "
+                f"= {self.data_path!r} is one data set; choose another partition"
+            )
+        if self.dataset == "zsre" and self.partition == "relation":
+            raise FedEditError(
+                "run config: partition = relation, but dataset = zsre names no relations; use "
+                "partition = cluster"
             )
 
     @property

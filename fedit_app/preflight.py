@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedit_app.config import RunConfig
 from fedit_app.data.partition import default_node_count, simulated_nodes
+from fedit_app.data.partitioning import check_partition, is_dealt_out
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.settings import run_settings
 from fedit_app.editing.statistics import is_statistics_name, open_statistics
@@ -66,10 +67,13 @@ def _check_source(source: str) -> None:
 
 def _check_data(config: RunConfig, nodes: int | None) -> int:
     count = nodes or default_node_count(config)
+    if is_dealt_out(config):
+        check_partition(config, count)
+        return count
     problems = []
-    for node in simulated_nodes(config, count):
+    for node in simulated_nodes(config, count, Path(config.output_dir)):
         try:
-            node.read(config.seed)
+            node.slots(config)
         except FedEditError as error:
             problems.append(str(error))
             logger.warning("node %s will be left out: %s", node.name, error)

@@ -1,5 +1,6 @@
 """What many tests share: tiny models, loaded once."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -53,3 +54,11 @@ def tiny_model(tiny_folder):
 def _one_thread():
     """Tiny models gain nothing from threads, and on a busy machine the threads wait in turns."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What FedEdit writes to its log, also after a test has set up logging."""
+    monkeypatch.setattr(logging.getLogger("fedit_app"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="fedit_app")
+    return caplog

@@ -53,6 +53,8 @@ def test_overrides_win_over_the_preset(tmp_path):
         ("covariance-source=hub:wikitext:wikitext-2-raw-v1", "covariance-source", ...),
         ("model=org/name", "model", "org/name"),
         ("pool-uri=s3://bucket/pool", "pool-uri", "s3://bucket/pool"),
+        ("data-path=hub:owner/name::test", "data-path", "hub:owner/name::test"),
+        ("embedding-model=owner/encoder", "embedding-model", "owner/encoder"),
         (" seed = 7", "seed", 7),
         ("clamp=1e-1", "clamp", 0.1),
         ("layers=", "layers", ""),
@@ -70,10 +72,11 @@ def test_relative_paths_are_those_of_the_caller(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("words")
     keys = ("data-path", "state-dir", "output-dir", "pool-uri")
     overrides = [f"{key}=here/{key}" for key in keys]
-    values = read_run_config(None, [*overrides, "model=model", "covariance-source=text.txt"])
+    overrides += ["model=model", "embedding-model=model", "covariance-source=text.txt"]
+    values = read_run_config(None, overrides)
 
     assert {key: values[key] for key in keys} == {k: str(tmp_path / "here" / k) for k in keys}
-    assert values["model"] == str(tmp_path / "model")
+    assert values["model"] == values["embedding-model"] == str(tmp_path / "model")
     assert values["covariance-source"] == str(tmp_path / "text.txt")
 
 
@@ -202,6 +205,20 @@ def test_one_faulty_file_of_two_is_warned_of(fedit, started, tmp_path, caplog):
     told = err + caplog.text  # whoever of the two listens to the log
     assert "node court will be left out" in told
     assert "bakery" not in told
+
+
+def test_data_that_cannot_be_dealt_out(fedit, started, tmp_path):
+    data = write_requests(tmp_path / "data", all=[GOOD | {"id": str(n)} for n in range(3)])
+    asked = {"dataset": "jsonl", "data-path": f"{data}/all.jsonl"}
+
+    told = refused(fedit(*options(**asked, partition="random")), started)
+    assert "3 requests cannot be dealt out to 4 nodes" in told
+    told = refused(fedit(*options(**asked, partition="relation"), "--nodes", "2"), started)
+    assert "the data has 0 relations" in told
+    assert not (tmp_path / "run").exists()
+
+    assert fedit(*options(**asked, partition="random"), "--nodes", "3")[0] == 0
+    assert started[0]["nodes"] == 3
 
 
 @pytest.mark.parametrize(

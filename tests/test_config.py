@@ -67,8 +67,15 @@ def test_every_problem_is_named_at_once():
         ("clamp", "0.5", "float"),
         ("clamp", True, "float"),
         ("model", 7, "str"),
-        ("dataset", "imagenet", "demo, jsonl"),
-        ("partition", "iid", "file, random"),
+        ("dataset", "imagenet", "demo, jsonl, counterfact, zsre"),
+        ("partition", "iid", "file, random, relation, cluster, dirichlet"),
+        ("dirichlet-alpha", 0.0, "at least 0.001"),
+        ("overlap", 1.5, "at most 1"),
+        ("overlap", -0.1, "at least 0"),
+        ("overlap-clients", 0, "at least 1"),
+        ("overlap-form", "copy", "verbatim, paraphrase"),
+        ("overlap-slot", "next", "same, later"),
+        ("overlap-conflicts", 2, "at most 1"),
         ("selection", "best", "majority, top-k, all, none"),
         ("signature", "value", "v_star, delta, key"),
         ("dtype", "int8", "float32"),
@@ -140,18 +147,26 @@ def test_a_pool_may_be_a_folder_or_object_storage(uri):
     assert RunConfig.parse({"pool-uri": uri}).pool_uri == uri
 
 
+def test_data_may_be_on_the_hub():
+    values = {"dataset": "zsre", "data-path": "hub:owner/name", "partition": "cluster"}
+    assert RunConfig.parse(values).data_path == "hub:owner/name"
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"dataset": "jsonl"},
         {"dataset": "demo", "data-path": "/data"},
         {"dataset": "demo", "partition": "random"},
+        {"dataset": "counterfact"},
+        {"dataset": "jsonl", "data-path": "hub:owner/name"},
+        {"dataset": "zsre", "data-path": "/d", "partition": "relation"},
     ],
 )
 def test_data_settings_that_contradict_each_other_are_refused(values):
     message = refusal(values)
 
-    assert "dataset" in message or "demo" in message
+    assert any(word in message for word in ("dataset", "demo", "data set"))
     assert "data-path" in message or "partition" in message
 
 

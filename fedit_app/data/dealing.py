@@ -22,7 +22,7 @@ def node_names(count: int, stem: str = "node") -> list[str]:
 
 
 def deal_at_random(requests: Sequence[EditRequest], count: int, seed: int) -> Dealt:
-    """Equal parts of shuffled requests, each in the order of the data.
+    """Equal parts of the shuffled requests.
 
     Args:
         requests: all requests.
@@ -36,7 +36,7 @@ def deal_at_random(requests: Sequence[EditRequest], count: int, seed: int) -> De
     order = np.random.default_rng(seed).permutation(len(requests))
     parts = np.array_split(order, count)
     return {
-        name: [requests[number] for number in sorted(part)]
+        name: [requests[number] for number in part]
         for name, part in zip(node_names(count), parts, strict=True)
     }
 
@@ -62,6 +62,62 @@ def deal_by_relation(requests: Sequence[EditRequest], count: int) -> Dealt:
     for request in requests:
         if request.relation in dealt:
             dealt[request.relation].append(request)
+    return dealt
+
+
+def deal_by_cluster(requests: Sequence[EditRequest], labels: Sequence[int]) -> Dealt:
+    """A cluster a node, the largest first, as in FLEKE on zsRE.
+
+    Args:
+        requests: all requests.
+        labels: the cluster of each.
+    """
+    sizes = Counter(labels)
+    order = sorted(sizes, key=lambda label: (-sizes[label], labels.index(label)))
+    return {
+        name: [request for request, of in zip(requests, labels, strict=True) if of == label]
+        for name, label in zip(node_names(len(order), "cluster"), order, strict=True)
+    }
+
+
+def deal_by_dirichlet(
+    requests: Sequence[EditRequest],
+    groups: Sequence[str | int],
+    count: int,
+    alpha: float,
+    seed: int,
+) -> Dealt:
+    """Equally many requests a node, each node with a mixture of groups of its own.
+
+    As in Hsu et al. (arXiv 1909.06335): a node's mixture is q ~ Dirichlet(alpha p), p the shares of
+    the groups in the data; the nodes draw from it in turns, without replacement. A node whose
+    groups are used up draws from what is left.
+
+    Args:
+        requests: all requests.
+        groups: the group of each.
+        count: number of nodes.
+        alpha: concentration; the smaller, the fewer groups a node has.
+        seed: seed of the mixtures and draws.
+
+    Raises:
+        FedEditError: there are fewer requests than nodes.
+    """
+    require_enough(requests, count)
+    generator = np.random.default_rng(seed)
+    kinds, of, left = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    waiting = [
+        list(generator.permutation(np.flatnonzero(of == kind))) for kind in range(len(kinds))
+    ]
+    mixtures = generator.dirichlet(alpha * left / len(requests), size=count)
+    dealt: Dealt = {name: [] for name in node_names(count)}
+    for _ in range(len(requests) // count):
+        for mixture, part in zip(mixtures, dealt.values(), strict=True):
+            weights = np.where(left > 0, mixture, 0)
+            weights = weights if weights.sum() > 0 else left
+            kind = generator.choice(len(kinds), p=weights / weights.sum())
+            left[kind] -= 1
+            part.append(requests[waiting[kind].pop()])
     return dealt
 
 

@@ -88,11 +88,7 @@ def with_overlap(
     """
     if not overlap.share:
         return dict(nodes), []
-    if overlap.clients >= len(nodes):
-        raise FedEditError(
-            f"overlap-clients = {overlap.clients} is too much for {len(nodes)} nodes; it can be "
-            f"{len(nodes) - 1} at most"
-        )
+    require_others(overlap, len(nodes))
     names = sorted(nodes)
     held = {name: {r.text for slot in nodes[name] for r in slot} for name in names}
     made: list[tuple[Copy, EditRequest]] = []
@@ -115,6 +111,23 @@ def with_overlap(
     generator = np.random.default_rng([seed, len(names)])
     made = _with_conflicts(made, nodes, overlap.conflicts, generator)
     return _added(nodes, made), [copy for copy, _ in made]
+
+
+def require_others(overlap: Overlap, count: int) -> None:
+    """Check that every node has enough others to give its facts to.
+
+    Args:
+        overlap: how much is given.
+        count: number of nodes.
+
+    Raises:
+        FedEditError: there are too few nodes.
+    """
+    if overlap.share and overlap.clients >= count:
+        raise FedEditError(
+            f"overlap-clients = {overlap.clients} is too much for {count} nodes; it can be "
+            f"{count - 1} at most"
+        )
 
 
 def _given(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedit_app.config import ConfigValue, RunConfig
-from fedit_app.data.dealing import deal_at_random, node_names
-from fedit_app.data.jsonl import read_requests
+from fedit_app.data.dealing import by_slot
+from fedit_app.data.overlap import Slots
+from fedit_app.data.partitioning import is_dealt_out, partitioned_nodes, request_file
+from fedit_app.data.sources import READERS, in_slots, node_files
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
-
-_DEMO = Path(__file__).parent / "demo"
 
 
 @dataclass(frozen=True)
@@ -22,91 +22,107 @@ class NodeData:
     Attributes:
         name: the node's name, by which everybody knows it.
         file: its file of requests.
-        share: (k, n) if the node gets the k-th of n shuffled parts of the file; None: all of it.
+        dataset: the file's format, a key of `READERS`.
+        slots_given: whether the requests say in which slot they are, whatever the run
+            configuration says.
     """
 
     name: str
     file: Path
-    share: tuple[int, int] | None = None
+    dataset: str = "jsonl"
+    slots_given: bool = False
 
-    def read(self, seed: int) -> list[EditRequest]:
+    def read(self) -> list[EditRequest]:
         """The node's requests.
 
+        Raises:
+            FedEditError: the file cannot be read, or a record in it is faulty.
+        """
+        return READERS[self.dataset](self.file)
+
+    def slots(self, config: RunConfig) -> Slots:
+        """The node's requests per slot; what lies behind the last slot is left out.
+
         Args:
-            seed: seed of the shuffle, if the node gets a share.
+            config: the run configuration.
 
         Raises:
-            FedEditError: see `read_requests`; or there are fewer requests than nodes.
+            FedEditError: see `read` and `in_slots`.
         """
-        requests = read_requests(self.file)
-        if self.share is None:
-            return requests
-        number, count = self.share
-        return list(deal_at_random(requests, count, seed).values())[number]
+        if self.slots_given:
+            return by_slot(self.read(), config.num_slots, 0)
+        return in_slots(self.read(), config)
 
 
-def simulated_nodes(config: RunConfig, count: int) -> list[NodeData]:
+def simulated_nodes(config: RunConfig, count: int, run_folder: Path) -> list[NodeData]:
     """The data of every virtual node, in the order of their partition ids.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
+        run_folder: where a partition is kept; the first to ask writes it.
 
     Raises:
-        FedEditError: the data path does not fit the partition, or has too few files.
+        FedEditError: there is no such data, it has too few files, or cannot be dealt out.
     """
-    path = _DEMO if config.dataset == "demo" else Path(config.data_path).expanduser()
-    if not path.exists():
-        raise FedEditError(f"data-path: {path} does not exist")
-    if config.partition == "random":
-        if path.is_dir():
-            raise FedEditError(f"data-path: {path} is a folder; partition = random needs one file")
-        return [
-            NodeData(name, path, (number, count)) for number, name in enumerate(node_names(count))
-        ]
-    files = available_files(path)
-    if len(files) < count:
-        raise FedEditError(
-            f"data-path: {path} has {len(files)} *.jsonl files, too few for {count} nodes; start "
-            f"{len(files)} nodes, or use partition = random with one file"
-        )
-    return [NodeData(file.stem, file) for file in files[:count]]
+    if not is_dealt_out(config):
+        return [NodeData(file.stem, file, config.dataset) for file in node_files(config, count)]
+    names = partitioned_nodes(config, count, run_folder)
+    return [NodeData(name, request_file(run_folder, name), slots_given=True) for name in names]
 
 
-def available_files(path: Path) -> list[Path]:
-    """The data files of a folder in the order of their names; of a file, itself."""
-    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-
-
-def default_node_count(config: RunConfig) -> int:
-    """How many nodes a simulation has if the user does not say: one per data file, else four."""
-    if config.dataset == "jsonl" and config.partition == "random":
-        return 4
-    path = _DEMO if config.dataset == "demo" else Path(config.data_path).expanduser()
-    return max(1, len(available_files(path)))
-
-
-def own_data(config: RunConfig, node_config: Mapping[str, ConfigValue]) -> NodeData:
-    """The data of the node that runs this.
+def finished_node(config: RunConfig, run_folder: Path, name: str) -> NodeData | None:
+    """The data of a node of an earlier simulation; None if it is not there (any more).
 
     Args:
         config: the run configuration.
+        run_folder: the run folder.
+        name: the node's name.
+
+    Raises:
+        FedEditError: the data path does not exist any more.
+    """
+    if is_dealt_out(config):
+        file = request_file(run_folder, name)
+        return NodeData(name, file, slots_given=True) if file.exists() else None
+    named = {file.stem: NodeData(name, file, config.dataset) for file in node_files(config)}
+    return named.get(name)
+
+
+def default_node_count(config: RunConfig) -> int:
+    """How many nodes a simulation has if the user does not say: one per data file, else four.
+
+    Raises:
+        FedEditError: see `node_files`.
+    """
+    return len(node_files(config)) if config.partition == "file" else 4
+
+
+def own_data(
+    config: RunConfig, node_config: Mapping[str, ConfigValue], run_folder: Path
+) -> NodeData:
+    """The data of the node that runs this.
+
+    Args:
+        config: the run configuration; its `dataset` is the format of a real node's file, too.
         node_config: Flower's node configuration: partition-id and num-partitions in a simulation,
             name and data-path on a real node.
+        run_folder: the run folder.
 
     Raises:
         FedEditError: a real node without name or data path; see `simulated_nodes`.
     """
     if is_simulated(node_config):
         count = int(node_config["num-partitions"])
-        return simulated_nodes(config, count)[int(node_config["partition-id"])]
+        return simulated_nodes(config, count, run_folder)[int(node_config["partition-id"])]
     missing = [key for key in ("name", "data-path") if not node_config.get(key)]
     if missing:
         raise FedEditError(
             f"node config: {' and '.join(missing)} missing; start the SuperNode with --node-config "
             '\'name="NAME" data-path="/path/to/requests.jsonl"\''
         )
-    return NodeData(str(node_config["name"]), Path(str(node_config["data-path"])).expanduser())
+    file = Path(str(node_config["data-path"])).expanduser()
+    return NodeData(str(node_config["name"]), file, config.dataset)
 
 
 def is_simulated(node_config: Mapping[str, ConfigValue]) -> bool:

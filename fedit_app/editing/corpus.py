@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,12 +18,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from fedit_app.editing.statistics import DELETE, write_tensors
 from fedit_app.errors import FedEditError
+from fedit_app.hub import PREFIX, load_rows
 from fedit_app.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-_HUB = "hub:"
 _SAMPLED_LENGTH = 96
 _TEXT_LENGTH = 512
 _LEAST_PROBABILITY = 3e-4
@@ -39,8 +38,8 @@ class CovarianceSource:
     """Where the ordinary text comes from.
 
     Attributes:
-        name: "sample" (written by the model itself), a text file, "hub:DATASET[:CONFIG]", or
-            instead of text a `.safetensors` file of finished statistics.
+        name: "sample" (written by the model itself), a text file, "hub:DATASET[:CONFIG[:SPLIT]]"
+            (column text), or instead of text a `.safetensors` file of finished statistics.
         tokens: how many tokens; 0 for 10 x d_ff, which FastMEMIT found to be enough.
         seed: seed of the sampling.
     """
@@ -55,7 +54,7 @@ class CovarianceSource:
         Raises:
             FedEditError: the text file is not there.
         """
-        if self.name == SAMPLE or self.name.startswith(_HUB):
+        if self.name == SAMPLE or self.name.startswith(PREFIX):
             return self.name
         with _text_file(self.name).open("rb") as stream:
             return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
@@ -221,8 +220,8 @@ def _text_file(name: str) -> Path:
 
 
 def _texts(name: str) -> Iterable[str]:
-    if name.startswith(_HUB):
-        return _hub_texts(name)
+    if name.startswith(PREFIX):
+        return (row["text"] for row in load_rows("covariance-source", name))
     try:
         return _text_file(name).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -230,15 +229,3 @@ def _texts(name: str) -> Iterable[str]:
             f"covariance-source: {name!r} is not UTF-8 text (byte {error.start}); "
             "name a plain text file"
         ) from None
-
-
-def _hub_texts(name: str) -> Iterable[str]:
-    _, dataset, *config = name.split(":")
-    try:
-        rows = load_dataset(dataset, *config, split="train", streaming=True)
-    except Exception as error:
-        raise FedEditError(
-            f"covariance-source: cannot load {name!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); write hub:DATASET or hub:DATASET:CONFIG"
-        ) from error
-    return (row["text"] for row in rows)

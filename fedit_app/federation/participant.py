@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from fedit_app.config import ConfigValue, RunConfig
-from fedit_app.data.dealing import by_slot
 from fedit_app.data.federation_facts import facts_for
 from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
 from fedit_app.editing.ledger import Ledger
@@ -29,7 +28,7 @@ from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
-from fedit_app.federation.paths import ledger_folder
+from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
     fact,
@@ -95,23 +94,17 @@ class Participant:
         self, config: RunConfig, node_config: Mapping[str, ConfigValue], run_id: int
     ) -> None:
         self.config, self._run_id = config, run_id
-        self._data = own_data(config, node_config)
+        folder = run_folder(config, run_id)
+        self._data = own_data(config, node_config, folder)
         self.name = self._data.name
         self._peers: list[NodeData] = []
         if is_simulated(node_config):
-            self._peers = simulated_nodes(config, int(node_config["num-partitions"]))
+            self._peers = simulated_nodes(config, int(node_config["num-partitions"]), folder)
 
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:
         """The node's own requests per slot."""
-        return self._by_slot(self._requests)
-
-    @functools.cached_property
-    def _requests(self) -> list[EditRequest]:
-        return self._data.read(self.config.seed)
-
-    def _by_slot(self, requests: list[EditRequest]) -> list[list[EditRequest]]:
-        return by_slot(requests, self.config.num_slots, self.config.requests_per_slot)
+        return self._data.slots(self.config)
 
     @property
     def workbench(self) -> Workbench:
@@ -126,7 +119,7 @@ class Participant:
         found = {self.name: self.slots}
         for peer in self._peers:
             try:
-                found[peer.name] = self._by_slot(peer.read(self.config.seed))
+                found[peer.name] = peer.slots(self.config)
             except FedEditError:
                 logger.warning("node %s: the data of %s cannot be read", self.name, peer.name)
         return dict(sorted(found.items()))
@@ -149,7 +142,7 @@ class Participant:
                 later will be said again.
         """
         requests = [len(requests) for requests in self.slots]
-        left_out = len(self._requests) - sum(requests)
+        left_out = len(self._data.read()) - sum(requests)
         if left_out:
             logger.warning(
                 "node %s: %d requests lie behind slot %d and are left out",
@@ -278,7 +271,8 @@ class Participant:
         before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
         with ledger.step():
             fitting = [mkv for mkv in offered if (*mkv.keys.shape, mkv.shifts.shape[1]) == shapes]
-            agreed = saying_own_targets(bench, self._requests, fitting, ledger, self._same)
+            own_requests = sum(self.slots, [])
+            agreed = saying_own_targets(bench, own_requests, fitting, ledger, self._same)
             ledger.accept(fitting, slot)
             for mkv in fitting:
                 own = agreed.get(mkv.id)

@@ -171,7 +171,8 @@ def saying_own_targets(
 
     Args:
         bench: the model and its tools.
-        requests: all of the node's own.
+        requests: all of the node's own that are known; one that the ledger fulfils may have left
+            the node's file, and then nothing can be said.
         offered: MKVs of the ledger's fingerprint and shapes.
         ledger: the node's ledger.
         same: when two keys count as one.
@@ -181,7 +182,11 @@ def saying_own_targets(
         requests that the own one fulfils.
     """
     by_id = {request.id: request for request in requests}
-    own = [entry.mkv for entry in ledger.entries.values() if entry.requests]
+    own = [
+        entry.mkv
+        for entry in ledger.entries.values()
+        if entry.requests and by_id.keys() >= set(entry.requests)
+    ]
     keys = np.array([mkv.lookup_key for mkv in offered])
     trials = [
         (mkv, twin, by_id[request])

@@ -12,7 +12,7 @@ import numpy as np
 from fedit_app.config import RunConfig
 from fedit_app.data.counterfact import read_counterfact
 from fedit_app.data.jsonl import read_requests
-from fedit_app.data.partition import default_node_count, simulated_nodes
+from fedit_app.data.sources import read_data
 from fedit_app.editing.requests import SLOT, EditRequest
 from fedit_app.errors import FedEditError
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def requests_for(config: RunConfig, data: Path | None, count: int) -> list[EditRequest]:
-    """Some requests of a file, or of all nodes of a run configuration.
+    """Some requests of a file, or of the data of a run configuration.
 
     Args:
         config: names the data if no file is given, and the seed of the choice.
@@ -34,8 +34,7 @@ def requests_for(config: RunConfig, data: Path | None, count: int) -> list[EditR
     if count < 1:
         raise FedEditError(f"--requests {count} must be at least 1")
     if data is None:
-        nodes = simulated_nodes(config, default_node_count(config))
-        found = [request for node in nodes for request in node.read(config.seed)]
+        found = read_data(config)
     elif _is_counterfact(data):
         found = read_counterfact(data)
     else:

@@ -1,8 +1,16 @@
 """One data set dealt out to nodes, and a node's requests to slots."""
 
+from collections import Counter
+
 import pytest
 
-from fedit_app.data.dealing import by_slot, deal_at_random, deal_by_relation
+from fedit_app.data.dealing import (
+    by_slot,
+    deal_at_random,
+    deal_by_cluster,
+    deal_by_dirichlet,
+    deal_by_relation,
+)
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
 
@@ -26,7 +34,6 @@ def test_random_deals_out_every_request_once(count):
     assert sorted(id_ for part in dealt.values() for id_ in ids(part)) == sorted(ids(numbered(11)))
     sizes = [len(part) for part in dealt.values()]
     assert max(sizes) - min(sizes) <= 1
-    assert all(ids(part) == sorted(ids(part), key=int) for part in dealt.values())
 
 
 def test_random_is_seeded_and_shuffles():
@@ -62,6 +69,42 @@ def test_a_relation_a_node_the_most_frequent_first():
 def test_fewer_relations_than_nodes():
     with pytest.raises(FedEditError, match="4 relations, too few for 5 nodes"):
         deal_by_relation(RELATED, 5)
+
+
+def test_a_cluster_a_node_the_largest_first():
+    dealt = deal_by_cluster(numbered(6), [2, 0, 1, 1, 0, 1])
+
+    assert {name: ids(part) for name, part in dealt.items()} == {
+        "cluster-1": ["2", "3", "5"],
+        "cluster-2": ["1", "4"],
+        "cluster-3": ["0"],
+    }
+
+
+GROUPS = [f"P{number % 5}" for number in range(200)]
+
+
+def mixtures(alpha: float, seed: int = 0, first: int = 50) -> list[Counter]:
+    """How often each node has each group among its first requests."""
+    dealt = deal_by_dirichlet(numbered(200), GROUPS, 4, alpha, seed)
+    assert [len(part) for part in dealt.values()] == [50] * 4
+    assert len({id_ for part in dealt.values() for id_ in ids(part)}) == 200
+    return [Counter(GROUPS[int(id_)] for id_ in ids(part[:first])) for part in dealt.values()]
+
+
+def test_dirichlet_gives_even_mixtures_for_a_large_alpha_and_few_groups_for_a_small_one():
+    assert all(min(mixture.values()) >= 5 for mixture in mixtures(1e4))
+    # Later requests are of whatever group is left.
+    assert all(max(mixture.values()) >= 8 for mixture in mixtures(0.01, first=10))
+
+
+def test_dirichlet_is_seeded():
+    assert mixtures(0.5, seed=1) == mixtures(0.5, seed=1) != mixtures(0.5, seed=2)
+
+
+def test_dirichlet_with_fewer_requests_than_nodes():
+    with pytest.raises(FedEditError, match="2 requests cannot be dealt out to 3 nodes"):
+        deal_by_dirichlet(numbered(2), ["a", "b"], 3, 1.0, seed=0)
 
 
 def test_slots_by_field():

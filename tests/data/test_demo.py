@@ -1,20 +1,21 @@
 """The data that the demo ships with keeps its promises."""
 
 from collections import Counter
+from pathlib import Path
 
 from fedit_app.config import RunConfig
-from fedit_app.data.dealing import by_slot
 from fedit_app.data.partition import default_node_count, simulated_nodes
 
 CONFIG = RunConfig()
-NODES = {node.name: node.read(0) for node in simulated_nodes(CONFIG, default_node_count(CONFIG))}
+DATA = simulated_nodes(CONFIG, default_node_count(CONFIG), Path("/no/run"))
+NODES = {node.name: node.read() for node in DATA}
 REQUESTS = [request for requests in NODES.values() for request in requests]
 
 
 def test_four_nodes_with_three_slots_of_five():
     assert sorted(NODES) == ["bank", "hospital", "museum", "newsroom"]
-    for requests in NODES.values():
-        assert [len(slot) for slot in by_slot(requests, 3, 0)] == [5, 5, 5]
+    for node in DATA:
+        assert [len(slot) for slot in node.slots(CONFIG)] == [5, 5, 5]
     assert len(REQUESTS) == 60
 
 

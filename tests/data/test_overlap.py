@@ -96,12 +96,12 @@ def test_a_later_copy_is_never_in_the_slot_of_the_original_or_before():
     assert Counter(owner for owner, _ in by_owner) == dict.fromkeys("abcd", 7)
 
 
-def test_facts_of_the_last_slot_have_no_later_one(caplog):
+def test_facts_of_the_last_slot_have_no_later_one(log):
     _, copies = with_overlap(NODES, Overlap(1.0, slot="later"), seed=0)
 
     assert {copy.original_slot for copy in copies} == {1, 2}
     assert len(copies) == 4 * 2 * PER_SLOT
-    assert "node a is to give 12 of its 12 facts to others, but only 8 can be given" in caplog.text
+    assert "node a is to give 12 of its 12 facts to others, but only 8 can be given" in log.text
 
 
 def test_a_paraphrase_has_one_of_the_prompts_and_keeps_the_others_for_evaluation():

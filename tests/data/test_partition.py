@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from fedit_app.data.partition import (
     simulated_nodes,
 )
 from fedit_app.errors import FedEditError
+
+RUN = Path("/no/run")  # nobody writes there
 
 
 def write(file, count: int, prefix: str = "fact"):
@@ -40,70 +43,81 @@ def simulated(number: int, count: int) -> dict:
     return {"partition-id": number, "num-partitions": count}
 
 
-def ids(data, seed: int = 0) -> list[str]:
-    return [request.id for request in data.read(seed)]
+def ids(data) -> list[str]:
+    return [request.id for request in data.read()]
 
 
 def test_every_file_is_a_node_named_after_it(folder):
     config = jsonl(folder)
 
     assert default_node_count(config) == 3
-    nodes = simulated_nodes(config, 3)
+    nodes = simulated_nodes(config, 3, RUN)
     assert [node.name for node in nodes] == ["archive", "bakery", "court"]
     assert [ids(node)[0] for node in nodes] == ["archive-0", "bakery-0", "court-0"]
-    assert [own_data(config, simulated(k, 3)) for k in range(3)] == nodes
+    assert [own_data(config, simulated(k, 3), RUN) for k in range(3)] == nodes
+
+
+def test_a_csv_file_is_a_node_too(folder):
+    rows = "id,subject,prompt,target_new\n1,S,{} is,x\n"
+    (folder / "dairy.csv").write_text(rows, encoding="utf-8")
+    (folder / "figures.json").write_text("[]", encoding="utf-8")
+
+    assert default_node_count(jsonl(folder)) == 4
+    assert ids(simulated_nodes(jsonl(folder), 4, RUN)[3]) == ["1"]
+
+    (folder / "court.csv").write_text(rows, encoding="utf-8")
+    with pytest.raises(FedEditError, match="court.csv and court.jsonl .* rename one"):
+        simulated_nodes(jsonl(folder), 4, RUN)
+
+
+def test_published_data_may_lie_in_a_file_a_node(tmp_path):
+    for number, name in enumerate(("a.json", "b.jsonl")):
+        record = {"subject": "S", "src": f"What is S{number}?", "answers": ["x"]}
+        text = json.dumps([record] if name.endswith(".json") else record)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "notes.csv").write_text("not data", encoding="utf-8")
+    values = {"dataset": "zsre", "data-path": str(tmp_path), "requests-per-slot": 1}
+    nodes = simulated_nodes(RunConfig.parse(values), 2, RUN)
+
+    assert [node.name for node in nodes] == ["a", "b"]
+    assert [node.read()[0].text for node in nodes] == ["What is S0?", "What is S1?"]
+
+
+def test_slots_are_those_of_the_run_config(folder):
+    node = simulated_nodes(jsonl(folder), 1, RUN)[0]
+
+    assert [len(slot) for slot in node.slots(jsonl(folder))] == [3, 0, 0]
+    config = jsonl(folder, **{"requests-per-slot": 2, "num-slots": 2})
+    assert [len(slot) for slot in node.slots(config)] == [2, 1]
+
+
+def test_published_records_name_no_slots(tmp_path):
+    record = {"subject": "S", "src": "What is S?", "answers": ["x"]}
+    (tmp_path / "a.json").write_text(json.dumps([record]), encoding="utf-8")
+    config = RunConfig.parse({"dataset": "zsre", "data-path": str(tmp_path)})
+    with pytest.raises(FedEditError, match="dataset = zsre needs requests-per-slot"):
+        simulated_nodes(config, 1, RUN)[0].slots(config)
 
 
 def test_too_many_nodes_for_the_files(folder):
     with pytest.raises(FedEditError, match="3 .*too few for 4 nodes"):
-        simulated_nodes(jsonl(folder), 4)
+        simulated_nodes(jsonl(folder), 4, RUN)
+
+
+def test_a_folder_without_data(tmp_path):
+    with pytest.raises(FedEditError, match=r"0 \*.jsonl and \*.csv files"):
+        default_node_count(jsonl(tmp_path))
 
 
 def test_a_data_path_that_does_not_exist(tmp_path):
     for partition in ("file", "random"):
         with pytest.raises(FedEditError, match="data-path.*does not exist"):
-            simulated_nodes(jsonl(tmp_path / "absent", partition=partition), 2)
+            simulated_nodes(jsonl(tmp_path / "absent", partition=partition), 2, tmp_path / "run")
 
 
-def test_random_needs_one_file(folder):
+def test_random_needs_one_file(folder, tmp_path):
     with pytest.raises(FedEditError, match="folder.*one file"):
-        simulated_nodes(jsonl(folder, partition="random"), 2)
-
-
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_random_deals_out_every_request_once(tmp_path, count):
-    config = jsonl(write(tmp_path / "all.jsonl", 11), partition="random")
-    parts = [ids(node) for node in simulated_nodes(config, count)]
-
-    dealt = [id_ for part in parts for id_ in part]
-    assert sorted(dealt) == sorted(f"fact-{i}" for i in range(11))
-    sizes = [len(part) for part in parts]
-    assert max(sizes) - min(sizes) <= 1
-    # Whichever node asks, it sees the same parts.
-    assert [ids(own_data(config, simulated(k, count))) for k in range(count)] == parts
-
-
-def test_random_is_seeded_and_shuffles(tmp_path):
-    nodes = simulated_nodes(jsonl(write(tmp_path / "all.jsonl", 40), partition="random"), 2)
-
-    assert ids(nodes[0], seed=1) == ids(nodes[0], seed=1)
-    assert ids(nodes[0], seed=1) != ids(nodes[0], seed=2)
-    assert ids(nodes[0], seed=1) != [f"fact-{i}" for i in range(20)]
-
-
-def test_random_with_fewer_requests_than_nodes(tmp_path):
-    nodes = simulated_nodes(jsonl(write(tmp_path / "all.jsonl", 2), partition="random"), 3)
-
-    with pytest.raises(FedEditError, match="2 requests cannot be dealt out to 3 nodes"):
-        nodes[0].read(0)
-
-
-def test_names_of_random_nodes_sort_in_their_order(tmp_path):
-    nodes = simulated_nodes(jsonl(write(tmp_path / "a.jsonl", 20), partition="random"), 12)
-
-    names = [node.name for node in nodes]
-    assert names == sorted(names)
-    assert len(set(names)) == 12
+        simulated_nodes(jsonl(folder, partition="random"), 2, tmp_path / "run")
 
 
 def test_a_real_node_brings_its_name_and_data(tmp_path):
@@ -111,7 +125,7 @@ def test_a_real_node_brings_its_name_and_data(tmp_path):
     node_config = {"name": "Notary", "data-path": str(file)}
 
     for config in (RunConfig(), jsonl("/elsewhere"), jsonl("/elsewhere", partition="random")):
-        data = own_data(config, node_config)
+        data = own_data(config, node_config, RUN)
         assert data.name == "Notary"
         assert ids(data) == ["fact-0", "fact-1"]
     assert not is_simulated(node_config)
@@ -121,7 +135,7 @@ def test_a_real_node_may_use_its_home_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HOME", str(tmp_path))
     write(tmp_path / "mine.jsonl", 1)
 
-    assert ids(own_data(RunConfig(), {"name": "n", "data-path": "~/mine.jsonl"})) == ["fact-0"]
+    assert ids(own_data(RunConfig(), {"name": "n", "data-path": "~/mine.jsonl"}, RUN)) == ["fact-0"]
 
 
 @pytest.mark.parametrize(
@@ -130,4 +144,4 @@ def test_a_real_node_may_use_its_home_folder(tmp_path, monkeypatch):
 )
 def test_a_real_node_without_name_or_data_is_told_how(node_config, missing):
     with pytest.raises(FedEditError, match=f"{missing} missing.*--node-config"):
-        own_data(RunConfig(), node_config)
+        own_data(RunConfig(), node_config, RUN)
