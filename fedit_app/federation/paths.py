@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from fedit_app.config import RunConfig
+from fedit_app.config import ConfigValue, RunConfig
+from fedit_app.files import cache_dir
 
 
 def run_folder(config: RunConfig, run_id: int) -> Path:
@@ -24,6 +26,18 @@ def node_folder(config: RunConfig, run_id: int, node: str) -> Path:
 def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:
     """Where a node keeps its ledger."""
     return node_folder(config, run_id, node) / "ledger"
+
+
+def worker_folder(config: RunConfig, node_config: Mapping[str, ConfigValue], node: str) -> Path:
+    """Where a real node's resident process lives, run after run.
+
+    `worker` beside its ledger under `state-dir` (the node's own, else the run's); without one in
+    the cache, because a run's folder would not be found again by the next run.
+    """
+    state = str(node_config.get("state-dir") or config.state_dir)
+    if state:
+        return Path(state).expanduser() / node / "worker"
+    return cache_dir() / "workers" / node
 
 
 def pool_location(config: RunConfig, run_id: int) -> str:
