@@ -38,6 +38,8 @@ def answer(call: Call, content: RecordDict) -> tuple[RecordDict, bool]:
 
 
 if __name__ == "__main__":
+    if status := os.environ.get("STUB_EXIT"):
+        sys.exit(int(status))
     if code := os.environ.get("STUB_CODE"):
         worker.code_fingerprint = lambda: code
     channel.MOST_BYTES = int(os.environ.get("STUB_MOST_BYTES", channel.MOST_BYTES))

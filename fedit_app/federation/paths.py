@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from fedit_app.config import ConfigValue, RunConfig
+from fedit_app.config import RunConfig
 from fedit_app.files import cache_dir
 
 
@@ -28,16 +27,13 @@ def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:
     return node_folder(config, run_id, node) / "ledger"
 
 
-def worker_folder(config: RunConfig, node_config: Mapping[str, ConfigValue], node: str) -> Path:
-    """Where a real node's resident process lives, run after run.
+def worker_folder(state_dir: str, node: str) -> Path:
+    """Where a real node's resident process lives, run after run: `worker` under `state-dir`/NODE.
 
-    `worker` beside its ledger under `state-dir` (the node's own, else the run's); without one in
-    the cache, because a run's folder would not be found again by the next run.
+    Without a `state-dir` it lies in the cache: the next run would not look into this one's folder.
     """
-    state = str(node_config.get("state-dir") or config.state_dir)
-    if state:
-        return Path(state).expanduser() / node / "worker"
-    return cache_dir() / "workers" / node
+    root = Path(state_dir).expanduser() if state_dir else cache_dir() / "nodes"
+    return (root / node / "worker").resolve()
 
 
 def pool_location(config: RunConfig, run_id: int) -> str:

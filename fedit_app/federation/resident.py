@@ -101,7 +101,7 @@ def ask(
             `slot-timeout`, or ends twice.
     """
     check_size(content)
-    folder = worker_folder(config, call.node_config, node).resolve()
+    folder = worker_folder(config.state_dir, node)
     resident = _Resident(folder, _serves(config, node, settings), config.slot_timeout)
     started = time.perf_counter()
     with resident.turn():

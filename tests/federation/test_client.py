@@ -13,6 +13,7 @@ import pytest
 import tiny
 from flwr.app import Message
 
+from fedit_app.federation.paths import worker_folder
 from fedit_app.federation.protocol import EDIT, HELLO, VERSION, code_fingerprint, pack, unpack_info
 from fedit_app.federation.worker_process import read_record, stop_worker
 
@@ -20,46 +21,51 @@ NODES = ["bank", "hospital"]
 IDLE = 600
 
 
-def real(state: Path, idle: float, number: int) -> dict:
-    """The node configuration of a real node with a state directory."""
+def real(idle: float, number: int) -> dict:
+    """The node configuration of a real node."""
     name = NODES[number]
-    node = inprocess.real_node(name, tiny.DEMO / f"{name}.jsonl", idle)
-    return node | {"state-dir": str(state)}
+    return inprocess.real_node(name, tiny.DEMO / f"{name}.jsonl", idle)
 
 
-def worker(state: Path, number: int) -> Path:
-    return state / NODES[number] / "worker"
+def folder_of(config: dict, number: int) -> Path:
+    return worker_folder(config["state-dir"], NODES[number])
 
 
 @pytest.fixture(scope="module")
 def runs(small, tmp_path_factory):
-    """One federation with resident processes, one without: grids, and the nodes' state folder.
+    """A federation with resident processes and one without: grids and run configurations.
 
     The processes are still there.
     """
     folder = tmp_path_factory.mktemp("real")
-    grids = []
+    grids, configs = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # as in this process, to the last bit
         for name, idle in (("resident", IDLE), ("alone", 0)):
-            config = {**small, "num-slots": 2, "output-dir": str(folder / name)}
-            given = functools.partial(real, folder / "state", idle)
-            grids.append(inprocess.federate(config, 2, node_config=given)[1])
-        yield *grids, folder / "state"
+            paths = {"output-dir": str(folder / name), "state-dir": str(folder / f"{name}-state")}
+            configs.append({**small, "num-slots": 2, **paths})
+            given = functools.partial(real, idle)
+            grids.append(inprocess.federate(configs[-1], 2, node_config=given)[1])
+        yield grids, configs
     for number in range(2):
-        stop_worker(worker(folder / "state", number))
+        stop_worker(folder_of(configs[0], number))
+
+
+@pytest.fixture
+def folders(runs) -> list[Path]:
+    """The folders of the nodes' resident processes."""
+    return [folder_of(runs[1][0], number) for number in range(2)]
 
 
 def test_a_resident_process_answers_as_this_one_does(runs):
-    resident, alone, _ = runs
+    (resident, alone), _ = runs
     assert len(resident.received) == 2 * (2 + 3 * 2)
     assert resident.received == alone.received
 
 
-def test_the_model_is_loaded_once(runs):
-    _, _, state = runs
-    for number, name in enumerate(NODES):
-        log = (worker(state, number) / "worker.log").read_text()
+def test_the_model_is_loaded_once(folders):
+    for folder, name in zip(folders, NODES, strict=True):
+        log = (folder / "worker.log").read_text()
         assert log.count("loaded on cpu") == 1
         assert log.count("is ready") == 1
         stages = re.findall(rf"node {name}(?:, slot (\d))?: (\w+) took \d+\.\d s", log)
@@ -75,40 +81,39 @@ def test_the_model_is_loaded_once(runs):
         ]
 
 
-def test_nothing_of_it_holds_a_requests_text(runs, demo_records):
-    _, _, state = runs
+def test_nothing_of_it_holds_a_requests_text(folders, demo_records):
     texts = {record[key] for record in demo_records for key in ("subject", "target_new", "prompt")}
-    for number in range(2):
-        for file in worker(state, number).iterdir():
-            content = file.read_bytes()
-            assert not [text for text in texts if text.encode() in content]
+    files = [file for folder in folders for file in folder.iterdir()]
+    assert len(files) == 6
+    for file in files:
+        content = file.read_bytes()
+        assert not [text for text in texts if text.encode() in content]
 
 
-def test_after_a_crash_the_ledger_answers(runs, small, answer, tmp_path):
-    *_, state = runs
-    config = {**small, "num-slots": 2, "output-dir": str(tmp_path / "run")}
-    message = lambda: Message(  # noqa: E731
-        pack({"slot": 1, "central": False, "upload": True}), dst_node_id=101, message_type=EDIT
-    )
-    first = answer(message(), config, 0, node_config=real(state, IDLE, 0)).content
-    os.kill(read_record(worker(state, 0)).pid, signal.SIGKILL)
-    second = answer(message(), config, 0, node_config=real(state, IDLE, 0)).content
+def test_after_a_crash_the_ledger_answers(runs, folders, answer):
+    _, (config, _) = runs
+    os.kill(read_record(folders[0]).pid, signal.SIGKILL)
+    asked = pack({"slot": 2, "central": False, "upload": True})
+    message = Message(asked, dst_node_id=101, message_type=EDIT)
+    reply = answer(message, config, 0, node_config=real(IDLE, 0)).content
 
-    assert unpack_info(first)["optimised"] == 5
-    assert second == first
+    assert unpack_info(reply)["optimised"] == 5
+    log = (folders[0] / "worker.log").read_text()
+    assert log.count("is ready") == 2
+    assert "node bank, slot 2: 5 requests, 0 optimised" in log
 
 
-def test_an_error_of_the_model_reaches_the_server(runs, small, answer):
-    *_, state = runs
-    config = {**small, "model": str(state / "nowhere")}
+def test_an_error_of_the_model_reaches_the_server(runs, folders, answer):
+    _, (config, _) = runs
+    nowhere = f"{folders[0]}/nowhere"
     asked = pack({"version": VERSION, "code": code_fingerprint()})
-    message = Message(asked, dst_node_id=101, message_type=HELLO)
-    before = read_record(worker(state, 0)).pid
-    reply = unpack_info(answer(message, config, 0, node_config=real(state, IDLE, 0)).content)
+    message = Message(asked, dst_node_id=102, message_type=HELLO)
+    before = read_record(folders[1]).pid
+    reply = answer(message, {**config, "model": nowhere}, 1, node_config=real(IDLE, 1)).content
 
-    assert reply["node"] == "bank"
-    assert f"model: folder {state / 'nowhere'} does not exist" in reply["error"]
-    assert read_record(worker(state, 0)).pid != before
+    assert unpack_info(reply)["node"] == "hospital"
+    assert f"model: folder {nowhere} does not exist" in unpack_info(reply)["error"]
+    assert read_record(folders[1]).pid != before
 
 
 def test_the_client_app_of_a_real_node_is_light():
