@@ -6,15 +6,18 @@ import logging
 import sys
 
 
-def set_up_logging() -> None:
-    """Write FedEdit's log lines to stderr; calling it again changes nothing."""
+def set_up_logging(dated: bool = False) -> None:
+    """Write FedEdit's log lines to stderr; calling it again changes nothing.
+
+    Args:
+        dated: begin each line with the date, for a log that is kept.
+    """
     root = logging.getLogger("fedit_app")
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s fedit %(levelname).1s %(message)s", "%H:%M:%S")
-    )
+    times = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
+    handler.setFormatter(logging.Formatter("%(asctime)s fedit %(levelname).1s %(message)s", times))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     root.propagate = False

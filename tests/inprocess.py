@@ -1,6 +1,7 @@
 """A grid without Ray: real messages, serialised and back, to the real ClientApp in this process."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -98,6 +99,11 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
+
+
+def real_node(name: str, file: Path, idle: float = 0) -> dict:
+    """The node configuration of a real node; with `idle` 0 this process answers for it."""
+    return {"name": name, "data-path": str(file), "worker-idle-seconds": idle}
 
 
 def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:

@@ -27,7 +27,6 @@ from fedit_app.data.dealing import (
     deal_by_relation,
     require_enough,
 )
-from fedit_app.data.embedding import embed, resolve_embedding_model
 from fedit_app.data.jsonl import write_requests
 from fedit_app.data.overlap import Copy, Overlap, Slots, require_others, with_overlap
 from fedit_app.data.sources import READERS, in_slots, node_files, read_data
@@ -113,6 +112,8 @@ def check_partition(config: RunConfig, count: int) -> None:
     require_others(_overlap(config), count)
     in_slots(requests, config)
     if config.embedding_model:
+        from fedit_app.data.embedding import resolve_embedding_model
+
         resolve_embedding_model(config.embedding_model)
 
 
@@ -198,6 +199,9 @@ def _dealt(config: RunConfig, count: int) -> Dealt:
     groups: list[str | int] = [request.relation or "" for request in requests]
     if _needs_clusters(config, requests):
         require_enough(requests, count)
+        # Imports torch, which the process of a message on a real node does without.
+        from fedit_app.data.embedding import embed
+
         vectors = embed(config, [request.text for request in requests])
         groups = spectral_clusters(vectors, count, config.seed)
     if config.partition == "cluster":

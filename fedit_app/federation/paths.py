@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedit_app.config import RunConfig
+from fedit_app.files import cache_dir
 
 
 def run_folder(config: RunConfig, run_id: int) -> Path:
@@ -24,6 +25,15 @@ def node_folder(config: RunConfig, run_id: int, node: str) -> Path:
 def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:
     """Where a node keeps its ledger."""
     return node_folder(config, run_id, node) / "ledger"
+
+
+def worker_folder(state_dir: str, node: str) -> Path:
+    """Where a real node's resident process lives, run after run: `worker` under `state-dir`/NODE.
+
+    Without a `state-dir` it lies in the cache: the next run would not look into this one's folder.
+    """
+    root = Path(state_dir).expanduser() if state_dir else cache_dir() / "nodes"
+    return (root / node / "worker").resolve()
 
 
 def pool_location(config: RunConfig, run_id: int) -> str:

@@ -12,12 +12,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedit_app.config import ConfigValue
 from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv import MKV, decode, encode
 
@@ -42,6 +44,33 @@ _NPY_HEADER = re.compile(
 _MOST_HEADER_BYTES = 256
 
 
+@dataclass(frozen=True)
+class Call:
+    """A message as it reaches a node, all but its content.
+
+    Attributes:
+        message_type: Flower's message type, such as `EDIT`.
+        run_config: the run configuration as Flower hands it over.
+        node_config: Flower's node configuration.
+        run_id: Flower's run id.
+    """
+
+    message_type: str
+    run_config: Mapping[str, ConfigValue]
+    node_config: Mapping[str, ConfigValue]
+    run_id: int
+
+    @property
+    def stage(self) -> str:
+        """The last part of the message type: hello, edit, reedit, train or evaluate."""
+        return self.message_type.rpartition(".")[2]
+
+    @property
+    def node(self) -> str:
+        """The name in the node configuration; empty in a simulation, where the data has it."""
+        return str(self.node_config.get("name", ""))
+
+
 def pack(info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
     """A message's content.
 
@@ -55,6 +84,17 @@ def pack(info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
         content["mkvs"] = arrays_record(arrays)
         content["info"][_META] = json.dumps(meta)
     return content
+
+
+def pack_error(node: str, stage: str, error: Exception) -> RecordDict:
+    """An answer that says why there is none: a FedEditError's text.
+
+    Of any other error only the type is told, as its text may quote a request.
+    """
+    reason = str(error)
+    if not isinstance(error, FedEditError):
+        reason = f"unexpected {type(error).__name__} in {stage}; see the node's log"
+    return pack({"node": node, "error": reason})
 
 
 def arrays_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedit_app.config import RunConfig
-from fedit_app.data import partitioning
+from fedit_app.data import embedding, partitioning
 from fedit_app.data.jsonl import read_requests
 from fedit_app.data.partition import default_node_count, finished_node, own_data, simulated_nodes
 from fedit_app.data.partitioning import check_partition, partitioned_nodes
@@ -232,13 +232,13 @@ def test_nodes_with_too_few_requests_are_warned_of(config, tmp_path, log):
     ],
 )
 def test_what_is_wrong_is_found_before_the_run(config, monkeypatch, changes, count, told):
-    monkeypatch.setattr(partitioning, "embed", lambda *_: pytest.fail("no model is needed"))
+    monkeypatch.setattr(embedding, "embed", lambda *_: pytest.fail("no model is needed"))
     with pytest.raises(FedEditError, match=told):
         check_partition(config(**changes), count)
 
 
 def test_a_partition_that_can_be_made_passes_the_check(config, monkeypatch):
-    monkeypatch.setattr(partitioning, "embed", lambda *_: pytest.fail("no model is needed"))
+    monkeypatch.setattr(embedding, "embed", lambda *_: pytest.fail("no model is needed"))
     for partition in ("relation", "random", "dirichlet", "cluster"):
         check_partition(config(partition=partition, overlap=0.5), 3)
 

@@ -151,7 +151,7 @@ def test_a_node_that_never_answers(run):
 def test_two_nodes_of_the_same_name(run, demo_copy):
     names = ["bank", "museum", "bank"]
     files = ["bank", "museum", "hospital"]
-    real = lambda n: {"name": names[n], "data-path": str(demo_copy / f"{files[n]}.jsonl")}  # noqa: E731
+    real = lambda n: inprocess.real_node(names[n], demo_copy / f"{files[n]}.jsonl")  # noqa: E731
     results = run(nodes=3, node_config=real)
 
     assert faults(results) == [("bank", 0, "hello")]
@@ -161,8 +161,8 @@ def test_two_nodes_of_the_same_name(run, demo_copy):
 
 
 def test_a_real_node_without_a_name(run, demo_copy):
-    given = {"data-path": str(demo_copy / "bank.jsonl")}
-    results = run(nodes=2, node_config=lambda n: given | ({"name": "bank"} if n == 0 else {}))
+    real = lambda n: inprocess.real_node(["bank", ""][n], demo_copy / "bank.jsonl")  # noqa: E731
+    results = run(nodes=2, node_config=real)
 
     assert faults(results) == [("node id 102", 0, "hello")]
     assert "name missing" in results["failed_nodes"][0]["reason"]

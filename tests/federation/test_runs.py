@@ -170,13 +170,13 @@ def test_central_keeps_one_ledger_with_every_fact(settings):
 
 
 def test_central_needs_a_simulation(settings, demo_copy):
-    real = lambda n: {"name": NODES[n], "data-path": str(demo_copy / f"{NODES[n]}.jsonl")}  # noqa: E731
+    real = lambda n: inprocess.real_node(NODES[n], demo_copy / f"{NODES[n]}.jsonl")  # noqa: E731
     with pytest.raises(FedEditError, match="central.*simulation only"):
         inprocess.federate(settings(strategy="central"), 2, node_config=real)
 
 
 def test_real_nodes_measure_their_own_facts_only(settings, demo_copy):
-    real = lambda n: {"name": NODES[n], "data-path": str(demo_copy / f"{NODES[n]}.jsonl")}  # noqa: E731
+    real = lambda n: inprocess.real_node(NODES[n], demo_copy / f"{NODES[n]}.jsonl")  # noqa: E731
     results, _ = inprocess.federate(settings(num_slots=1), 2, node_config=real)
 
     assert sorted(results["nodes"]) == ["bank", "hospital"]

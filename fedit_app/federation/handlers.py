@@ -1,0 +1,192 @@
+"""What a node answers: each handler unpacks a message, asks the `Participant`, packs its answer.
+
+Nothing of a request's text leaves a node: an error that was not foreseen is reported by its type
+only, and read in full in the node's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from fedit_app.config import RunConfig
+from fedit_app.errors import FedEditError
+from fedit_app.federation.participant import Participant
+from fedit_app.federation.protocol import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    TRAIN,
+    VERSION,
+    Call,
+    arrays_record,
+    code_fingerprint,
+    pack,
+    pack_error,
+    unpack_arrays,
+    unpack_info,
+    unpack_mkvs,
+)
+from fedit_app.mkv import MKV
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[RecordDict, Participant], RecordDict]
+
+
+class Answer(NamedTuple):
+    """A node's answer to a message.
+
+    Attributes:
+        content: what goes back to the server; an error, too, is an answer.
+        sound: False after an error that nobody foresaw: no further message should meet this
+            process.
+    """
+
+    content: RecordDict
+    sound: bool = True
+
+
+def answer(call: Call, content: RecordDict) -> Answer:
+    """Answer a message to a node.
+
+    Args:
+        call: which message, to which node, in which run.
+        content: its content.
+    """
+    started = time.perf_counter()
+    name, stage = call.node, call.stage
+    try:
+        config = RunConfig.parse(call.run_config)
+        participant = Participant(config, call.node_config, call.run_id)
+        name = participant.name
+        found = Answer(HANDLERS[call.message_type](content, participant))
+    except FedEditError as error:
+        logger.error("node %s: %s failed: %s", name, stage, error)
+        found = Answer(pack_error(name, stage, error))
+    except Exception as error:
+        logger.exception("node %s: %s failed", name, stage)
+        found = Answer(pack_error(name, stage, error), sound=False)
+    torch.cuda.empty_cache()  # others on this device may need what no model lies in
+    seconds = time.perf_counter() - started
+    logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
+    return found
+
+
+def _slot(content: RecordDict) -> str:
+    """For the log: the slot that a message is about, if it is about one."""
+    try:
+        return f", slot {unpack_info(content)['slot']}"
+    except (FedEditError, KeyError):
+        return ""
+
+
+def hello(content: RecordDict, participant: Participant) -> RecordDict:
+    """Introduce the node, and hand over the lookup keys of the slot with which the run goes on."""
+    asked = unpack_info(content)
+    if (asked.get("version"), asked.get("code")) != (VERSION, code_fingerprint()):
+        raise FedEditError(
+            f"server runs FedEdit code {asked.get('code')} (protocol {asked.get('version')}), this "
+            f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
+        )
+    slot = asked["first_slot"]
+    return _with_keys(pack(participant.hello(slot)), participant.lookup_keys(slot))
+
+
+def edit(content: RecordDict, participant: Participant) -> RecordDict:
+    """Edit stage: the node's own requests of a slot."""
+    asked = unpack_info(content)
+    candidates = _mkvs(content, participant)
+    outcome = participant.edit(asked["slot"], candidates, asked["central"], asked["missing"])
+    info = {
+        "node": participant.name,
+        "requests": outcome.requests,
+        "optimised": len(outcome.new),
+        "reused": outcome.reused,
+        "again": [mkv.id for mkv in outcome.again],
+        "conflicts": [vars(conflict) for conflict in outcome.conflicts],
+    }
+    return pack(info, [*outcome.new, *outcome.again] if asked["upload"] else ())
+
+
+def reedit(content: RecordDict, participant: Participant) -> RecordDict:
+    """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
+    asked = unpack_info(content)
+    slot = asked["slot"]
+    offered = _mkvs(content, participant)
+    outcome = participant.reedit(slot, offered, asked["votes"])
+    info = {
+        "node": participant.name,
+        "received_from": outcome.received_from,
+        "rejections": outcome.rejections,
+        "conflicts": [vars(conflict) for conflict in outcome.conflicts],
+    }
+    return _with_keys(pack(info), participant.lookup_keys(slot + 1))
+
+
+def train(content: RecordDict, participant: Participant) -> RecordDict:
+    """A round of a stock strategy: edit the global model with the slot's own requests."""
+    deltas = _global_deltas(content)
+    slot = int(content.config_records["config"]["server-round"])
+    changed, requests = participant.train(slot, deltas)
+    info = {"node": participant.name, "requests": requests, "optimised": requests}
+    reply = pack(info)
+    reply["arrays"] = _as_arrays(changed)
+    # Stock strategies divide by the sum of the weights, which may not be zero.
+    reply["metrics"] = MetricRecord({"num-examples": float(requests) or 1e-9})
+    return reply
+
+
+def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
+    """Metrics of the node's model, or of the global model of a stock strategy."""
+    if "arrays" in content.array_records:
+        slot = int(content.config_records["config"]["server-round"])
+        found = participant.evaluate(slot, _global_deltas(content))
+    else:
+        asked = unpack_info(content)
+        found = participant.evaluate(asked["slot"], central=asked["central"])
+    reply = pack({"node": participant.name, **found})
+    reply["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
+    return reply
+
+
+HANDLERS: dict[str, Handler] = {
+    HELLO: hello,
+    EDIT: edit,
+    REEDIT: reedit,
+    TRAIN: train,
+    EVALUATE: evaluate,
+}
+
+
+def _mkvs(content: RecordDict, participant: Participant) -> list[MKV]:
+    bench = participant.workbench
+    return unpack_mkvs(content, bench.fingerprint, bench.precision)
+
+
+def _with_keys(reply: RecordDict, keys: np.ndarray) -> RecordDict:
+    if len(keys):
+        reply["keys"] = arrays_record({"lookup": keys.astype(np.float32)})
+    return reply
+
+
+def _global_deltas(content: RecordDict) -> dict[int, torch.Tensor]:
+    arrays = unpack_arrays(content, "arrays")
+    return {
+        int(name.removeprefix("layer-")): torch.from_numpy(array.astype(np.float64))
+        for name, array in arrays.items()
+    }
+
+
+def _as_arrays(deltas: dict[int, torch.Tensor]) -> ArrayRecord:
+    arrays: dict[str, Any] = {
+        f"layer-{layer}": delta.float().numpy() for layer, delta in sorted(deltas.items())
+    }
+    return arrays_record(arrays)
