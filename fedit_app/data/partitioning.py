@@ -104,7 +104,7 @@ def check_partition(config: RunConfig, count: int) -> None:
     Raises:
         FedEditError: see `partitioned_nodes`.
     """
-    requests = [] if config.partition == "file" else read_data(config)
+    requests = read_data(config) if config.partition in ("cluster", "dirichlet") else []
     if not _needs_clusters(config, requests):
         make_partition(config, count)
         return

@@ -1,0 +1,127 @@
+"""What a node's own policy lets through, as plain decisions; the server has no say in them.
+
+An MKV's origin is the name that its node gave it and the server passed on: trusting a node by name
+is trusting the server not to change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedit_app.mkv import MKV
+
+if TYPE_CHECKING:  # both need torch
+    from fedit_app.editing.ledger import LedgerEntry
+    from fedit_app.evaluation.scores import RequestScore
+
+UNTRUSTED = "untrusted node"
+OVER_LIMIT = "site limit"
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """MKVs that a policy has gone through.
+
+    Attributes:
+        kept: those that it lets through, in their order.
+        refused: reason -> how many it does not; empty if none.
+    """
+
+    kept: list[MKV]
+    refused: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ProbeCheck:
+    """What a re-edit did to the node's probes.
+
+    Attributes:
+        loss: by what share the probes got worse, 0 .. 1; what others gained does not count.
+        spoilt: how many probes got worse.
+        count: how many probes there are.
+        roll_back: whether the loss exceeds the budget.
+    """
+
+    loss: float
+    spoilt: int
+    count: int
+    roll_back: bool
+
+
+def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> Sifted:
+    """Keep the MKVs of trusted nodes. Comes before anything that compares MKVs with each other.
+
+    Args:
+        offered: served MKVs.
+        trusted: names of nodes; None trusts every node, an empty collection none.
+    """
+    if trusted is None:
+        return Sifted(list(offered), {})
+    return _sifted(offered, [mkv for mkv in offered if mkv.node in trusted], UNTRUSTED)
+
+
+def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> Sifted:
+    """Keep as many MKVs as the node still takes in this slot. Comes after all other checks.
+
+    Args:
+        fitting: MKVs that could be accepted, the most similar first.
+        most: how many the node takes per slot; None for any number.
+        accepted: how many it has taken in this slot, see `accepted_from_others`.
+    """
+    if most is None:
+        return Sifted(list(fitting), {})
+    return _sifted(fitting, list(fitting[: max(0, most - accepted)]), OVER_LIMIT)
+
+
+def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:
+    """How many MKVs of others a ledger has accepted in a slot's re-edit.
+
+    With it a repeated message does not get a second allowance. An MKV that fulfils an own request
+    was asked for by this node and does not count.
+
+    Args:
+        entries: the ledger's.
+        slot: the time slot.
+        node: the ledger's owner.
+    """
+    return sum(
+        entry.slot == slot and entry.mkv.node != node and not entry.requests for entry in entries
+    )
+
+
+def check_probes(
+    before: Sequence[RequestScore], after: Sequence[RequestScore], budget: float
+) -> ProbeCheck:
+    """Decide whether a re-edit has cost too much.
+
+    A probe is a fact as an edit request states it, and its worth the mean of its efficacy, its
+    paraphrase and its neighborhood share. A probe without paraphrase and neighborhood prompts is
+    right or wrong, and the loss then is the share of the probes that turned wrong.
+
+    Args:
+        before: n scores of the probes without the re-edit.
+        after: n scores with it, in the same order.
+        budget: the loss that is allowed, 0 .. 1.
+
+    Raises:
+        ValueError: the two do not score equally many probes.
+    """
+    falls = [max(0.0, _worth(old) - _worth(new)) for old, new in zip(before, after, strict=True)]
+    loss = sum(falls) / len(falls) if falls else 0.0
+    spoilt = sum(fall > _ROUNDING for fall in falls)
+    return ProbeCheck(loss, spoilt, len(falls), loss > budget + _ROUNDING)
+
+
+def _sifted(mkvs: Sequence[MKV], kept: list[MKV], reason: str) -> Sifted:
+    refused = len(mkvs) - len(kept)
+    return Sifted(kept, {reason: refused} if refused else {})
+
+
+def _worth(score: RequestScore) -> float:
+    shares = (score.efficacy, score.paraphrase, score.neighborhood)
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known)
