@@ -34,6 +34,22 @@ def plain(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class SuperLink:
+    """Where a SuperLink is, and whom to trust that it is the one.
+
+    Attributes:
+        address: HOST:PORT.
+        root_certificates: certificates of the authorities that it is checked against; None for
+            those that Flower trusts anyway.
+        insecure: it speaks no TLS.
+    """
+
+    address: str
+    root_certificates: Path | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
 class Connection:
     """A SuperLink as Flower's command line knows it.
 
@@ -48,20 +64,16 @@ class Connection:
     environment: Mapping[str, str] = field(repr=False)
 
     @staticmethod
-    def to(address: str, home: Path, root_certificates: Path | None = None) -> Connection:
-        """A connection to an address, written down in a folder of its own.
+    def to(superlink: SuperLink, home: Path) -> Connection:
+        """A connection written down in a folder of its own.
 
         Args:
-            address: HOST:PORT.
+            superlink: where to.
             home: an existing folder.
-            root_certificates: CA certificates that the server is checked against; None for a
-                server without TLS.
         """
-        settings: dict[str, Any] = {"address": address}
-        if root_certificates is None:
-            settings["insecure"] = True
-        else:
-            settings["root-certificates"] = str(root_certificates)
+        settings: dict[str, Any] = {"address": superlink.address, "insecure": superlink.insecure}
+        if superlink.root_certificates is not None:
+            settings["root-certificates"] = str(superlink.root_certificates)
         flower_home(home).mkdir(exist_ok=True)
         content = {"superlink": {"default": _NAME, _NAME: settings}}
         (flower_home(home) / "config.toml").write_text(tomli_w.dumps(content), encoding="utf-8")

@@ -19,7 +19,7 @@ import httpx
 import torch
 
 from fedit_app.config import ConfigValue
-from fedit_app.connection import Connection
+from fedit_app.connection import Connection, SuperLink
 from fedit_app.errors import FedEditError
 from fedit_app.processes import STOP_SECONDS, environment, free_port, start, stop_family, tool
 
@@ -82,20 +82,52 @@ def simulate(
         "client-resources-num-cpus": os.cpu_count() or 1,
         "client-resources-num-gpus": 1.0 if torch.cuda.is_available() else 0.0,
     }
-    with temporary_home() as home, simulation_superlink(home) as address:
-        connection = Connection.to(address, home)
+    with temporary_home() as home, simulation_superlink(home) as superlink:
+        connection = Connection.to(superlink, home)
         return connection.follow(connection.submit(app, config, federation), on_line)
 
 
+def deploy(
+    app: Path,
+    config: Mapping[str, ConfigValue],
+    superlink: SuperLink,
+    on_line: Callable[[str], None],
+) -> str:
+    """Run an app on the nodes of a SuperLink and wait for its end.
+
+    Interrupted, it ends the run. (If the process is killed instead, the run goes on.)
+
+    Args:
+        app: the app's folder.
+        config: run-config values to override.
+        superlink: a running SuperLink.
+        on_line: called with every line of the run's log.
+
+    Returns:
+        Flower's final status, such as "finished:completed".
+
+    Raises:
+        FedEditError: Flower refuses the run, or the SuperLink stops answering.
+    """
+    with temporary_home() as home:
+        connection = Connection.to(superlink, home)
+        run_id = connection.submit(app, config)
+        try:
+            return connection.follow(run_id, on_line)
+        except KeyboardInterrupt:
+            connection.stop(run_id)
+            raise
+
+
 @contextmanager
-def simulation_superlink(home: Path) -> Iterator[str]:
+def simulation_superlink(home: Path) -> Iterator[SuperLink]:
     """A SuperLink for one simulated run; it and all that it started are gone afterwards.
 
     Args:
         home: its folder.
 
     Yields:
-        Its address, HOST:PORT.
+        Where it is.
 
     Raises:
         FedEditError: it does not start.
@@ -110,7 +142,7 @@ def simulation_superlink(home: Path) -> Iterator[str]:
         process = start(command, home, environment(home), output.fileno())
     try:
         _wait_for_health(process, address, log)
-        yield address
+        yield SuperLink(address, insecure=True)
     finally:
         stop_family(home, process.pid)
         process.wait(STOP_SECONDS)

@@ -38,6 +38,8 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_TMPDIR": str(home),
+        # How often Flower looks for a task to start, in seconds; its own default is 1.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         # Threads that spin long starve each other when somebody else uses a core, too.
         "GOMP_SPINCOUNT": "2000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -29,6 +29,7 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
+from fedit_app.federation.site import node_run_config
 from fedit_app.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def _answers(handler: Handler) -> Callable[[Message, Context], Message]:
         started = time.perf_counter()
         name = str(context.node_config.get("name", ""))
         try:
-            config = RunConfig.parse(context.run_config)
+            config = RunConfig.parse(node_run_config(context.run_config, context.node_config))
             participant = Participant(config, context.node_config, context.run_id)
             name = participant.name
             content = handler(message, participant)

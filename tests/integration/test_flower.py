@@ -152,8 +152,8 @@ def test_flwr_run_gives_the_same_figures(first, preset, tmp_path):
     overrides = tmp_path / "overrides.toml"
     values = f'output-dir = "{tmp_path / "run"}"\n' + preset.read_text(encoding="utf-8")
     overrides.write_text(values, encoding="utf-8")
-    with launch.temporary_home() as home, launch.simulation_superlink(home) as address:
-        connection = Connection.to(address, home)
+    with launch.temporary_home() as home, launch.simulation_superlink(home) as superlink:
+        connection = Connection.to(superlink, home)
         command = [str(Path(sys.executable).parent / "flwr"), "run", str(ROOT), "--stream"]
         command += ["--run-config", str(overrides), "--federation-config"]
         command += [f"num-supernodes=4 client-resources-num-cpus={os.cpu_count()}"]
