@@ -13,6 +13,10 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 
+class Unreachable(FedEditError):
+    """A server does not answer at all; it may later."""
+
+
 def is_ip(host: str) -> bool:
     """Whether a host is given as an IPv4 or IPv6 address."""
     try:

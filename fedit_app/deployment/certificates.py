@@ -292,7 +292,9 @@ def check_private(file: Path) -> None:
     """Make sure that nobody but its owner may read a private key.
 
     Raises:
-        FedEditError: others may.
+        FedEditError: others may, or it is missing.
     """
+    if not file.is_file():
+        raise FedEditError(f"{file}: no such file")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise FedEditError(f"{file}: others may read this private key; run chmod 600 {file}")

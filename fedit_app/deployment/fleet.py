@@ -22,7 +22,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedit_app.deployment.addresses import join, split
+from fedit_app.deployment.addresses import Unreachable, join, split
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.errors import FedEditError
 from fedit_app.files import write_json_atomic
@@ -30,10 +30,6 @@ from fedit_app.files import write_json_atomic
 _SECONDS = 10
 # A node that is ahead by more, or behind by more, is refused by Flower (it signs the time).
 _MOST_AHEAD, _MOST_BEHIND = 4, 300
-
-
-class Unreachable(FedEditError):
-    """The server does not answer at all; it may later."""
 
 
 def clock_offset(node: NodeFolder) -> float:

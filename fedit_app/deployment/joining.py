@@ -8,9 +8,9 @@ import time
 import tomli_w
 
 from fedit_app.data.jsonl import read_requests
+from fedit_app.deployment.addresses import Unreachable
 from fedit_app.deployment.certificates import check_private
 from fedit_app.deployment.fleet import (
-    Unreachable,
     check_clock,
     clock_offset,
     is_registered,

@@ -22,7 +22,7 @@ from fedit_app.errors import FedEditError
 from fedit_app.keys import NAME_RULE, is_name
 
 ONLINE = "online"
-GONE = "unregistered"
+_GONE = "unregistered"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def registered_nodes(superlink: SuperLink) -> list[RegisteredNode]:
     Raises:
         FedEditError: the server does not answer, or not from here.
     """
-    return [node for node in _all_nodes(superlink) if node.status != GONE]
+    return [node for node in _all_nodes(superlink) if node.status != _GONE]
 
 
 def register_node(superlink: SuperLink, key_file: Path, name: str) -> str:
@@ -70,7 +70,7 @@ def register_node(superlink: SuperLink, key_file: Path, name: str) -> str:
         raise FedEditError(f"--name {name!r}: must be {NAME_RULE}")
     public = read_public_key(key_file)
     for node in _all_nodes(superlink):
-        if node.status == GONE:
+        if node.status == _GONE:
             if node.public_key == public:
                 raise FedEditError(
                     f"--node-key {key_file}: was unregistered, and Flower takes no key twice; its "

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from fedit_app.deployment.addresses import is_free, join
+from fedit_app.deployment.addresses import Unreachable, is_free, join
 from fedit_app.deployment.certificates import check_private, expires
 from fedit_app.deployment.foreground import alone, foreground
 from fedit_app.deployment.gate import GATE_PATH
@@ -83,19 +83,33 @@ def _check(server: ServerFolder) -> None:
 
 def _wait_for_gate(server: ServerFolder, process: subprocess.Popen[bytes]) -> None:
     """Wait until the SuperLink answers, and make sure that its control API is closed."""
-    url = f"https://{server.local_address}{GATE_PATH}"
-    context = ssl.create_default_context(cafile=server.ca_cert)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            answer = httpx.get(url, timeout=5, verify=context)
-        except httpx.TransportError:
+            return check_gate(server)
+        except Unreachable:
             time.sleep(0.2)
-            continue
-        if answer.is_success:
-            return
+    raise FedEditError(f"the SuperLink does not answer on {server.local_address}, see above")
+
+
+def check_gate(server: ServerFolder) -> None:
+    """Make sure that a running server's control API is closed.
+
+    Args:
+        server: the server's folder.
+
+    Raises:
+        Unreachable: it does not answer.
+        FedEditError: it answers, but not from behind the gate.
+    """
+    url = f"https://{server.local_address}{GATE_PATH}"
+    context = ssl.create_default_context(cafile=server.ca_cert)
+    try:
+        answer = httpx.get(url, timeout=5, verify=context)
+    except httpx.TransportError as error:
+        raise Unreachable(f"server {server.local_address}: does not answer ({error})") from None
+    if not answer.is_success:
         raise FedEditError(
             "the SuperLink runs without the gate that closes its control API; this version of "
             "flwr is not one that FedEdit knows (fedit doctor)"
         )
-    raise FedEditError(f"the SuperLink does not answer on {server.local_address}, see above")
