@@ -51,7 +51,7 @@ class Gate:
 
     def _open(self, scope: Scope) -> bool:
         path = scope["path"]
-        if path.startswith(_FLEET) or path == _HEALTH:
+        if (path.startswith(_FLEET) and ".." not in path) or path == _HEALTH:
             return True
         caller = _address(scope.get("client"))
         if caller is None:
