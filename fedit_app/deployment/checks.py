@@ -49,10 +49,13 @@ def attempt(topic: str, check: Check) -> list[Finding]:
         topic: what is looked at.
         check: gives findings.
     """
+    findings: list[Finding] = []
     try:
-        return list(check())
+        for finding in check():
+            findings.append(finding)
     except FedEditError as error:
-        return [Finding(FAIL, topic, str(error))]
+        findings.append(Finding(FAIL, topic, str(error)))
+    return findings
 
 
 def machine(folder: Path | None) -> list[Finding]:
