@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shlex
 from pathlib import Path
 
@@ -63,13 +64,21 @@ def write_services(folder: Path, side: str, name: str, what: str) -> tuple[Path,
         "what": what,
         "unit": unit,
         "name": name,
-        "user": getpass.getuser(),
+        "user": _user(),
         "folder": _escaped(str(folder)),
         "command": f"{_quoted(tool('fedit'))} {side} start {_quoted(str(folder))}",
     }
     with replace_file(unit) as temporary:
         temporary.write_text(_UNIT.format_map(values), encoding="utf-8")
     return script, unit
+
+
+def _user() -> str:
+    """The user that runs this; in a container a number may be all that is known."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _escaped(text: str) -> str:
