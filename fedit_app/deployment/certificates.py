@@ -220,10 +220,13 @@ def make_node_key() -> Pair:
         serialization.PrivateFormat.OpenSSH,
         serialization.NoEncryption(),
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
-    return Pair(public + b"\n", private)
+    return Pair(openssh_line(key.public_key()).encode() + b"\n", private)
+
+
+def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key in OpenSSH's form, one line without a comment."""
+    encoded = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return encoded.decode()
 
 
 def read_public_key(file: Path) -> str:
@@ -254,8 +257,7 @@ def read_public_key(file: Path) -> str:
             f"node key {file}: Flower wants an elliptic key (NIST P-384); take the NAME.pub file "
             "of `fedit node init`"
         )
-    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return line.decode()
+    return openssh_line(key)
 
 
 def key_fingerprint(public: str) -> str:

@@ -19,6 +19,7 @@ from fedit_app.deployment.certificates import (
     check_private,
     expires,
     key_fingerprint,
+    openssh_line,
     read_public_key,
 )
 from fedit_app.deployment.checks import FAIL, GIGABYTE, OK, WARN, Finding, attempt
@@ -53,10 +54,13 @@ def node(found: NodeFolder) -> list[Finding]:
 
 
 def _key(found: NodeFolder) -> Iterable[Finding]:
-    read_private_key(found)
+    private, public = read_private_key(found), read_public_key(found.public_key)
     check_private(found.node_key)
-    fingerprint = key_fingerprint(read_public_key(found.public_key))
-    yield Finding(OK, "key", f"{found.public_key.name} {fingerprint}")
+    if openssh_line(private.public_key()) == public:
+        yield Finding(OK, "key", f"{found.public_key.name} {key_fingerprint(public)}")
+    else:
+        text = f"{found.public_key} does not belong to {found.node_key}; make a new pair: "
+        yield Finding(FAIL, "key", f"{text}fedit node register DIR --new-key")
     if found.ca_cert is not None:
         left = expires(found.ca_cert) - datetime.now(UTC)
         if left < SOON:

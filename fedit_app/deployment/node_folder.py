@@ -17,7 +17,7 @@ from fedit_app.deployment.services import write_services
 from fedit_app.errors import FedEditError
 from fedit_app.federation.site import NODE_KEYS, Policy
 from fedit_app.files import read_toml, replace_file
-from fedit_app.keys import NAME_RULE, check_keys, commented_keys, is_name, key, key_name
+from fedit_app.keys import NAME_RULE, check_keys, commented_keys, is_name, key
 
 NODE_FILE = "node.toml"
 _HEAD = """\
@@ -215,12 +215,13 @@ def init_node(
     for option, file in (("--ca-cert", ca_cert), ("--data", data)):
         if file is not None and not file.expanduser().is_file():
             raise FedEditError(f"{option} {file}: no such file")
+    local_model = bool(model) and Path(model).expanduser().is_dir()
     settings = NodeSettings(
         name=name,
         superlink=superlink,
         node_key=f"{name}.key",
         data_path=str(data.expanduser().absolute()) if data else "",
-        model=str(Path(model).expanduser().absolute()) if Path(model).is_dir() and model else model,
+        model=str(Path(model).expanduser().absolute()) if local_model else model,
         device=device,
     )
     node = NodeFolder(folder, settings, Policy())
@@ -260,27 +261,10 @@ def _write(file: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def to_be_given(node: NodeFolder) -> list[str]:
-    """What a new node's operator has to write into node.toml, or to put beside it."""
-    found = [
-        key_name(field)
-        for field in NodeSettings.__dataclass_fields__.values()
-        if field.name in ("superlink", "data_path") and not getattr(node.settings, field.name)
-    ]
-    if node.ca_cert is not None and not node.ca_cert.is_file():
-        found.append(f"the server's CA certificate as {node.ca_cert}")
-    return found
-
-
 def next_steps(node: NodeFolder) -> str:
     """What to do with a new node's folder, for its operator."""
-    where = node.folder
-    missing = to_be_given(node)
-    first = (
-        f"Write into {where / NODE_FILE}: {', '.join(missing)}"
-        if missing
-        else (f"Look through {where / NODE_FILE}")
-    )
+    where, missing = node.folder, _to_be_given(node)
+    first = f"Write into {NODE_FILE}: {', '.join(missing)}" if missing else f"Read {NODE_FILE}"
     return f"""\
 node folder {where}
 
@@ -290,6 +274,15 @@ node folder {where}
 4. Start:  fedit node start {where}
    or with systemd: {where / f"fedit-node-{node.settings.name}.service"}
 """
+
+
+def _to_be_given(node: NodeFolder) -> list[str]:
+    """What a new node's operator has to write into node.toml, or to put beside it."""
+    needed = {"superlink": node.settings.superlink, "data-path": node.settings.data_path}
+    found = [name for name, value in needed.items() if not value]
+    if node.ca_cert is not None and not node.ca_cert.is_file():
+        found.append(f"the server's CA certificate as {node.ca_cert}")
+    return found
 
 
 def handover(node: NodeFolder) -> str:

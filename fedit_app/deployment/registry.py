@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
@@ -17,7 +16,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
 from fedit_app.connection import SuperLink
-from fedit_app.deployment.certificates import key_fingerprint, read_public_key
+from fedit_app.deployment.certificates import key_fingerprint, openssh_line, read_public_key
 from fedit_app.errors import FedEditError
 from fedit_app.keys import NAME_RULE, is_name
 
@@ -119,13 +118,11 @@ def _all_nodes(superlink: SuperLink) -> list[RegisteredNode]:
 
 
 def _openssh(encoded: bytes) -> str:
-    """A key as Flower keeps it, in OpenSSH's form; "" for a node that made a key up."""
+    """A key as Flower keeps it, in OpenSSH's form; "" for what is no key."""
     try:
-        key = bytes_to_public_key(encoded)
+        return openssh_line(bytes_to_public_key(encoded))
     except (ValueError, UnsupportedAlgorithm):
         return ""
-    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return line.decode()
 
 
 @contextmanager

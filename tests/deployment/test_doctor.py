@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from fedit_app.deployment import certificates
+from fedit_app.deployment.certificates import make_node_key
 from fedit_app.deployment.checks import GIGABYTE
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.server_folder import renew_certificate
@@ -210,3 +211,10 @@ def test_a_key_that_is_missing(doctor, node):
 
     assert status == 1
     assert "FAIL key node key" in told and "cannot be read" in told
+
+
+def test_keys_that_are_no_pair(doctor, node):
+    node.public_key.write_bytes(make_node_key().public)
+
+    assert "FAIL key" in doctor(node.folder)[1]
+    assert "does not belong to" in doctor(node.folder)[1]
