@@ -16,7 +16,7 @@ from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.workbench import workbench_for
 from fedit_app.errors import FedEditError
-from fedit_app.federation.paths import ledger_folder
+from fedit_app.federation.paths import ledger_folder, nodes_with_ledger
 from fedit_app.models.editable import EditableModel
 
 _NEW_TOKENS = 12
@@ -55,8 +55,8 @@ def ask(run_dir: Path, node: str, prompt: str | None) -> str:
     config = _config_of(run_dir)
     ledger_dir = ledger_folder(config, 0, node)
     if not ledger_dir.exists():
-        known = sorted(path.parent.name for path in ledger_dir.parents[1].glob("*/ledger"))
-        have = f"nodes with one: {', '.join(known)}" if known else "this run kept no ledgers"
+        known = nodes_with_ledger(config, 0)
+        have = f"nodes with one: {', '.join(known)}" if known else "this run kept no ledgers here"
         raise FedEditError(f"--node {node}: no ledger in {run_dir}; {have}")
     read_index(ledger_dir)
     prompts = [prompt] if prompt else [request.text for request in _own(config, node, ledger_dir)]

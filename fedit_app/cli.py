@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import secrets
 import signal
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from fedit_app.config import ConfigValue, RunConfig, describe_keys
+from fedit_app.deployment.commands import add_commands
 from fedit_app.errors import FedEditError
+from fedit_app.files import read_toml
 from fedit_app.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -60,10 +63,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a federation in simulation")
+    run = commands.add_parser("run", help="run a federation, in simulation or on real nodes")
     _add_run_config(run)
-    run.add_argument("--nodes", type=int, help="virtual nodes; default: one per data file, else 4")
-    run.add_argument("--output-dir", type=Path, metavar="DIR", help="default: runs/NAME-TIME")
+    run.add_argument(
+        "--superlink",
+        metavar="NAME-OR-DIR",
+        help="run on the real nodes of a server: its folder, or its name in Flower's configuration",
+    )
+    run.add_argument(
+        "--nodes",
+        type=int,
+        help="virtual nodes; default: one per data file, else 4. With --superlink: how many nodes "
+        "must be online; default: 1",
+    )
+    run.add_argument(
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
+        help="default: runs/NAME-TIME here, or in the server's folder",
+    )
     run.add_argument(
         "--resume", type=Path, metavar="RUN_DIR", help="go on with a run that has not ended"
     )
@@ -107,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.set_defaults(command=_tune)
 
+    add_commands(commands)
+
     keys = commands.add_parser("config", help="list every run-config key with its meaning")
     keys.set_defaults(command=_config)
     return parser
@@ -136,12 +156,7 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
     """
     values: dict[str, ConfigValue] = {}
     if file is not None:
-        try:
-            values |= tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FedEditError(f"--config {file}: cannot be read ({error.strerror})") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise FedEditError(f"--config {file}: not TOML ({error})") from None
+        values |= read_toml(file, f"--config {file}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -160,8 +175,7 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
 
 
 def _run(options: argparse.Namespace) -> int:
-    from fedit_app.launch import find_app, simulate
-    from fedit_app.preflight import check_simulation
+    from fedit_app.launch import find_app
     from fedit_app.progress import Progress
 
     values = read_run_config(_preset(options), options.overrides)
@@ -169,21 +183,18 @@ def _run(options: argparse.Namespace) -> int:
         values |= {"resume": True, "output-dir": str(options.resume.expanduser().absolute())}
     elif options.output_dir is not None:
         values["output-dir"] = str(options.output_dir.expanduser().absolute())
-    elif not values.get("output-dir"):
-        name = options.config.stem if options.config else "run"
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        values["output-dir"] = str(Path("runs", f"{name}-{stamp}").absolute())
-    config = RunConfig.parse(values)
     app = find_app(options.app)
     # Ended from outside, a run cleans up just as it does when the user interrupts it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    nodes = check_simulation(config, options.nodes)
-    folder = Path(config.output_dir)
+    prepare = _simulated if options.superlink is None else _deployed
+    nodes, run = prepare(options, values)
+    config = RunConfig.parse(values)
     with Progress(config, nodes) as progress:
-        status = simulate(app, values, nodes, progress.line)
+        status = run(app, progress.line)
     if status != "finished:completed":
         sys.stderr.write(f"fedit: the run failed ({status}); see the log above\n")
         return 1
+    folder = Path(config.output_dir or "~/fedit-runs/RUN-ID of the server")
     sys.stdout.write(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}\n")
     return 0
 
@@ -198,6 +209,43 @@ def _preset(options: argparse.Namespace) -> Path | None:
     if not file.is_file():
         raise FedEditError(f"--resume {options.resume}: not a run folder, it has no config.toml")
     return file
+
+
+Runner = Callable[[Path, Callable[[str], None]], str]
+
+
+def _simulated(options: argparse.Namespace, values: dict[str, ConfigValue]) -> tuple[int, Runner]:
+    """Complete and check the values of a simulation; its number of nodes, and what runs it."""
+    from fedit_app import launch
+    from fedit_app.preflight import check_simulation
+
+    if not values.get("output-dir"):
+        values["output-dir"] = _run_folder(Path("runs"), options.config)
+    nodes = check_simulation(RunConfig.parse(values), options.nodes)
+    return nodes, lambda app, on_line: launch.simulate(app, values, nodes, on_line)
+
+
+def _deployed(options: argparse.Namespace, values: dict[str, ConfigValue]) -> tuple[int, Runner]:
+    """Complete and check the values of a run on real nodes; how many there are, what runs it."""
+    from fedit_app import launch
+    from fedit_app.deployment.superlinks import find_superlink
+    from fedit_app.preflight import check_deployment
+
+    superlink, server = find_superlink(options.superlink)
+    if server is not None and not values.get("output-dir"):
+        values["output-dir"] = _run_folder(server.path(server.settings.runs), options.config)
+    if not values.get("federation"):
+        values["federation"] = f"{_now()}-{secrets.token_hex(3)}"
+    nodes = check_deployment(RunConfig.parse(values), superlink, options.nodes, server is not None)
+    return nodes, lambda app, on_line: launch.deploy(app, values, superlink, on_line)
+
+
+def _run_folder(parent: Path, preset: Path | None) -> str:
+    return str(Path(parent, f"{preset.stem if preset else 'run'}-{_now()}").absolute())
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def _ask(options: argparse.Namespace) -> int:

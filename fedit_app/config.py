@@ -7,31 +7,18 @@ override a key that does not stand there; a test keeps the two equal.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedit_app.errors import FedEditError
 from fedit_app.hub import PREFIX as HUB
+from fedit_app.keys import NAME_RULE, check_keys, is_name, key_name, key_range
+from fedit_app.keys import key as _key
 from fedit_app.models.architectures import ModuleNames
 
 ConfigValue = str | int | float | bool
-
-
-def _key(
-    default: ConfigValue,
-    doc: str,
-    *,
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    metadata = {"doc": doc, "choices": choices, "at_least": at_least, "at_most": at_most}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -214,6 +201,12 @@ class RunConfig:
     state_dir: str = _key(
         "", "folder of the nodes' ledgers (absolute); empty: nodes/ in the run folder"
     )
+    federation: str = _key(
+        "",
+        "name of the folder under state-dir/NODE in which a node keeps its ledger; a run with the "
+        "name of an earlier one goes on with its ledgers; `fedit run --superlink` makes up a new "
+        "name per run; empty: state-dir/NODE itself",
+    )
     pool_uri: str = _key("", "MKV pool: a folder or s3://...; empty: pool/ in the run folder")
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _key(
@@ -257,17 +250,7 @@ class RunConfig:
         Raises:
             FedEditError: naming every unknown key, wrong type, wrong choice or value out of range.
         """
-        fields = {key_name(field): field for field in dataclasses.fields(RunConfig)}
-        problems = [_unknown(key, list(fields)) for key in values if key not in fields]
-        checked = {}
-        for key, field in fields.items():
-            if key in values:
-                value, problem = _check(key, field, values[key])
-                checked[field.name] = value
-                problems += [problem] if problem else []
-        if problems:
-            raise FedEditError("run config: " + "; ".join(problems))
-        config = RunConfig(**checked)
+        config = RunConfig(**check_keys(RunConfig, values, "run config"))
         config._check_together()
         return config
 
@@ -275,6 +258,8 @@ class RunConfig:
         if self.layers:
             parse_layers(self.layers)
         self._check_data()
+        if self.federation and not is_name(self.federation):
+            raise FedEditError(f"run config: federation = {self.federation!r} must be {NAME_RULE}")
         for key in ("output_dir", "state_dir", "data_path"):
             value = getattr(self, key)
             if key == "data_path" and value.startswith(HUB):
@@ -323,11 +308,6 @@ class RunConfig:
         return {key_name(field): getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def key_name(field: dataclasses.Field[Any]) -> str:
-    """The run-config key of a field of `RunConfig`."""
-    return field.name.replace("_", "-")
-
-
 def parse_layers(text: str) -> tuple[int, ...]:
     """Layer numbers of "4-8" (inclusive) or "4,6,8".
 
@@ -358,43 +338,6 @@ def describe_keys() -> str:
         if isinstance(default, bool):
             default = str(default).lower()
         rows.append(
-            f"| `{key_name(field)}` | `{default}` | {_range(field)} | {field.metadata['doc']} |"
+            f"| `{key_name(field)}` | `{default}` | {key_range(field)} | {field.metadata['doc']} |"
         )
     return "\n".join(rows)
-
-
-def _range(field: dataclasses.Field[Any]) -> str:
-    if field.metadata["choices"]:
-        return " \\| ".join(field.metadata["choices"])
-    low, high = field.metadata["at_least"], field.metadata["at_most"]
-    bounds = [f">= {low}"] if low is not None else []
-    bounds += [f"<= {high}"] if high is not None else []
-    return ", ".join([field.type, *bounds])
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
-
-
-def _check(key: str, field: dataclasses.Field[Any], value: Any) -> tuple[Any, str | None]:
-    expected = type(field.default)
-    if expected is float and type(value) is int:
-        value = float(value)
-    if type(value) is not expected:
-        return value, f"{key} = {value!r} must be {_article(expected.__name__)}"
-    if expected is float and not math.isfinite(value):
-        return value, f"{key} = {value} must be a finite number"
-    choices = field.metadata["choices"]
-    if choices and value not in choices:
-        return value, f"{key} = {value!r} must be one of {', '.join(choices)}"
-    low, high = field.metadata["at_least"], field.metadata["at_most"]
-    if low is not None and not value >= low:
-        return value, f"{key} = {value} must be at least {low}"
-    if high is not None and not value <= high:
-        return value, f"{key} = {value} must be at most {high}"
-    return value, None
-
-
-def _article(type_name: str) -> str:
-    return f"an {type_name}" if type_name[0] in "aeiou" else f"a {type_name}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fedit_app.errors import FedEditError
 
 
 @contextmanager
@@ -41,6 +44,24 @@ def write_json_atomic(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_toml(file: Path, place: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Args:
+        file: the file.
+        place: what to call it in an error.
+
+    Raises:
+        FedEditError: it cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedEditError(f"{place}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedEditError(f"{place}: not TOML ({error})") from None
 
 
 def cache_dir() -> Path:

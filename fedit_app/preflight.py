@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a simulation before it starts."""
+"""Everything that can be found wrong with a run before it starts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 from pathlib import Path
 
 from fedit_app.config import RunConfig
+from fedit_app.connection import SuperLink
 from fedit_app.data.partition import default_node_count, simulated_nodes
 from fedit_app.data.partitioning import check_partition, is_dealt_out
+from fedit_app.deployment.registry import ONLINE, registered_nodes
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.settings import run_settings
 from fedit_app.editing.statistics import is_statistics_name, open_statistics
@@ -40,21 +42,69 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
     Raises:
         FedEditError: what is wrong, and what would be right.
     """
-    strategy_named(config.strategy)
-    editor_named(config.editor)
+    _check_names(config, nodes)
     resolve_device(config.device)
     read_device_map(config.device_map, config.device)
-    if nodes is not None and nodes < 1:
-        raise FedEditError(f"--nodes {nodes} must be at least 1")
-    folder = Path(config.output_dir)
-    if config.resume and (folder / "results.json").exists():
-        nodes = nodes or resumable_results(config, folder)["connected"]
-    elif not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FedEditError(f"output-dir: {folder} exists and is not an empty folder; name another")
+    nodes = nodes or _check_output(config)
     _check_source(config.covariance_source)
     count = _check_data(config, nodes)
     _check_layers(config)
     return count
+
+
+def check_deployment(config: RunConfig, superlink: SuperLink, nodes: int | None, here: bool) -> int:
+    """Check what the server's side can know of a run on real nodes.
+
+    Model, data and device are the nodes' own; they are checked there (`fedit doctor`), and a node
+    with which something is wrong is left out by name.
+
+    Args:
+        config: the run configuration.
+        superlink: the server that will run it.
+        nodes: how many nodes must be online; None for at least one.
+        here: whether the run folder will be on this machine.
+
+    Returns:
+        How many nodes are online.
+
+    Raises:
+        FedEditError: what is wrong, and what would be right.
+    """
+    _check_names(config, nodes)
+    if config.strategy == "central":
+        raise FedEditError(
+            "run config: strategy = central needs everybody's data and runs in simulation only"
+        )
+    if here:
+        _check_output(config)
+    found = registered_nodes(superlink)
+    online = [node.name for node in found if node.status == ONLINE]
+    offline = [node.name for node in found if node.status != ONLINE]
+    if offline:
+        logger.warning("not online, so not in this run: %s", ", ".join(offline))
+    if len(online) < (nodes or 1):
+        raise FedEditError(
+            f"--nodes: {nodes or 1} must be online; online are {', '.join(online) or 'none'}, "
+            f"offline {', '.join(offline) or 'none'}; start them: fedit node start"
+        )
+    return len(online)
+
+
+def _check_names(config: RunConfig, nodes: int | None) -> None:
+    strategy_named(config.strategy)
+    editor_named(config.editor)
+    if nodes is not None and nodes < 1:
+        raise FedEditError(f"--nodes {nodes} must be at least 1")
+
+
+def _check_output(config: RunConfig) -> int | None:
+    """How many nodes the run had that is to be resumed; None for a new one."""
+    folder = Path(config.output_dir)
+    if config.resume and (folder / "results.json").exists():
+        return resumable_results(config, folder)["connected"]
+    if not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FedEditError(f"output-dir: {folder} exists and is not an empty folder; name another")
+    return None
 
 
 def _check_source(source: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedit_app.config import RunConfig, describe_keys, key_name, parse_layers
+from fedit_app.config import RunConfig, describe_keys, parse_layers
 from fedit_app.errors import FedEditError
+from fedit_app.keys import key_name
 
 ROOT = Path(__file__).parents[1]
 FIELDS = dataclasses.fields(RunConfig)

@@ -17,6 +17,7 @@ from fedit_app.data.partition import is_simulated, own_data
 from fedit_app.errors import FedEditError
 from fedit_app.federation.paths import run_folder
 from fedit_app.federation.protocol import Call, pack_error
+from fedit_app.federation.site import node_run_config
 from fedit_app.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def answer(message: Message, context: Context) -> Message:
     set_up_logging()
     call = Call(
         message.metadata.message_type,
-        dict(context.run_config),
+        node_run_config(context.run_config, context.node_config),
         dict(context.node_config),
         context.run_id,
     )

@@ -16,10 +16,24 @@ def run_folder(config: RunConfig, run_id: int) -> Path:
 
 
 def node_folder(config: RunConfig, run_id: int, node: str) -> Path:
-    """A node's own folder, on the node's own disk: under `state-dir`, or nodes/ of the run."""
-    state = config.state_dir
-    root = Path(state).expanduser() if state else run_folder(config, run_id) / "nodes"
-    return root / node
+    """A node's own folder: `state-dir`/NODE/FEDERATION on its own disk, or nodes/ of the run."""
+    return _nodes_root(config, run_id) / node / (config.federation if config.state_dir else "")
+
+
+def nodes_with_ledger(config: RunConfig, run_id: int) -> list[str]:
+    """Names of the nodes that have a ledger on this machine."""
+    root = _nodes_root(config, run_id)
+    return sorted(
+        folder.name
+        for folder in root.glob("*")
+        if ledger_folder(config, run_id, folder.name).is_dir()
+    )
+
+
+def _nodes_root(config: RunConfig, run_id: int) -> Path:
+    if config.state_dir:
+        return Path(config.state_dir).expanduser()
+    return run_folder(config, run_id) / "nodes"
 
 
 def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:

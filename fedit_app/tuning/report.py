@@ -8,8 +8,9 @@ from datetime import date
 
 import tomli_w
 
-from fedit_app.config import ConfigValue, RunConfig, key_name
+from fedit_app.config import ConfigValue, RunConfig
 from fedit_app.editing.settings import EditSettings
+from fedit_app.keys import key_name
 from fedit_app.models.architectures import ModuleNames
 from fedit_app.reporting.formats import NOT_MEASURED, plural, printable
 from fedit_app.tuning.trials import Trial

@@ -1,13 +1,11 @@
 """Flower and Ray for real: `fedit run` as a user starts it, and `flwr run` beside it."""
 
-import contextlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 import zipfile
 from pathlib import Path
@@ -19,6 +17,7 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from fedit_app import launch
+from fedit_app.connection import Connection
 from fedit_app.reporting import load_results
 
 ROOT = Path(__file__).parents[2]
@@ -153,16 +152,18 @@ def test_flwr_run_gives_the_same_figures(first, preset, tmp_path):
     overrides = tmp_path / "overrides.toml"
     values = f'output-dir = "{tmp_path / "run"}"\n' + preset.read_text(encoding="utf-8")
     overrides.write_text(values, encoding="utf-8")
-    with contextlib.ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedit-")))
-        environment = launch._environment(home)
-        address = stack.enter_context(launch._superlink(home, environment))
-        launch._write_connection(home, address)
+    with launch.temporary_home() as home, launch.simulation_superlink(home) as superlink:
+        connection = Connection.to(superlink, home)
         command = [str(Path(sys.executable).parent / "flwr"), "run", str(ROOT), "--stream"]
         command += ["--run-config", str(overrides), "--federation-config"]
         command += [f"num-supernodes=4 client-resources-num-cpus={os.cpu_count()}"]
         result = subprocess.run(
-            command, cwd=tmp_path, env=environment, timeout=300, capture_output=True, text=True
+            command,
+            cwd=tmp_path,
+            env=connection.environment,
+            timeout=300,
+            capture_output=True,
+            text=True,
         )
     assert (tmp_path / "run" / "results.json").exists(), result.stdout + result.stderr
 

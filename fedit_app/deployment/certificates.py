@@ -1,0 +1,302 @@
+"""TLS certificates of a federation's server, and the keys by which its nodes are known.
+
+All keys are elliptic: P-384, which is what Flower asks of a SuperNode's key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import ssl
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedit_app.errors import FedEditError
+from fedit_app.files import replace_file
+
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 825
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_EARLIER = timedelta(hours=1)  # clocks of nodes that are somewhat slow
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate or public key with its private key.
+
+    Attributes:
+        public: PEM certificate, or public key in OpenSSH's form.
+        private: PEM.
+    """
+
+    public: bytes
+    private: bytes
+
+
+def make_authority(name: str) -> Pair:
+    """A certificate authority for one federation, valid for ten years.
+
+    Args:
+        name: what its certificate is called.
+    """
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
+    )
+    return _signed(builder, key, key)
+
+
+def issue_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
+    """A server certificate, valid for 825 days.
+
+    Args:
+        authority: the authority that signs it.
+        hosts: host names and IP addresses at which the server is reached; the machine's own
+            (localhost, 127.0.0.1, ::1) are added.
+
+    Raises:
+        FedEditError: the authority's certificate and key do not belong together, or it is none.
+    """
+    issuer, issuer_key = _authority_certificate(authority), _authority_key(authority)
+    if issuer_key.public_key() != issuer.public_key():
+        raise FedEditError("CA key: does not belong to the CA certificate")
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+    builder = _builder(subject, issuer.subject, key.public_key(), SERVER_DAYS)
+    names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    builder = builder.add_extension(usage, critical=False)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False
+    )
+    return _signed(builder, key, issuer_key)
+
+
+def _authority_certificate(authority: Pair) -> x509.Certificate:
+    try:
+        found = x509.load_pem_x509_certificate(authority.public)
+        constraints = found.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise FedEditError(f"CA certificate: not one of an authority ({error})") from None
+    if not constraints.ca:
+        raise FedEditError("CA certificate: may not sign others; name the authority's own")
+    return found
+
+
+def _authority_key(authority: Pair) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    try:
+        key = serialization.load_pem_private_key(authority.private, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise FedEditError(f"CA key: cannot be read, PEM without a password? ({error})") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise FedEditError("CA key: must be an elliptic or an RSA key")
+    return key
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    begin = datetime.now(UTC) - _EARLIER
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _signed(
+    builder: x509.CertificateBuilder,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+) -> Pair:
+    certificate = builder.sign(signer, hashes.SHA384())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return Pair(certificate.public_bytes(serialization.Encoding.PEM), private)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def expires(certificate: Path) -> datetime:
+    """When the first certificate of a PEM file ends.
+
+    Raises:
+        FedEditError: the file cannot be read, or holds no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    except OSError as error:
+        raise FedEditError(
+            f"certificate {certificate}: cannot be read ({error.strerror})"
+        ) from None
+    except ValueError:
+        raise FedEditError(f"certificate {certificate}: holds no PEM certificate") from None
+
+
+def handshake_problem(certificate: Path, key: Path, authority: Path, host: str) -> str | None:
+    """Why a client would not trust a server, found by a TLS handshake in memory.
+
+    Args:
+        certificate: the server's, with intermediate ones behind it if there are any.
+        key: its private key.
+        authority: the certificate that clients are given.
+        host: name or IP address by which they reach the server.
+
+    Returns:
+        The reason in one line; None if they would trust it.
+    """
+    try:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(certificate, key)
+        client = ssl.create_default_context(cafile=authority)
+    except (OSError, ssl.SSLError) as error:
+        return f"certificate, key and CA certificate cannot be loaded together ({error})"
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    here = client.wrap_bio(to_client, to_server, server_hostname=host)
+    for _ in range(4):
+        for side in (here, there):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return error.verify_message
+            except ssl.SSLError as error:
+                return str(error)
+    return None
+
+
+def make_node_key() -> Pair:
+    """The key pair by which a server knows a node, in OpenSSH's form."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    return Pair(openssh_line(key.public_key()).encode() + b"\n", private)
+
+
+def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key in OpenSSH's form, one line without a comment."""
+    encoded = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return encoded.decode()
+
+
+def read_public_key(file: Path) -> str:
+    """The public key of a node, one line in OpenSSH's form without a comment.
+
+    Raises:
+        FedEditError: the file cannot be read, or holds no key that Flower takes.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FedEditError(f"node key {file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        text = ""
+    if "PRIVATE KEY" in text:
+        raise FedEditError(
+            f"node key {file}: this is a private key, which never leaves its node; take the .pub "
+            "file beside it"
+        )
+    try:
+        key = serialization.load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise FedEditError(
+            f"node key {file}: holds no public key; take the NAME.pub file of `fedit node init`"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
+        raise FedEditError(
+            f"node key {file}: Flower wants an elliptic key (NIST P-384); take the NAME.pub file "
+            "of `fedit node init`"
+        )
+    return openssh_line(key)
+
+
+def key_fingerprint(public: str) -> str:
+    """What two people compare to know that they hold the same public key: SHA256:...
+
+    It is what `ssh-keygen -l` prints.
+
+    Args:
+        public: the key in OpenSSH's form.
+    """
+    digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def write_private(file: Path, content: bytes, replace: bool = False) -> None:
+    """Write a file that only its owner can read.
+
+    Args:
+        file: the file.
+        content: what goes into it.
+        replace: whether a file that is there already is replaced.
+
+    Raises:
+        FedEditError: there is one already.
+    """
+    if file.exists() and not replace:
+        raise FedEditError(f"{file} exists already; keys are never overwritten")
+    with replace_file(file) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(content)
+
+
+def check_private(file: Path) -> None:
+    """Make sure that nobody but its owner may read a private key.
+
+    Raises:
+        FedEditError: others may, or it is missing.
+    """
+    if not file.is_file():
+        raise FedEditError(f"{file}: no such file")
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise FedEditError(f"{file}: others may read this private key; run chmod 600 {file}")

@@ -1,0 +1,43 @@
+"""`fedit doctor`: what is right and wrong with a server, a node, or just this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fedit_app.deployment.checks import FAIL, Finding, attempt, machine
+from fedit_app.deployment.node_checks import node
+from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
+from fedit_app.deployment.server_checks import server
+from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
+from fedit_app.errors import FedEditError
+
+
+def examine(folder: Path | None) -> int:
+    """Print a line per check.
+
+    Args:
+        folder: of a server or a node; None for the machine alone.
+
+    Returns:
+        Exit status: 1 if something has to be mended, else 0.
+
+    Raises:
+        FedEditError: the folder is neither a server's nor a node's.
+    """
+    findings = machine(folder)
+    if folder is not None:
+        findings += _of_folder(folder)
+    for finding in findings:
+        sys.stdout.write(f"{finding.level:5} {finding.topic:12} {finding.text}\n")
+    return int(any(finding.level == FAIL for finding in findings))
+
+
+def _of_folder(folder: Path) -> list[Finding]:
+    if (folder / SERVER_FILE).exists():
+        return attempt("settings", lambda: server(ServerFolder.open(folder)))
+    if (folder / NODE_FILE).exists():
+        return attempt("settings", lambda: node(NodeFolder.open(folder)))
+    raise FedEditError(
+        f"{folder}: neither a server's folder ({SERVER_FILE}) nor a node's ({NODE_FILE})"
+    )

@@ -1,0 +1,106 @@
+"""Starting a node."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import tomli_w
+
+from fedit_app.data.jsonl import read_requests
+from fedit_app.deployment.addresses import Unreachable
+from fedit_app.deployment.certificates import check_private
+from fedit_app.deployment.fleet import (
+    check_clock,
+    clock_offset,
+    is_registered,
+    read_private_key,
+)
+from fedit_app.deployment.foreground import alone, foreground
+from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.errors import FedEditError
+from fedit_app.files import replace_file
+from fedit_app.processes import free_port, tool
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5
+
+
+def join_federation(node: NodeFolder) -> int:
+    """Run a node's SuperNode until it is ended from outside.
+
+    A server that does not answer yet is waited for.
+
+    Args:
+        node: the node's folder.
+
+    Returns:
+        1: it ended by itself. (Ended from outside, this raises KeyboardInterrupt.)
+
+    Raises:
+        FedEditError: it runs already; its files cannot be used; the server is not trusted, or does
+            not know the node.
+    """
+    with alone(node.home):
+        read_private_key(node)
+        check_private(node.node_key)
+        requests = read_requests(node.data_path)
+        wait_for_server(node)
+        with foreground(_command(node), node.home) as process:
+            logger.info(
+                "node %s: started with %d edit requests, server %s",
+                node.settings.name,
+                len(requests),
+                node.settings.superlink,
+            )
+            process.wait()
+            logger.error(
+                "node %s: the SuperNode ended by itself (exit %d), see above",
+                node.settings.name,
+                process.returncode,
+            )
+        _check_server(node)
+    return 1
+
+
+def wait_for_server(node: NodeFolder) -> None:
+    """Wait until the server answers, and find out whether it takes the node.
+
+    Args:
+        node: a node that is not running.
+
+    Raises:
+        FedEditError: the server is not trusted, or does not know the node's key.
+    """
+    while True:
+        try:
+            return _check_server(node)
+        except Unreachable as error:
+            logger.warning("node %s: waiting: %s", node.settings.name, error)
+            time.sleep(_RETRY_SECONDS)
+
+
+def _check_server(node: NodeFolder) -> None:
+    check_clock(clock_offset(node))
+    if not is_registered(node):
+        raise FedEditError(
+            f"node {node.settings.name}: the server {node.settings.superlink} does not know its "
+            f"key.\n   {handover(node)}"
+        )
+
+
+def _command(node: NodeFolder) -> list[str]:
+    settings = node.settings
+    config = node.home / "node-config.toml"
+    with replace_file(config) as temporary:
+        temporary.write_text(tomli_w.dumps(node.node_config()), encoding="utf-8")
+    command = [tool("flower-supernode"), "--superlink", settings.superlink]
+    if node.ca_cert is not None:
+        command += ["--root-certificates", str(node.ca_cert)]
+    command += ["--auth-supernode-private-key", str(node.node_key)]
+    command += ["--port", str(settings.runtime_port or free_port())]
+    command += ["--node-config", str(config), "--isolation", "subprocess"]
+    if settings.trusted_entities:
+        command += ["--trusted-entities", str(node.path(settings.trusted_entities))]
+    return command

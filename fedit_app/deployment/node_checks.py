@@ -1,0 +1,165 @@
+"""What `fedit doctor` finds out about a node's folder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import safe_open
+
+from fedit_app.data.jsonl import read_requests
+from fedit_app.deployment.addresses import is_free
+from fedit_app.deployment.certificates import (
+    check_private,
+    expires,
+    key_fingerprint,
+    openssh_line,
+    read_public_key,
+)
+from fedit_app.deployment.checks import FAIL, GIGABYTE, OK, WARN, Finding, attempt
+from fedit_app.deployment.fleet import check_clock, clock_offset, is_registered, read_private_key
+from fedit_app.deployment.foreground import is_running
+from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.deployment.serving import SOON
+from fedit_app.editing.ledger import Ledger, read_index
+from fedit_app.files import cache_dir
+from fedit_app.models.fingerprint import model_fingerprint
+from fedit_app.models.loading import DTYPES, model_shape, resolve_device, resolve_model
+
+# Room for the weights, the covariance factors, copies of the edited layers and a batch.
+_ROOM = 1.3
+
+
+def node(found: NodeFolder) -> list[Finding]:
+    """Key, data, state, model and memory, and how the server sees the node.
+
+    Args:
+        found: the node's folder.
+    """
+    return [
+        *attempt("key", lambda: _key(found)),
+        *attempt("data", lambda: _data(found)),
+        *attempt("policy", lambda: _policy(found)),
+        *attempt("state", lambda: _state(found)),
+        *attempt("model", lambda: _model(found)),
+        *attempt("port", lambda: _port(found)),
+        *attempt("server", lambda: _server(found)),
+    ]
+
+
+def _key(found: NodeFolder) -> Iterable[Finding]:
+    private, public = read_private_key(found), read_public_key(found.public_key)
+    check_private(found.node_key)
+    if openssh_line(private.public_key()) == public:
+        yield Finding(OK, "key", f"{found.public_key.name} {key_fingerprint(public)}")
+    else:
+        text = f"{found.public_key} does not belong to {found.node_key}; make a new pair: "
+        yield Finding(FAIL, "key", f"{text}fedit node register DIR --new-key")
+    if found.ca_cert is not None:
+        left = expires(found.ca_cert) - datetime.now(UTC)
+        if left < SOON:
+            text = f"{found.ca_cert} ends in {left.days} days; ask the server's operator for a new"
+            yield Finding(WARN, "key", text)
+
+
+def _data(found: NodeFolder) -> Iterable[Finding]:
+    requests = read_requests(found.data_path)
+    slots = Counter(request.slot or 1 for request in requests)
+    shown = ", ".join(f"slot {slot}: {count}" for slot, count in sorted(slots.items()))
+    yield Finding(OK, "data", f"{found.data_path.name}: {len(requests)} edit requests ({shown})")
+
+
+def _policy(found: NodeFolder) -> Iterable[Finding]:
+    policy = found.policy
+    parts = ["uploads its MKVs" if policy.upload else "receives only"]
+    if policy.most_accepted_per_slot is not None:
+        parts.append(f"accepts at most {policy.most_accepted_per_slot} a slot")
+    if policy.trusted_nodes is not None:
+        parts.append(f"trusts {', '.join(policy.trusted_nodes) or 'nobody'}")
+    if policy.probes:
+        probes = len(read_requests(Path(policy.probes)))
+        parts.append(f"{probes} probes, of which {policy.probe_budget:.0%} may be lost")
+    yield Finding(OK, "policy", "; ".join(parts))
+
+
+def _state(found: NodeFolder) -> Iterable[Finding]:
+    folder = found.state_dir
+    if not folder.is_dir():
+        yield Finding(OK, "state", f"{folder} will be made by the first run")
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(FAIL, "state", f"{folder} may not be written to by this user")
+    ledgers = sorted(folder.glob("**/ledger/index.json"))
+    entries = 0
+    for index in ledgers:
+        # Reads and checks every MKV, whatever model it was made on.
+        entries += len(Ledger.open(index.parent, read_index(index.parent)["fingerprint"]))
+    yield Finding(OK, "state", f"{folder}: {len(ledgers)} ledgers with {entries} MKVs")
+
+
+def _model(found: NodeFolder) -> Iterable[Finding]:
+    device = resolve_device(found.settings.device)
+    if not found.settings.model:
+        text = "the run says which; name it in node.toml to have it checked here"
+        yield Finding(WARN, "model", text)
+        return
+    folder = resolve_model(found.model())
+    shape = model_shape(folder)
+    fingerprint = model_fingerprint(folder, cache_dir() / "fingerprints.json")
+    text = f"{shape.model_type} of {shape.n_layers} layers, fingerprint {fingerprint[:12]}"
+    yield Finding(OK, "model", f"{text}; must be the same on all nodes")
+    yield _room(folder, device, found.settings.dtype)
+
+
+def _room(folder: Path, device: torch.device, dtype: str) -> Finding:
+    """Whether the weights, and what editing needs beside them, fit into the device's memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    size = _weights_bytes(folder, device, dtype)
+    text = (
+        f"weights {size / GIGABYTE:.1f} GB, {free / GIGABYTE:.1f} GB free on {device}; another "
+        f"{_ROOM - 1:.0%} and more is needed to edit them"
+    )
+    if size > free:
+        return Finding(FAIL, "memory", f"{text}: use dtype = bfloat16, device-map, or a larger GPU")
+    return Finding(WARN if size * _ROOM > free else OK, "memory", text)
+
+
+def _weights_bytes(folder: Path, device: torch.device, dtype: str) -> int:
+    """Size of a checkpoint's weights once they are loaded, from the heads of its files."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():
+                part = tensors.get_slice(name)
+                stored = 4 if part.get_dtype() in ("F32", "F64") else 2
+                chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else None)
+                total += math.prod(part.get_shape()) * (chosen.itemsize if chosen else stored)
+    return total
+
+
+def _port(found: NodeFolder) -> Iterable[Finding]:
+    port = found.settings.runtime_port
+    if port and not is_running(found.home) and not is_free("127.0.0.1", port):
+        yield Finding(FAIL, "port", f"runtime-port {port} is taken; set it to 0 in node.toml")
+
+
+def _server(found: NodeFolder) -> Iterable[Finding]:
+    name, server = found.settings.name, found.settings.superlink
+    ahead = clock_offset(found)
+    check_clock(ahead)
+    yield Finding(OK, "server", f"{server} answers over TLS; clocks differ by {abs(ahead):.0f} s")
+    if is_running(found.home):
+        yield Finding(OK, "server", f"{name} is running")
+    elif is_registered(found):
+        yield Finding(OK, "server", f"knows the key of {name}")
+    else:
+        yield Finding(FAIL, "server", f"does not know the key of {name}. {handover(found)}")

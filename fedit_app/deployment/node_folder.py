@@ -1,0 +1,311 @@
+"""The folder of a node: what lies in it, and making it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit_app.config import ConfigValue
+from fedit_app.deployment.addresses import split
+from fedit_app.deployment.certificates import (
+    key_fingerprint,
+    make_node_key,
+    read_public_key,
+    write_private,
+)
+from fedit_app.deployment.services import write_services
+from fedit_app.errors import FedEditError
+from fedit_app.federation.site import NODE_KEYS, Policy
+from fedit_app.files import read_toml, replace_file
+from fedit_app.keys import NAME_RULE, check_keys, commented_keys, is_name, key
+
+NODE_FILE = "node.toml"
+_HEAD = """\
+# A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
+# A change counts from the next start of the node on; one of the policy at once.
+
+"""
+_POLICY_HEAD = """
+# What this organisation gives and takes. It is enforced here, on the node.
+[policy]
+"""
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What stands in node.toml, its policy apart."""
+
+    name: str = key("", "Name of the node, by which the whole federation knows it.")
+    superlink: str = key("", "HOST:PORT of the federation's server.")
+    ca_cert: str = key(
+        "ca.crt",
+        "Certificate of the authority, from the server's operator; empty: the authorities that "
+        "this machine trusts anyway.",
+    )
+    node_key: str = key(
+        "", "The node's private key, by which the server knows it. It never leaves this machine."
+    )
+    data_path: str = key(
+        "", "Edit requests, a file of JSON lines. No text of them leaves this machine."
+    )
+    state_dir: str = key(
+        "state", "Folder of the node's ledgers: with the base model, its edited models."
+    )
+    model: str = key(
+        "",
+        "The model: smollm2-135m (embedded), a Hugging Face folder, or a hub id; empty: what the "
+        "run says. The fingerprint makes sure that all nodes have the same weights.",
+    )
+    device: str = key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.")
+    dtype: str = key(
+        "auto",
+        "Weights in memory; auto: float32 on a CPU, else as in the checkpoint.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device_map: str = key(
+        "",
+        "Spreads a model over several GPUs: auto, balanced, sequential, or a JSON file; empty: all "
+        "of it on device.",
+    )
+    worker_idle_seconds: float = key(
+        1800.0,
+        "The resident process, which keeps the model between messages, ends after so long without "
+        "one; 0: there is none, the model is loaded for every message.",
+        at_least=0,
+    )
+    worker_memory_gb: float = key(
+        0.0,
+        "It starts anew after a message that leaves it with more memory than so many 10^9 bytes; "
+        "0: 80 % of the machine's.",
+        at_least=0,
+    )
+    runtime_port: int = key(
+        0,
+        "Loopback TCP port between the SuperNode and its processes; 0: a free one at every start.",
+        at_least=0,
+        at_most=65535,
+    )
+    trusted_entities: str = key(
+        "",
+        "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities); "
+        "empty: whatever app the server's operator starts.",
+    )
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """A node's folder.
+
+    Attributes:
+        folder: its absolute path.
+        settings: what its node.toml says.
+        policy: the policy that stands there.
+    """
+
+    folder: Path
+    settings: NodeSettings
+    policy: Policy
+
+    @staticmethod
+    def open(folder: Path) -> NodeFolder:
+        """Read a node's folder.
+
+        Raises:
+            FedEditError: it is none, or its node.toml is wrong.
+        """
+        file = folder.expanduser() / NODE_FILE
+        if not file.is_file():
+            raise FedEditError(
+                f"{folder}: no node's folder, it has no {NODE_FILE}; make one with "
+                f"`fedit node init {folder} --name NAME`"
+            )
+        values = read_toml(file, str(file))
+        policy = values.pop("policy", {})
+        if not isinstance(policy, dict):
+            raise FedEditError(f"{file}: policy must be a table, [policy]")
+        settings = NodeSettings(**check_keys(NodeSettings, values, str(file)))
+        missing = [
+            name.replace("_", "-")
+            for name in ("name", "superlink", "node_key", "data_path", "state_dir")
+            if not getattr(settings, name)
+        ]
+        if missing:
+            raise FedEditError(f"{file}: {' and '.join(missing)} must be given")
+        _check_name(settings.name, str(file))
+        split(settings.superlink, f"{file}: superlink")
+        absolute = file.parent.absolute()
+        return NodeFolder(
+            absolute, settings, Policy.parse(policy, f"{file}, [policy]", file.parent)
+        )
+
+    def path(self, value: str) -> Path:
+        """The absolute path of a path in node.toml."""
+        return self.folder / Path(value).expanduser()
+
+    @property
+    def ca_cert(self) -> Path | None:
+        """The authority's certificate; None for the authorities that the machine trusts."""
+        return self.path(self.settings.ca_cert) if self.settings.ca_cert else None
+
+    @property
+    def node_key(self) -> Path:
+        """The node's private key."""
+        return self.path(self.settings.node_key)
+
+    @property
+    def public_key(self) -> Path:
+        """The public key, which the server's operator registers."""
+        return self.node_key.with_name(f"{self.settings.name}.pub")
+
+    @property
+    def data_path(self) -> Path:
+        """The file of edit requests."""
+        return self.path(self.settings.data_path)
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder of the ledgers."""
+        return self.path(self.settings.state_dir)
+
+    @property
+    def home(self) -> Path:
+        """Working directory of the SuperNode; holds no code."""
+        return self.folder / "flower"
+
+    def model(self) -> str:
+        """The model as a run is to load it: a local folder as an absolute path; "" if not given."""
+        local = self.path(self.settings.model)
+        return str(local) if self.settings.model and local.is_dir() else self.settings.model
+
+    def node_config(self) -> dict[str, ConfigValue]:
+        """What the app is told of this node: Flower's node configuration."""
+        given = {name: getattr(self.settings, name.replace("-", "_")) for name in NODE_KEYS}
+        if self.settings.device_map and self.path(self.settings.device_map).is_file():
+            given["device-map"] = str(self.path(self.settings.device_map))
+        given |= {
+            "model": self.model(),
+            "data-path": str(self.data_path),
+            "state-dir": str(self.state_dir),
+        }
+        own = {"name": self.settings.name, "node-file": str(self.folder / NODE_FILE)}
+        worker = {
+            "worker-idle-seconds": self.settings.worker_idle_seconds,
+            "worker-memory-gb": self.settings.worker_memory_gb,
+        }
+        return own | worker | {name: value for name, value in given.items() if value}
+
+
+def init_node(
+    folder: Path,
+    name: str,
+    superlink: str = "",
+    ca_cert: Path | None = None,
+    data: Path | None = None,
+    model: str = "",
+    device: str = "auto",
+) -> NodeFolder:
+    """Make a node's folder: key pair, node.toml, start script and systemd unit.
+
+    A key that the folder holds already is kept.
+
+    Args:
+        folder: the folder; made if it does not exist.
+        name: the node's name.
+        superlink: HOST:PORT of the server; empty: to be written into node.toml.
+        ca_cert: the authority's certificate, which is copied; None: to be put there.
+        data: the file of edit requests; None: to be written into node.toml.
+        model: see `NodeSettings`.
+        device: see `NodeSettings`.
+
+    Raises:
+        FedEditError: the folder is a node's already, or a value is wrong.
+    """
+    folder = folder.expanduser().absolute()
+    if (folder / NODE_FILE).exists():
+        raise FedEditError(
+            f"{folder}: is a node's folder already; edit its {NODE_FILE}, or name another one"
+        )
+    _check_name(name, "--name")
+    if superlink:
+        split(superlink, "--superlink")
+    for option, file in (("--ca-cert", ca_cert), ("--data", data)):
+        if file is not None and not file.expanduser().is_file():
+            raise FedEditError(f"{option} {file}: no such file")
+    local_model = bool(model) and Path(model).expanduser().is_dir()
+    settings = NodeSettings(
+        name=name,
+        superlink=superlink,
+        node_key=f"{name}.key",
+        data_path=str(data.expanduser().absolute()) if data else "",
+        model=str(Path(model).expanduser().absolute()) if local_model else model,
+        device=device,
+    )
+    node = NodeFolder(folder, settings, Policy())
+    for part in (folder, node.state_dir):
+        part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    if ca_cert is not None:
+        _write(folder / "ca.crt", ca_cert.expanduser().read_bytes())
+    if not node.node_key.exists():
+        _make_key(node)
+    write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
+    text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
+    _write(folder / NODE_FILE, text.encode())
+    return node
+
+
+def renew_key(node: NodeFolder) -> None:
+    """Give a node a new key pair; the old private key is kept as NAME.key.old."""
+    if node.node_key.exists():
+        node.node_key.replace(node.node_key.with_suffix(".key.old"))
+    _make_key(node)
+
+
+def _make_key(node: NodeFolder) -> None:
+    pair = make_node_key()
+    _write(node.public_key, pair.public)
+    write_private(node.node_key, pair.private)
+
+
+def _check_name(name: str, place: str) -> None:
+    if not is_name(name):
+        raise FedEditError(f"{place}: name {name!r} must be {NAME_RULE}")
+
+
+def _write(file: Path, content: bytes) -> None:
+    with replace_file(file) as temporary:
+        temporary.write_bytes(content)
+
+
+def next_steps(node: NodeFolder) -> str:
+    """What to do with a new node's folder, for its operator."""
+    where, missing = node.folder, _to_be_given(node)
+    first = f"Write into {NODE_FILE}: {', '.join(missing)}" if missing else f"Read {NODE_FILE}"
+    return f"""\
+node folder {where}
+
+1. {first}
+2. {handover(node)}
+3. Check:  fedit doctor {where}
+4. Start:  fedit node start {where}
+   or with systemd: {where / f"fedit-node-{node.settings.name}.service"}
+"""
+
+
+def _to_be_given(node: NodeFolder) -> list[str]:
+    """What a new node's operator has to write into node.toml, or to put beside it."""
+    needed = {"superlink": node.settings.superlink, "data-path": node.settings.data_path}
+    found = [name for name, value in needed.items() if not value]
+    if node.ca_cert is not None and not node.ca_cert.is_file():
+        found.append(f"the server's CA certificate as {node.ca_cert}")
+    return found
+
+
+def handover(node: NodeFolder) -> str:
+    """How the node's public key comes to the server, for its operator."""
+    public = read_public_key(node.public_key)
+    return f"""\
+Send {node.public_key} to the server's operator, and compare its fingerprint
+   by another way, such as the telephone: {key_fingerprint(public)}
+   There, while the server runs:
+     fedit server register DIR --node-key {node.public_key.name} --name {node.settings.name}"""

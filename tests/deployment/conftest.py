@@ -1,0 +1,55 @@
+"""A server's and a node's folder, fresh for each test."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import tiny
+
+from fedit_app.cli import main
+from fedit_app.deployment.node_folder import NodeFolder, init_node
+from fedit_app.deployment.server_folder import ServerFolder, init_server
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """The command sets up logging, signals and the umask of its process."""
+    logger = logging.getLogger("fedit_app")
+    handlers, logger.handlers, level = logger.handlers, [], logger.level
+    handler, umask = signal.getsignal(signal.SIGTERM), os.umask(0o022)
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
+    signal.signal(signal.SIGTERM, handler)
+    os.umask(umask)
+
+
+@pytest.fixture
+def server(tmp_path) -> ServerFolder:
+    """A server that nodes reach as fedit.example.org and 192.0.2.7."""
+    return init_server(tmp_path / "server", ["fedit.example.org", "192.0.2.7"], 8700)
+
+
+@pytest.fixture
+def node(tmp_path, server) -> NodeFolder:
+    """The node hospital-a with the demo's data."""
+    data = tmp_path / "requests.jsonl"
+    data.write_bytes((tiny.DEMO / "hospital.jsonl").read_bytes())
+    return init_node(
+        tmp_path / "node", "hospital-a", "fedit.example.org:8700", server.ca_cert, data
+    )
+
+
+@pytest.fixture
+def fedit(capsys):
+    """Gives `fedit(*arguments)`: runs the command; (status, output, errors)."""
+
+    def fedit(*arguments: str | Path) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return status, said.out, said.err
+
+    return fedit

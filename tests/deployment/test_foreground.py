@@ -1,0 +1,48 @@
+"""One process in the foreground, once, and nothing left of it."""
+
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from fedit_app import processes
+from fedit_app.deployment.foreground import alone, foreground, is_running
+from fedit_app.errors import FedEditError
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def test_a_folder_is_run_once(tmp_path):
+    home = tmp_path / "node" / "flower"
+    assert not is_running(home)
+    with alone(home):
+        assert is_running(home)
+        with pytest.raises(FedEditError, match="node: is running already"):
+            with alone(home):
+                raise AssertionError("never entered")
+    assert not is_running(home)
+
+
+def test_what_an_earlier_start_left_is_ended(tmp_path):
+    command = [sys.executable, "-c", SLEEP]
+    left = processes.start(command, tmp_path, processes.environment(tmp_path), subprocess.DEVNULL)
+    with alone(tmp_path):
+        assert left.wait(10) is not None
+
+
+def test_output_is_handed_on_and_the_family_ends(tmp_path, capfd):
+    code = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={{}})\n"
+        "print('\\x1b[92mINFO\\x1b[0m: child', child.pid, flush=True)\n"
+        "print('to stderr', file=sys.stderr, flush=True)\n"
+    )
+    with foreground([sys.executable, "-c", code + SLEEP], tmp_path) as process:
+        lines: list[str] = []
+        while len(lines) < 2:
+            lines += capfd.readouterr().out.splitlines()
+    assert process.poll() is not None
+    assert lines[0].startswith("INFO: child") and lines[1] == "to stderr"
+    child = int(lines[0].split()[-1])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"

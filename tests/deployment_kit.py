@@ -1,0 +1,156 @@
+"""A federation on this machine: a real server and real nodes, each a `fedit` process of its own.
+
+Every process is started and ended by its own id; nothing is looked up by name.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedit_app.deployment.node_folder import NodeFolder, init_node
+from fedit_app.deployment.registry import ONLINE, RegisteredNode, register_node, registered_nodes
+from fedit_app.deployment.server_folder import ServerFolder, init_server
+from fedit_app.errors import FedEditError
+from fedit_app.processes import family, free_port, stop_family
+
+ROOT = Path(__file__).parents[1]
+HOST = "127.0.0.1"
+PATIENCE = 90  # seconds, on a machine that others use as well
+
+
+class Deployment:
+    """A server's folder, nodes' folders beside it, and the processes that run from them.
+
+    Use it in a `with` block: at its end every process is gone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server: ServerFolder = init_server(folder / "server", [HOST], free_port())
+        self.nodes: dict[str, NodeFolder] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Deployment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.processes):
+            self.kill(name)
+
+    def add_node(
+        self, name: str, data: Path, model: Path, ca_cert: Path | None = None
+    ) -> NodeFolder:
+        """Make a node's folder; it is not registered yet."""
+        node = init_node(
+            self.folder / name,
+            name,
+            self.server.addresses[0],
+            ca_cert or self.server.ca_cert,
+            data,
+            str(model),
+            "cpu",
+        )
+        self.nodes[name] = node
+        return node
+
+    def register(self, *names: str) -> None:
+        """Make nodes known to the server, which runs."""
+        for name in names:
+            register_node(self.server.superlink, self.nodes[name].public_key, name)
+
+    def start_server(self) -> None:
+        """Start the server and wait until it is ready."""
+        self._start("server", "server", self.server.folder)
+        self.wait(lambda: "server ready" in self.log("server"), "the server is not ready")
+
+    def start_nodes(self, *names: str) -> None:
+        """Start nodes; see `wait_online`."""
+        for name in names:
+            self._start(name, "node", self.nodes[name].folder)
+
+    def _start(self, name: str, side: str, folder: Path) -> None:
+        with self.log_file(name).open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)],
+                cwd=self.folder,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def end(self, name: str) -> int:
+        """Ask the server ("server") or a node to end; returns its exit status."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(PATIENCE)
+
+    def kill(self, name: str) -> None:
+        """Kill the server ("server") or a node with all that it has started, without warning."""
+        process = self.processes.pop(name)
+        for member in family(self.home(name), process.pid):
+            member.kill()
+        process.wait(PATIENCE)
+        stop_family(self.home(name))
+
+    def home(self, name: str) -> Path:
+        """Working directory of the Flower process of the server or a node."""
+        return self.server.home if name == "server" else self.nodes[name].home
+
+    def log_file(self, name: str) -> Path:
+        """Where the output of the server or a node goes."""
+        return self.folder / f"{name}.log"
+
+    def log(self, name: str) -> str:
+        """The output of the server or a node so far."""
+        return self.log_file(name).read_text(encoding="utf-8", errors="replace")
+
+    def known(self) -> dict[str, RegisteredNode]:
+        """The nodes that the server knows, by name."""
+        return {node.name: node for node in registered_nodes(self.server.superlink)}
+
+    def online(self) -> set[str]:
+        """Names of the nodes that are connected."""
+        try:
+            return {name for name, node in self.known().items() if node.status == ONLINE}
+        except FedEditError:
+            return set()
+
+    def wait_online(self, *names: str) -> None:
+        """Wait until nodes are connected."""
+        self.wait(lambda: set(names) <= self.online(), f"{names} are not online")
+
+    def wait(self, condition: Callable[[], bool], otherwise: str) -> None:
+        """Wait until a condition holds; fails with all logs if it does not."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {n}\n{self.log(n)[-3000:]}" for n in self.processes)
+                raise AssertionError(f"{otherwise} after {PATIENCE} s\n{logs}")
+            time.sleep(0.2)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`fedit run` on the server, to its end."""
+        return subprocess.run(
+            self.run_command(*arguments),
+            cwd=self.folder,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def run_command(self, *arguments: str) -> list[str]:
+        """The command line of `fedit run` on the server."""
+        command = [sys.executable, "-m", "fedit_app.cli", "run", "--app", str(ROOT)]
+        return [*command, "--superlink", str(self.server.folder), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """Tiny models gain nothing from threads, and the figures are those of one thread."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
