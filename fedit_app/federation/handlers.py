@@ -113,7 +113,8 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         "again": [mkv.id for mkv in outcome.again],
         "conflicts": [vars(conflict) for conflict in outcome.conflicts],
     }
-    return pack(info, [*outcome.new, *outcome.again] if asked["upload"] else ())
+    upload = asked["upload"] and participant.policy.upload
+    return pack(info, [*outcome.new, *outcome.again] if upload else ())
 
 
 def reedit(content: RecordDict, participant: Participant) -> RecordDict:

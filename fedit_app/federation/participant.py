@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,8 @@ from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.federation.paths import ledger_folder, run_folder
+from fedit_app.federation.policy import sift_origins
+from fedit_app.federation.receiving import Receiver, ReeditOutcome
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
     fact,
@@ -36,9 +37,9 @@ from fedit_app.federation.reuse import (
     release_outdated,
     repeat,
     reuse,
-    saying_own_targets,
 )
-from fedit_app.mkv import MKV, SameFact, same_fact
+from fedit_app.federation.site import site_policy
+from fedit_app.mkv import MKV, SameFact
 
 logger = logging.getLogger(__name__)
 
@@ -65,22 +66,6 @@ class EditOutcome:
     conflicts: list[Conflict]
 
 
-@dataclass(frozen=True)
-class ReeditOutcome:
-    """What a node did with the MKVs that it was served.
-
-    Attributes:
-        received_from: origin node -> accepted MKVs.
-        rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
-            another one), conflict (another one about the same subject holds), shape.
-        conflicts: of a served MKV with one of the ledger, and which of the two holds.
-    """
-
-    received_from: dict[str, int]
-    rejections: dict[str, int]
-    conflicts: list[Conflict]
-
-
 class Participant:
     """One node in one run.
 
@@ -94,6 +79,7 @@ class Participant:
         self, config: RunConfig, node_config: Mapping[str, ConfigValue], run_id: int
     ) -> None:
         self.config, self._run_id = config, run_id
+        self.policy = site_policy(node_config)
         folder = run_folder(config, run_id)
         self._data = own_data(config, node_config, folder)
         self.name = self._data.name
@@ -130,8 +116,12 @@ class Participant:
         return Ledger.open(folder, self.workbench.fingerprint)
 
     def lookup_keys(self, slot: int) -> np.ndarray:
-        """(n, d_ff) float32 lookup keys of a slot's requests; empty behind the last slot."""
-        requests = self.slots[slot - 1] if slot <= self.config.num_slots else []
+        """(n, d_ff) float32 lookup keys of a slot's requests; none behind the last slot.
+
+        None either of a node that uploads nothing: a key tells of its request, too.
+        """
+        shared = self.policy.upload and slot <= self.config.num_slots
+        requests = self.slots[slot - 1] if shared else []
         return self.workbench.lookup_keys(requests).float().numpy()
 
     def hello(self, slot: int) -> dict[str, Any]:
@@ -153,6 +143,8 @@ class Participant:
         bench = self.workbench
         entries = self.ledger().entries
         held = {id_: entry for id_, entry in sorted(entries.items()) if entry.slot < slot}
+        if not self.policy.upload:
+            held = {id_: e for id_, e in held.items() if e.mkv.node != self.name}
         return {
             "node": self.name,
             "simulated": bool(self._peers),
@@ -191,6 +183,7 @@ class Participant:
         slots = self._everybodys_slots() if central else self.slots
         requests, earlier = slots[slot - 1], sum(slots[: slot - 1], [])
         bench, ledger = self.workbench, self.ledger(owner)
+        candidates = sift_origins(candidates, self.policy.trusted_nodes)
         # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
         from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()
         started = time.perf_counter()
@@ -223,6 +216,7 @@ class Participant:
         # What an MKV of this slot was exchanged for was not there before.
         settled_here = {e.mkv.id for e in new} | {e.overruled_by for e in new}
         reused = [id_ for id_ in used if id_ not in settled_here]
+        missing = missing if self.policy.upload else ()
         again = [ledger.entries[id_].mkv for id_ in missing if id_ in ledger.entries]
         logger.info(
             "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero), %d reused",
@@ -256,53 +250,16 @@ class Participant:
     def reedit(
         self, slot: int, offered: Sequence[MKV], votes: Mapping[str, int] | None = None
     ) -> ReeditOutcome:
-        """Accept MKVs of others, and settle which of those about one subject hold.
-
-        Of the same fact a node keeps one MKV: the one that the pool serves to everybody, if it
-        says the targets of the node's own requests.
+        """Accept MKVs of others as far as the node's policy does; see `Receiver.receive`.
 
         Args:
             slot: the time slot.
             offered: MKVs, the most similar first.
             votes: id -> how many organisations want it.
         """
-        bench, ledger = self.workbench, self.ledger()
-        shapes = (len(bench.settings.layers), bench.model.d_ff, bench.model.d_model)
-        before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
-        with ledger.step():
-            fitting = [mkv for mkv in offered if (*mkv.keys.shape, mkv.shifts.shape[1]) == shapes]
-            own_requests = sum(self.slots, [])
-            agreed = saying_own_targets(bench, own_requests, fitting, ledger, self._same)
-            ledger.accept(fitting, slot)
-            for mkv in fitting:
-                own = agreed.get(mkv.id)
-                if own and same_fact(mkv, ledger.entries[own].mkv, self._same):
-                    ledger.hand_over(own, mkv.id)
-            ledger.count_votes(votes or {})
-            ids = {mkv.id for mkv in offered}
-            changed = [*sorted(ids), *(votes or {})]
-            policy = self.config.conflict_policy
-            conflicts = settle(ledger, changed, policy, self._same, agreed)
-        gave_way = {conflict.gave_way for conflict in conflicts}
-        verdicts = [(mkv, _verdict(mkv, ledger, slot, gave_way)) for mkv in offered]
-        accepted = [mkv for mkv, verdict in verdicts if not verdict]
-        logger.info(
-            "node %s, slot %d: accepted %d of %d MKVs, ledger holds %d",
-            self.name,
-            slot,
-            len(accepted),
-            len(offered),
-            len(ledger),
-        )
-        return ReeditOutcome(
-            received_from=dict(Counter(mkv.node for mkv in accepted)),
-            rejections=dict(Counter(verdict for _, verdict in verdicts if verdict)),
-            conflicts=[
-                c
-                for c in conflicts
-                if {c.held, c.gave_way} & ids or before.get(c.gave_way) != c.held
-            ],
-        )
+        own_requests = sum(self.slots, [])
+        receiver = Receiver(self.name, self.workbench, self.config, self.policy, own_requests)
+        return receiver.receive(self.ledger(), slot, offered, votes or {})
 
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False
@@ -357,18 +314,6 @@ class Participant:
             local.accept(bench.compute(requests, local, self.name, slot), slot)
         change = bench.deltas(local)
         return {layer: deltas[layer] + change[layer].cpu() for layer in deltas}, len(requests)
-
-
-def _verdict(mkv: MKV, ledger: Ledger, slot: int, gave_way: Collection[str]) -> str:
-    """Why an offered MKV is not in use; "" if it is."""
-    entry = ledger.entries.get(mkv.id)
-    if entry is None:
-        return "shape"
-    if entry.slot < slot:
-        return "known"
-    if entry.overruled_by:
-        return "conflict" if mkv.id in gave_way else "duplicate"
-    return ""
 
 
 _memory = ScoreMemory(keep=_BASE)

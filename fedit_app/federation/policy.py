@@ -23,19 +23,6 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Sifted:
-    """MKVs that a policy has gone through.
-
-    Attributes:
-        kept: those that it lets through, in their order.
-        refused: reason -> how many it does not; empty if none.
-    """
-
-    kept: list[MKV]
-    refused: dict[str, int]
-
-
-@dataclass(frozen=True)
 class ProbeCheck:
     """What a re-edit did to the node's probes.
 
@@ -52,29 +39,25 @@ class ProbeCheck:
     roll_back: bool
 
 
-def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> Sifted:
-    """Keep the MKVs of trusted nodes. Comes before anything that compares MKVs with each other.
+def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> list[MKV]:
+    """The MKVs of trusted nodes. Comes before anything that compares MKVs with each other.
 
     Args:
         offered: served MKVs.
         trusted: names of nodes; None trusts every node, an empty collection none.
     """
-    if trusted is None:
-        return Sifted(list(offered), {})
-    return _sifted(offered, [mkv for mkv in offered if mkv.node in trusted], UNTRUSTED)
+    return [mkv for mkv in offered if trusted is None or mkv.node in trusted]
 
 
-def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> Sifted:
-    """Keep as many MKVs as the node still takes in this slot. Comes after all other checks.
+def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> list[MKV]:
+    """As many MKVs as the node still takes in this slot. Comes after all other checks.
 
     Args:
         fitting: MKVs that could be accepted, the most similar first.
         most: how many the node takes per slot; None for any number.
         accepted: how many it has taken in this slot, see `accepted_from_others`.
     """
-    if most is None:
-        return Sifted(list(fitting), {})
-    return _sifted(fitting, list(fitting[: max(0, most - accepted)]), OVER_LIMIT)
+    return list(fitting if most is None else fitting[: max(0, most - accepted)])
 
 
 def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:
@@ -114,11 +97,6 @@ def check_probes(
     loss = sum(falls) / len(falls) if falls else 0.0
     spoilt = sum(fall > _ROUNDING for fall in falls)
     return ProbeCheck(loss, spoilt, len(falls), loss > budget + _ROUNDING)
-
-
-def _sifted(mkvs: Sequence[MKV], kept: list[MKV], reason: str) -> Sifted:
-    refused = len(mkvs) - len(kept)
-    return Sifted(kept, {reason: refused} if refused else {})
 
 
 def _worth(score: RequestScore) -> float:

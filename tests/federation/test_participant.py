@@ -1,5 +1,6 @@
 """What one node does with a message, without Flower."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,7 +11,8 @@ from fedit_app.config import RunConfig
 from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.errors import FedEditError
-from fedit_app.evaluation.scores import TargetScore
+from fedit_app.evaluation.scores import RequestScore, TargetScore
+from fedit_app.federation import receiving
 from fedit_app.federation import reuse as reuse_module
 from fedit_app.federation.participant import Participant
 from fedit_app.federation.reconcile import near_keys
@@ -386,3 +388,77 @@ def test_what_the_pool_has_not_is_uploaded_again(node):
     missing = [first[0].id, foreign[0].id, "0" * 32]
 
     assert [mkv.id for mkv in node(0).edit(2, [], missing=missing).again] == [first[0].id]
+
+
+@pytest.fixture
+def site(node, demo_copy, tmp_path):
+    """Gives `site(policy)`: the bank as a real node, with a table [policy] in its node.toml."""
+
+    def site(policy: str) -> Participant:
+        file = tmp_path / "node.toml"
+        file.write_text(f"[policy]\n{policy}\n", encoding="utf-8")
+        given = {"name": "bank", "data-path": str(demo_copy / "bank.jsonl")}
+        return node(node_config=given | {"node-file": str(file)})
+
+    return site
+
+
+def test_a_site_takes_from_whom_it_trusts_and_no_more_than_it_says(node, site):
+    offered = [*node(2).edit(1, []).new, *node(3).edit(1, []).new]
+    outcome = site('trusted-nodes = ["museum"]\nmost-accepted-per-slot = 3').reedit(1, offered)
+
+    assert outcome.received_from == {"museum": 3}
+    assert outcome.rejections == {"site limit": 2, "untrusted node": 5}
+    again = site('trusted-nodes = ["museum"]\nmost-accepted-per-slot = 3').reedit(1, offered)
+    assert again == outcome, "a repeated message gets no second allowance"
+
+
+@pytest.mark.parametrize(("trusted", "reused"), [("museum", False), ("newsroom", True)])
+def test_a_site_reuses_nothing_from_whom_it_does_not_trust(
+    node, site, monkeypatch, trusted, reused
+):
+    candidates = node(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+
+    outcome = site(f'trusted-nodes = ["{trusted}"]').edit(1, candidates)
+    assert bool(outcome.reused) is reused
+
+
+def test_a_site_that_uploads_nothing_tells_of_nothing(node, site):
+    alone = site("upload = false")
+    alone.edit(1, [])
+    alone.reedit(1, node(2).edit(1, []).new)
+    said = alone.hello(2)
+
+    assert len(alone.lookup_keys(1)) == 0 and said["wants"] == []
+    assert len(said["holds"]) == 5
+    own = [mkv.id for mkv in alone.ledger().holding if mkv.node == "bank"]
+    assert len(own) == 5 and alone.edit(2, [], missing=own).again == []
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(0.0, 0), (1.0, 5)])
+def test_a_reedit_that_spoils_the_probes_is_rolled_back(
+    node, site, demo_copy, monkeypatch, budget, kept
+):
+    offered = node(2).edit(1, []).new
+    edited = Workbench.edited
+
+    @contextlib.contextmanager
+    def watched(self, ledger):
+        with edited(self, ledger) as model:
+            good.append(float(len(ledger) == 0))
+            yield model
+
+    good: list[float] = []
+    monkeypatch.setattr(Workbench, "edited", watched)
+    monkeypatch.setattr(
+        receiving,
+        "score_requests",
+        lambda model, probes: [RequestScore(good[-1], None, None, 0.0, "tokens") for _ in probes],
+    )
+    policy = f'probes = "{demo_copy / "hospital.jsonl"}"\nprobe-budget = {budget}'
+    outcome = site(policy).reedit(1, offered)
+
+    assert sum(outcome.received_from.values()) == kept
+    assert outcome.rejections == ({} if kept else {"probes": 5})
+    assert len(site("").ledger()) == kept

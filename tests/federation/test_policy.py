@@ -1,5 +1,7 @@
 """Decisions of a node's own policy."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,6 @@ from fedit_app.editing.ledger import LedgerEntry
 from fedit_app.evaluation.scores import RequestScore
 from fedit_app.federation.policy import (
     ProbeCheck,
-    Sifted,
     accepted_from_others,
     check_probes,
     sift_origins,
@@ -22,42 +23,40 @@ def mkv(node: str, number: int, slot: int = 1) -> MKV:
 
 
 OFFERED = [mkv("court", 0), mkv("bank", 1), mkv("court", 2), mkv("museum", 3)]
-RIGHT = RequestScore(efficacy=1.0, paraphrase=None, neighborhood=None, accuracy=1.0)
-WRONG = RequestScore(efficacy=0.0, paraphrase=None, neighborhood=None, accuracy=0.0)
+score = functools.partial(RequestScore, metric="likelihood")
+RIGHT = score(efficacy=1.0, paraphrase=None, neighborhood=None, accuracy=1.0, metric="likelihood")
+WRONG = score(efficacy=0.0, paraphrase=None, neighborhood=None, accuracy=0.0, metric="likelihood")
 
 
 def test_only_trusted_nodes_get_through():
     court, bank, other, museum = OFFERED
-    assert sift_origins(OFFERED, ("court",)) == Sifted([court, other], {"untrusted node": 2})
-    assert sift_origins(OFFERED, {"museum", "bank"}) == Sifted(
-        [bank, museum], {"untrusted node": 2}
-    )
-    assert sift_origins(OFFERED, ()) == Sifted([], {"untrusted node": 4})
+    assert sift_origins(OFFERED, ("court",)) == [court, other]
+    assert sift_origins(OFFERED, {"museum", "bank"}) == [bank, museum]
+    assert sift_origins(OFFERED, ()) == []
 
 
 def test_a_name_is_trusted_as_a_whole():
-    assert sift_origins(OFFERED, ("courthouse", "Court", "c")).kept == []
+    assert sift_origins(OFFERED, ("courthouse", "Court", "c")) == []
 
 
 def test_who_names_no_nodes_trusts_all():
-    assert sift_origins(OFFERED, None) == Sifted(OFFERED, {})
-    assert sift_origins(OFFERED, ("court", "bank", "museum")).refused == {}
+    assert sift_origins(OFFERED, None) == OFFERED
+    assert sift_origins(OFFERED, ("court", "bank", "museum")) == OFFERED
 
 
 @pytest.mark.parametrize(
     ("most", "accepted", "kept"), [(3, 0, 3), (3, 1, 2), (3, 3, 0), (3, 5, 0), (0, 0, 0), (9, 0, 4)]
 )
 def test_a_slot_takes_the_most_similar_ones(most, accepted, kept):
-    refused = {"site limit": 4 - kept} if kept < 4 else {}
-    assert sift_surplus(OFFERED, most, accepted) == Sifted(OFFERED[:kept], refused)
+    assert sift_surplus(OFFERED, most, accepted) == OFFERED[:kept]
 
 
 def test_without_a_limit_all_are_taken():
-    assert sift_surplus(OFFERED, None, 1000) == Sifted(OFFERED, {})
+    assert sift_surplus(OFFERED, None, 1000) == OFFERED
 
 
-def test_nothing_offered_is_nothing_refused():
-    assert sift_origins([], ()) == sift_surplus([], 0, 0) == Sifted([], {})
+def test_of_nothing_nothing_is_kept():
+    assert sift_origins([], ()) == sift_surplus([], 0, 0) == []
 
 
 def test_what_a_slot_has_taken():
@@ -72,10 +71,10 @@ def test_what_a_slot_has_taken():
 
 
 def test_a_repeated_message_gets_no_second_allowance():
-    first = sift_surplus(OFFERED, 3, 0).kept
+    first = sift_surplus(OFFERED, 3, 0)
     entries = [LedgerEntry(accepted, 1) for accepted in first]
     rest = [mkv for mkv in OFFERED if mkv.id not in {accepted.id for accepted in first}]
-    assert sift_surplus(rest, 3, accepted_from_others(entries, 1, "hospital")).kept == []
+    assert sift_surplus(rest, 3, accepted_from_others(entries, 1, "hospital")) == []
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,10 @@ def test_what_was_wrong_before_costs_nothing():
 
 
 def test_every_kind_of_prompt_counts():
-    before = RequestScore(efficacy=1.0, paraphrase=1.0, neighborhood=0.9, accuracy=1.0)
-    after = RequestScore(efficacy=1.0, paraphrase=0.5, neighborhood=0.8, accuracy=0.0)
+    before = score(
+        efficacy=1.0, paraphrase=1.0, neighborhood=0.9, accuracy=1.0, metric="likelihood"
+    )
+    after = score(efficacy=1.0, paraphrase=0.5, neighborhood=0.8, accuracy=0.0, metric="likelihood")
     assert check_probes([before], [after], 0.25).loss == pytest.approx(0.6 / 3)
     assert not check_probes([before], [after], 0.2).roll_back
     assert check_probes([before], [after], 0.19).roll_back
