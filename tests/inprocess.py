@@ -108,9 +108,14 @@ def real_node(name: str, file: Path, idle: float = 0) -> dict:
 
 def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:
     """Run a whole federation in this process; returns results and the grid."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
     grid = InProcessGrid(run_config, nodes, **options)
+    return federate_on(grid, run_config), grid
+
+
+def federate_on(grid: InProcessGrid, run_config: dict) -> dict:
+    """Run a whole federation on a grid."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
     context = Context(
         run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
-    return run_federation(grid, context), grid
+    return run_federation(grid, context)

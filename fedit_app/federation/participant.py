@@ -33,6 +33,7 @@ from fedit_app.federation.receiving import Receiver, ReeditOutcome
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
     fact,
+    missed,
     open_requests,
     release_outdated,
     repeat,
@@ -116,13 +117,18 @@ class Participant:
         return Ledger.open(folder, self.workbench.fingerprint)
 
     def lookup_keys(self, slot: int) -> np.ndarray:
-        """(n, d_ff) float32 lookup keys of a slot's requests; none behind the last slot.
+        """(n, d_ff) float32 lookup keys of what is due in a slot; none behind the last slot.
 
         None either of a node that uploads nothing: a key tells of its request, too.
         """
         shared = self.policy.upload and slot <= self.config.num_slots
-        requests = self.slots[slot - 1] if shared else []
+        requests = self._due(slot) if shared else []
         return self.workbench.lookup_keys(requests).float().numpy()
+
+    def _due(self, slot: int) -> list[EditRequest]:
+        """A slot's requests, behind those of earlier slots that the node has missed."""
+        earlier = sum(self.slots[: slot - 1], [])
+        return [*missed(earlier, self.slots[slot - 1], self.ledger()), *self.slots[slot - 1]]
 
     def hello(self, slot: int) -> dict[str, Any]:
         """Who this node is, what its MKVs are to be measured on, and what its ledger has.
@@ -170,8 +176,8 @@ class Participant:
     ) -> EditOutcome:
         """Fulfil the requests of a slot: reuse MKVs where they do, compute the rest.
 
-        A request that the ledger fulfils already is not computed again, so a repeated message
-        gets the same answer.
+        What the node has missed of earlier slots is done as well. A request that the ledger
+        fulfils already is not computed again, so a repeated message gets the same answer.
 
         Args:
             slot: the time slot.
@@ -181,8 +187,12 @@ class Participant:
         """
         owner = CENTRAL if central else self.name
         slots = self._everybodys_slots() if central else self.slots
-        requests, earlier = slots[slot - 1], sum(slots[: slot - 1], [])
         bench, ledger = self.workbench, self.ledger(owner)
+        earlier = sum(slots[: slot - 1], [])
+        late = missed(earlier, slots[slot - 1], ledger)
+        if late:
+            logger.info("node %s, slot %d: %d requests of earlier slots", owner, slot, len(late))
+        requests = [*late, *slots[slot - 1]]
         candidates = sift_origins(candidates, self.policy.trusted_nodes)
         # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
         from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()

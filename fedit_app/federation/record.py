@@ -200,7 +200,7 @@ class RunRecord:
         if slot:
             self._slot(slot)["seconds"][stage] = round(seconds, 3)
         else:
-            self._seconds[stage] = round(seconds, 3)
+            self._seconds[stage] = round(self._seconds[stage] + seconds, 3)
 
     def measured(self, slot: int, node: str, found: dict[str, Metrics | None]) -> None:
         """Note a node's metrics: own and federation; slot 0 for the unedited model."""

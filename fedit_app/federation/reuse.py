@@ -42,6 +42,24 @@ def open_requests(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditR
     return [request for request in requests if request.id not in fulfilled]
 
 
+def missed(
+    earlier: Sequence[EditRequest], requests: Sequence[EditRequest], ledger: Ledger
+) -> list[EditRequest]:
+    """Requests of earlier slots that nothing fulfils, without those that a later one corrects.
+
+    Args:
+        earlier: those of the slots before, in their order.
+        requests: those of the slot.
+        ledger: the node's ledger.
+    """
+    latest = {(r.subject, r.prompt): r.target_new for r in [*earlier, *requests]}
+    return [
+        request
+        for request in open_requests(earlier, ledger)
+        if latest[request.subject, request.prompt] == request.target_new
+    ]
+
+
 def repeat(
     requests: Sequence[EditRequest], earlier: Sequence[EditRequest], ledger: Ledger, slot: int
 ) -> None:

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedit_app.config import RunConfig
 from fedit_app.errors import FedEditError
+from fedit_app.federation.greeting import lookup_of
 from fedit_app.federation.grid import Member, RunGrid
 from fedit_app.federation.protocol import (
     EDIT,
@@ -20,7 +21,6 @@ from fedit_app.federation.protocol import (
     REEDIT,
     arrays_record,
     pack,
-    unpack_arrays,
     unpack_info,
     unpack_mkvs,
 )
@@ -100,6 +100,8 @@ class FedEdit(Strategy):
         self._grid = grid
         self.summary()
         for slot in range(first_slot, self.config.num_slots + 1):
+            if slot > first_slot and grid.newcomers(slot):
+                grid.send_and_receive(evaluation_messages(grid, 0))
             none = ConfigRecord()
             edits = self.configure_train(slot, initial_arrays, none, grid)
             self.aggregate_train(slot, grid.send_and_receive(edits))
@@ -321,13 +323,6 @@ def _check_origin(name: str, slot: int, mkvs: Sequence[MKV], again: Sequence[str
             raise FedEditError(
                 f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
             )
-
-
-def lookup_of(content: RecordDict) -> np.ndarray:
-    """(n, d_ff) lookup keys that came with an answer; none if there are none."""
-    if "keys" not in content.array_records:
-        return np.zeros((0, 0), np.float32)
-    return unpack_arrays(content, "keys")["lookup"]
 
 
 Factory = Callable[[RunConfig, MKVPool, str], Strategy]

@@ -144,7 +144,7 @@ def test_a_node_that_never_answers(run):
 
     assert faults(results) == [("hospital", 1, "edit")]
     assert "no answer within 5 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
-    assert requests(results, "hospital") == [0, 5]
+    assert requests(results, "hospital") == [0, 10]
     assert requests(results, "bank") == [5, 5]
 
 
@@ -279,3 +279,70 @@ def test_a_stock_strategy_goes_on_without_a_node(run):
     assert faults(results) == [("hospital", 1, "edit"), ("hospital", 2, "edit")]
     assert requests(results, "hospital") == [0, 0]
     assert requests(results, "bank") == [5, 5]
+
+
+def test_a_node_that_returns_catches_up_with_what_it_missed(run):
+    hospital = run(crash_at(EDIT, 1))
+
+    assert faults(hospital) == [("hospital", 1, "edit")]
+    assert requests(hospital, "hospital") == [0, 10]
+    assert hospital["nodes"]["hospital"]["own"]["count"] == 10
+    # What the others computed in slot 1 reaches it in slot 2.
+    received = hospital["slots"][1]["nodes"]["hospital"]["received_from"]
+    whole = run(folder="whole")["slots"]
+    of_bank = sum(slot["nodes"]["hospital"]["received_from"]["bank"] for slot in whole)
+    assert received["bank"] == of_bank
+
+
+def crash_at(kind: str, slot: int):
+    matches = at(kind, slot)
+
+    def tamper(node_id, message):
+        if matches(node_id, message):
+            raise RuntimeError("the process is gone")
+
+    return tamper
+
+
+def test_an_answer_to_the_reedit_that_is_lost_is_served_again_and_counts_once(run, answer):
+    dropped = []
+
+    def lose(node_id, message):
+        if at(REEDIT, 1)(node_id, message):
+            dropped.append(message)
+            raise RuntimeError("the answer is lost")
+
+    results = run(lose)
+    offered = [slot["nodes"]["hospital"]["offered"] for slot in results["slots"]]
+    assert len(dropped) == 1 and offered[1] > offered[0] > 0
+    entry = results["slots"][1]["nodes"]["hospital"]
+    assert entry["accepted"] + entry["rejected"] == offered[1]
+
+
+def test_a_node_that_joins_in_slot_2(settings):
+    config = settings(num_slots=3)
+    grid = inprocess.InProcessGrid(config, 4)
+    late, hellos = grid.ids[1], []
+    everybody = grid.get_node_ids
+
+    def tamper(node_id, message):
+        if message.metadata.message_type == HELLO:
+            hellos.append((node_id, json.loads(message.content["info"]["json"])["first_slot"]))
+
+    def present():
+        # The hospital connects once slot 1 is under way.
+        begun = any(EDIT_SLOT_1 in wire for wire in grid.sent)
+        return everybody() if begun else [id_ for id_ in everybody() if id_ != late]
+
+    grid._tamper, grid.get_node_ids = tamper, present
+    results = inprocess.federate_on(grid, config)
+
+    assert results["status"] == "completed" and results["failed_nodes"] == []
+    assert hellos.count((late, 2)) == 1 and len(hellos) == 4
+    assert requests(results, "hospital") == [0, 10, 5]
+    assert results["nodes"]["hospital"]["before"]["own"]["count"] == 15
+    received = results["slots"][1]["nodes"]["hospital"]["received_from"]
+    assert received["bank"] > 5, "what was learnt in slot 1 as well"
+
+
+EDIT_SLOT_1 = b'"slot": 1, "central": false'

@@ -1,0 +1,140 @@
+"""Who takes part: nodes introduce themselves at the start, and newcomers before every slot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, RecordDict
+
+from fedit_app.config import RunConfig
+from fedit_app.editing.workbench import fingerprint_of
+from fedit_app.errors import FedEditError
+from fedit_app.federation.grid import Member, RunGrid
+from fedit_app.federation.protocol import (
+    HELLO,
+    VERSION,
+    code_fingerprint,
+    pack,
+    unpack_arrays,
+    unpack_info,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
+    """Say hello to every node and let those with the commonest fingerprint take part.
+
+    Args:
+        grid: the grid; its members are set.
+        config: the run configuration.
+
+    Returns:
+        The introduction of one member: components, layers, d_model, d_ff.
+
+    Raises:
+        FedEditError: no node can take part.
+    """
+    replies = _greet(grid, _wait_for_nodes(grid, config.slot_timeout), grid.record.first_slot)
+    if not replies:
+        raise FedEditError("no node can take part; see the reasons above")
+    infos = {name: unpack_info(reply.content) for name, reply in replies.items()}
+    fingerprints = {name: fingerprint_of(info["components"]) for name, info in infos.items()}
+    counts = Counter(fingerprints[name] for name in sorted(fingerprints))
+    chosen = counts.most_common(1)[0][0]
+    reference = infos[min(name for name, found in fingerprints.items() if found == chosen)]
+    if config.strategy == "central" and not reference["simulated"]:
+        raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
+    _admit(grid, replies, reference)
+    logger.info("%d nodes take part: %s", len(grid.members), ", ".join(sorted(grid.members)))
+    return reference
+
+
+def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
+    """Let nodes join that were not there before, or did not answer.
+
+    A node that returns under its name and another id takes its old place.
+
+    Args:
+        grid: the grid; newcomers become members.
+        slot: the slot with which they begin.
+        reference: the introduction that all members agree with, see `gather`.
+
+    Returns:
+        Their names.
+    """
+    ids = sorted(set(grid.all_node_ids()) - grid.greeted)
+    if not ids:
+        return []
+    names = _admit(grid, _greet(grid, ids, slot), reference)
+    if names:
+        logger.info("slot %d: joined by %s", slot, ", ".join(names))
+    return names
+
+
+def lookup_of(content: RecordDict) -> np.ndarray:
+    """(n, d_ff) lookup keys that came with an answer; none if there are none."""
+    if "keys" not in content.array_records:
+        return np.zeros((0, 0), np.float32)
+    return unpack_arrays(content, "keys")["lookup"]
+
+
+def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Message]:
+    """The answers of nodes by their names; of several with one name the first by id."""
+    asked = {"version": VERSION, "code": code_fingerprint(), "first_slot": slot}
+    messages = [Message(pack(asked), message_type=HELLO, dst_node_id=id_) for id_ in ids]
+    present = set(grid.all_node_ids())
+    replies: dict[str, Message] = {}
+    for reply in sorted(grid.send_and_receive(messages), key=lambda r: r.metadata.src_node_id):
+        name = unpack_info(reply.content)["node"]
+        taken = name in replies or (name in grid.members and grid.members[name].node_id in present)
+        if taken:
+            grid.record.failed(name, 0, "hello", f"two nodes are named {name!r}; rename one")
+        else:
+            replies[name] = reply
+    return replies
+
+
+def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]) -> list[str]:
+    """Make members of those who agree with the reference."""
+    names = []
+    for name, reply in sorted(replies.items()):
+        info = unpack_info(reply.content)
+        if info["components"] != reference["components"]:
+            grid.record.failed(name, 0, "hello", _difference(info, reference))
+            continue
+        grid.members[name] = Member(
+            name,
+            reply.metadata.src_node_id,
+            lookup_of(reply.content),
+            set(info["wants"]),
+            set(info["holds"]),
+        )
+        names.append(name)
+    return names
+
+
+def _wait_for_nodes(grid: RunGrid, timeout: float) -> list[int]:
+    started = time.monotonic()
+    while not (ids := sorted(grid.all_node_ids())):
+        if time.monotonic() - started > timeout:
+            raise FedEditError(f"no node connected within {timeout:g} s (slot-timeout)")
+        time.sleep(0.5)
+    return ids
+
+
+def _difference(found: dict[str, Any], reference: dict[str, Any]) -> str:
+    parts = [
+        f"{part} {found['components'].get(part)} (the federation has {value})"
+        for part, value in reference["components"].items()
+        if found["components"].get(part) != value
+    ]
+    return (
+        "fingerprint differs in "
+        + ", ".join(parts)
+        + "; use the federation's model, editor settings and seed"
+    )
