@@ -4,9 +4,10 @@ import json
 import math
 import os
 
+import inprocess
 import pytest
 
-from benchmarks import covariance, editors, evaluation, solve, targets, wire
+from benchmarks import covariance, editors, evaluation, lookup, reuse, solve, targets, wire
 from fedit_app.editing.editor import Editor
 from fedit_app.errors import FedEditError
 from fedit_app.files import cache_dir
@@ -178,3 +179,50 @@ def test_wire(figures, tiny_folder, data, monkeypatch):
     assert "wire/unedited/score" in found and "wire/unedited/decodes" not in found
     with pytest.raises(FedEditError, match="--clients: 4 cannot share 3 records"):
         wire.run(["--records", "3", "--clients", "4", "--data", str(data)])
+
+
+def test_lookup(figures, tiny_folder, data):
+    found = figures(lookup.run, "--model", tiny_folder, "--data", data, "--records", 3)
+    first = next(iter(found)).split("/")[1]
+    recalls = [found[f"lookup/{first}/{t}/recall"] for t in (0.98, 0.9, 0.8, 0.7)]
+    assert recalls == sorted(recalls) and 0 <= recalls[0] <= recalls[-1] <= 1
+    kinds = ("one request, two ledgers", "paraphrases", "one prompt, two targets")
+    for kind in kinds:
+        assert -1 <= found[f"lookup/{kind}/shifts/least"] <= found[f"lookup/{kind}/shifts/most"]
+    same = [found[f"lookup/{kinds[0]}/{part}/least"] for part in ("key", "value")]
+    assert same == pytest.approx([1, 1], abs=1e-5), "what others have edited changes neither"
+    assert found[f"lookup/{kinds[2]}/key/least"] == pytest.approx(1, abs=1e-5)
+    assert found[f"lookup/{kinds[2]}/value/most"] < 0.999
+    assert sum(found[key] for key in found if key.endswith("/pairs")) == 3
+
+
+def test_reuse(figures, tiny_folder, data, monkeypatch):
+    def in_process(app, config, nodes, on_line):
+        configs.append(config)
+        inprocess.federate({**config, **small}, nodes)
+        return "finished:completed"
+
+    small = {"contexts": 1, "covariance-weight": 1.0, "value-steps": 3, "covariance-tokens": 400}
+    configs: list[dict] = []
+    monkeypatch.setattr(reuse, "simulate", in_process)
+    found = figures(
+        reuse.run,
+        *("--model", tiny_folder, "--data", data, "--nodes", 1, "--requests", 1),
+        *("--shares", "0"),
+    )
+    assert [config["num-slots"] for config in configs] == [2]
+    assert found["reuse/0/avoidable"] == found["reuse/0/avoided"] == 0
+    assert found["reuse/0/score"] == found["reuse/0/score_without"]
+    many = json.loads(data.read_text()) * 2
+    data.write_text(json.dumps([{**record, "case_id": i} for i, record in enumerate(many)]))
+    found = figures(
+        reuse.run,
+        *("--model", tiny_folder, "--data", data, "--nodes", 3, "--requests", 1),
+        *("--shares", "0.5"),
+    )
+    thresholds = [config.get("reuse-threshold") for config in configs]
+    assert thresholds == [None, None, 0.0], "every share is run with and without reuse"
+    assert found["reuse/0.5/avoidable"] >= 1
+    assert found["reuse/0.5/avoided_share"] <= 1
+    with pytest.raises(FedEditError, match="--shares"):
+        reuse.run(["--shares", "0,2", "--data", str(data)])
