@@ -73,6 +73,22 @@ class NodeSettings:
         at_least=0,
         at_most=65535,
     )
+    worker_idle_seconds: float | None = key(
+        None,
+        "How long the node's resident process, which keeps the model in memory, waits for the next "
+        "message before it ends; 0: there is none, and every message loads the model anew.",
+        kind=float,
+        at_least=0,
+        example=1800.0,
+    )
+    worker_memory_gb: float | None = key(
+        None,
+        "The resident process ends after a message that leaves it with more memory; without this "
+        "line with more than 80 % of the machine's.",
+        kind=float,
+        at_least=0,
+        example=64.0,
+    )
     trusted_entities: str = key(
         "",
         "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities); "
@@ -176,6 +192,11 @@ class NodeFolder:
             "state-dir": str(self.state_dir),
         }
         own = {"name": self.settings.name, "node-file": str(self.folder / NODE_FILE)}
+        worker = {
+            "worker-idle-seconds": self.settings.worker_idle_seconds,
+            "worker-memory-gb": self.settings.worker_memory_gb,
+        }
+        own |= {name: value for name, value in worker.items() if value is not None}
         return own | {name: value for name, value in given.items() if value}
 
 
