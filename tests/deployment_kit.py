@@ -83,11 +83,12 @@ class Deployment:
                 stderr=output,
             )
 
-    def end(self, name: str) -> int:
-        """Ask the server ("server") or a node to end; returns its exit status."""
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        return process.wait(PATIENCE)
+    def end(self, *names: str) -> list[int]:
+        """Ask the server ("server") or nodes to end; returns their exit statuses."""
+        ending = [self.processes.pop(name) for name in names]
+        for process in ending:
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(PATIENCE) for process in ending]
 
     def kill(self, name: str) -> None:
         """Kill the server ("server") or a node with all that it has started, without warning."""

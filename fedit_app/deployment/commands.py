@@ -80,8 +80,10 @@ def _say(text: str) -> int:
 
 
 def _until_ended(run: Any, folder: Any) -> int:
-    """Run until SIGINT or SIGTERM, which is how a server or node is meant to end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run until SIGINT, SIGTERM or the loss of the terminal: so a server or node is to end."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         return run(folder)
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from fedit_app.processes import STOP_SECONDS, environment, start, stop_family
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

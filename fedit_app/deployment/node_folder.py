@@ -67,23 +67,27 @@ class NodeSettings:
         "Spreads a model over several GPUs: auto, balanced, sequential, or a JSON file; empty: all "
         "of it on device.",
     )
-    worker_idle_seconds: float = key(
-        1800.0,
-        "The resident process, which keeps the model between messages, ends after so long without "
-        "one; 0: there is none, the model is loaded for every message.",
-        at_least=0,
-    )
-    worker_memory_gb: float = key(
-        0.0,
-        "It starts anew after a message that leaves it with more memory than so many 10^9 bytes; "
-        "0: 80 % of the machine's.",
-        at_least=0,
-    )
     runtime_port: int = key(
         0,
         "Loopback TCP port between the SuperNode and its processes; 0: a free one at every start.",
         at_least=0,
         at_most=65535,
+    )
+    worker_idle_seconds: float | None = key(
+        None,
+        "How long the node's resident process, which keeps the model in memory, waits for the next "
+        "message before it ends; 0: there is none, and every message loads the model anew.",
+        kind=float,
+        at_least=0,
+        example=1800.0,
+    )
+    worker_memory_gb: float | None = key(
+        None,
+        "The resident process ends after a message that leaves it with more memory; without this "
+        "line with more than 80 % of the machine's.",
+        kind=float,
+        at_least=0,
+        example=64.0,
     )
     trusted_entities: str = key(
         "",
@@ -192,7 +196,8 @@ class NodeFolder:
             "worker-idle-seconds": self.settings.worker_idle_seconds,
             "worker-memory-gb": self.settings.worker_memory_gb,
         }
-        return own | worker | {name: value for name, value in given.items() if value}
+        own |= {name: value for name, value in worker.items() if value is not None}
+        return own | {name: value for name, value in given.items() if value}
 
 
 def init_node(

@@ -18,11 +18,13 @@ def _as_before():
     """The command sets up logging, signals and the umask of its process."""
     logger = logging.getLogger("fedit_app")
     handlers, logger.handlers, level = logger.handlers, [], logger.level
-    handler, umask = signal.getsignal(signal.SIGTERM), os.umask(0o022)
+    handling = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    umask = os.umask(0o022)
     yield
     logger.handlers = handlers
     logger.setLevel(level)
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handling.items():
+        signal.signal(number, handler)
     os.umask(umask)
 
 

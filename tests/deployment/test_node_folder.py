@@ -148,7 +148,9 @@ def test_what_the_app_is_told(node, tiny_folder, tmp_path):
     assert told["device-map"] == str(node.folder / "map.json")
 
     edit(node, 'model = "model"', 'model = "org/name"')
-    assert NodeFolder.open(node.folder).node_config()["model"] == "org/name"
+    edit(node, "# worker-idle-seconds = 1800.0", "worker-idle-seconds = 0")
+    told = NodeFolder.open(node.folder).node_config()
+    assert (told["model"], told["worker-idle-seconds"]) == ("org/name", 0.0)
 
 
 def test_register_shows_what_the_operator_needs(fedit, node):
