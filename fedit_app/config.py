@@ -260,6 +260,11 @@ class RunConfig:
         self._check_data()
         if self.federation and not is_name(self.federation):
             raise FedEditError(f"run config: federation = {self.federation!r} must be {NAME_RULE}")
+        if self.federation == "worker":
+            raise FedEditError(
+                "run config: federation = 'worker' is the folder of a node's resident process "
+                "under state-dir/NODE; choose another name"
+            )
         for key in ("output_dir", "state_dir", "data_path"):
             value = getattr(self, key)
             if key == "data_path" and value.startswith(HUB):

@@ -99,6 +99,11 @@ def test_a_federation_is_a_name(name):
         RunConfig.parse({"federation": name})
 
 
+def test_a_federation_is_not_named_like_the_resident_process_folder():
+    with pytest.raises(FedEditError, match="federation = 'worker' .* choose another name"):
+        RunConfig.parse({"federation": "worker"})
+
+
 # The policy
 
 
