@@ -38,6 +38,10 @@ class Deployment:
         return self
 
     def __exit__(self, *_: object) -> None:
+        run = self.processes.pop("run", None)
+        if run is not None and run.poll() is None:
+            run.kill()
+            run.wait(PATIENCE)
         for name in list(self.processes):
             self.kill(name)
 
@@ -145,6 +149,19 @@ class Deployment:
             timeout=300,
             check=False,
         )
+
+    def start_run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `fedit run` on the server; what it says is the log of "run"."""
+        with self.log_file("run").open("ab") as output:
+            self.processes["run"] = subprocess.Popen(
+                self.run_command(*arguments),
+                cwd=self.folder,
+                env=_environment() | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        return self.processes["run"]
 
     def run_command(self, *arguments: str) -> list[str]:
         """The command line of `fedit run` on the server."""
