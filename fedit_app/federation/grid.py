@@ -39,6 +39,16 @@ _ANSWERS = {
     REEDIT: ("received_from", "rejections", "conflicts"),
     EVALUATE: ("own", "federation"),
 }
+# What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
+_FLOWER_ERRORS = {
+    1: "the node could not load the app; see its log",
+    2: "the app failed on the node; see its log",
+    3: "the message was gone before the node took it",
+    4: "the answer was gone before the server took it",
+    5: "the node is not connected",
+    7: "the node refused the app's files",
+    8: "the app crashed on the node; see its log",
+}
 _STAGES = {HELLO: "hello", EDIT: "edit", TRAIN: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}
 
 
@@ -188,7 +198,8 @@ class RunGrid(Grid):
         """What an answer says, and why it is none."""
         if reply.has_error():
             # Its reason may quote what an exception said; the code is all that is passed on.
-            return None, f"Flower error code {reply.error.code}"
+            meaning = _FLOWER_ERRORS.get(reply.error.code, "see Flower's ErrorCode")
+            return None, f"Flower error code {reply.error.code}: {meaning}"
         self.record.traffic(slot, up=content_bytes(reply.content))
         try:
             info = unpack_info(reply.content)
