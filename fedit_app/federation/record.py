@@ -131,12 +131,13 @@ class RunRecord:
             text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
             temporary.write_text(text, encoding="utf-8")
 
-    def met(self, fingerprint: str, nodes: int) -> None:
+    def met(self, fingerprint: str, nodes: int, simulated: bool) -> None:
         """Note what the federation agreed on, and write down how to repeat the run.
 
         Args:
             fingerprint: of the MKVs.
             nodes: how many nodes said hello or failed to.
+            simulated: whether they are virtual; real ones get new ledgers when a run is repeated.
         """
         if self._model["fingerprint"] not in (None, fingerprint):
             raise FedEditError(
@@ -144,7 +145,8 @@ class RunRecord:
                 f"the nodes now have {fingerprint}; resume it with the same models and settings"
             )
         self._model["fingerprint"], self._connected = fingerprint, nodes
-        command = f"fedit run --config config.toml --nodes {nodes} --output-dir NEW"
+        where = "" if simulated else "--superlink SUPERLINK -c federation= "
+        command = f"fedit run {where}--config config.toml --nodes {nodes} --output-dir NEW"
         self._write_config(f"# Repeat this run: {command}")
         write_results(self.folder / "results.json", self.results("running"))
 
