@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/fedit run --config configs/demo.toml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -137,13 +137,13 @@ def _decodes(
     rounded: Mapping[str, Sequence[Sequence[MKV]]],
 ) -> dict[str, float]:
     """Precision -> share of MKVs that say their own target when patched in."""
-    said = dict.fromkeys(rounded, 0)
+    hits = dict.fromkeys(rounded, 0)
     for client, requests in enumerate(shares):
         for i, request in enumerate(requests):
-            candidates = [uploads[client][i] for uploads in rounded.values()]
-            for name, decoded in zip(rounded, bench.decodes(request, candidates), strict=True):
-                said[name] += decoded
-    return {name: count / sum(map(len, shares)) for name, count in said.items()}
+            pairs = [(request, uploads[client][i]) for uploads in rounded.values()]
+            for name, said in zip(rounded, bench.patched(pairs), strict=True):
+                hits[name] += said.decoded
+    return {name: count / sum(map(len, shares)) for name, count in hits.items()}
 
 
 def _sizes(uploads: Sequence[Sequence[MKV]]) -> dict[str, float]:

@@ -246,9 +246,9 @@ def test_a_partition_that_can_be_made_passes_the_check(config, monkeypatch):
 def test_without_relations_dirichlet_mixes_clusters(config, tmp_path, facts, monkeypatch):
     lines = facts.read_text(encoding="utf-8").replace('"P3"', "null")
     (tmp_path / "some.json").write_text(lines, encoding="utf-8")
-    asked, embed = [], partitioning.embed
+    asked, embed = [], embedding.embed
     monkeypatch.setattr(
-        partitioning,
+        embedding,
         "embed",
         lambda config, texts: asked.append(len(texts)) or embed(config, texts),
     )

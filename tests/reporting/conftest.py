@@ -40,6 +40,10 @@ def slot_node(name, slot, names, *, exchange):
         "conflicts": rejections.get("own target differs", 0),
         "received_from": received,
         "rejections": rejections,
+        "conflict_pairs": [
+            {"held": f"{number:032x}", "gave_way": f"{number + 9:032x}"}
+            for number in range(rejections.get("own target differs", 0))
+        ],
         "own": metrics(round(own, 4), REQUESTS[name]),
         "federation": metrics(round(federation, 4), total),
     }
@@ -50,6 +54,7 @@ def slot_record(number, names, *, exchange, failed=()):
     counts = ("requests", "optimised", "reused", "uploaded", "offered", "accepted", "rejected")
     return {
         "slot": number,
+        "complete": True,
         **{key: sum(node[key] for node in nodes.values()) for key in (*counts, "conflicts")},
         "bytes_up": 412_300 * len(names) if exchange else 0,
         "bytes_down": 1_236_900 * len(names) if exchange else 0,
@@ -63,7 +68,8 @@ def build(nodes, slots, *, strategy="fedit", status="completed", failed=(), own=
     count = sum(REQUESTS.values())
     before = {"own": metrics(0.3312, count), "federation": metrics(0.3285, count)}
     return {
-        "schema": 1,
+        "schema": 2,
+        "connected": len(nodes),
         "status": status,
         "strategy": strategy,
         "editor": "memit",

@@ -69,7 +69,7 @@ def spoil(results, place, value=None):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (["schema"], 2, r"schema is 2, this version of FedEdit reads 1"),
+        (["schema"], 1, r"schema is 1, this version of FedEdit reads 2"),
         (["schema"], None, r"schema is None"),
         (["slots"], None, r"lacks 'slots'"),
         (["slots"], {"1": 2}, r"'slots' is of type dict, expected list"),
