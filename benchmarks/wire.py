@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from benchmarks.harness import counterfact_metrics, main, parser, positive, records, report, table
@@ -25,7 +26,6 @@ from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.federation.protocol import content_bytes, pack
 from fedit_app.mkv import MKV, PRECISIONS, create, to_bytes
-from fedit_app.mkv.similarity import cosines, unit_rows
 from fedit_app.models.loading import load_model
 
 logger = logging.getLogger("fedit_app.benchmarks")
@@ -158,15 +158,11 @@ def _sizes(uploads: Sequence[Sequence[MKV]]) -> dict[str, float]:
 
 
 def _lookup_cosine(rounded: Mapping[str, Sequence[Sequence[MKV]]], precision: str) -> float:
-    pairs = (
-        (mkv, exact)
-        for upload, exacts in zip(rounded[precision], rounded[_EXACT], strict=True)
-        for mkv, exact in zip(upload, exacts, strict=True)
+    keys, exact = (
+        torch.tensor(np.stack([mkv.lookup_key for mkv in sum(rounded[name], [])]).astype(float))
+        for name in (precision, _EXACT)
     )
-    return min(
-        float(cosines(unit_rows(mkv.lookup_key[None]), unit_rows(exact.lookup_key[None]))[0, 0])
-        for mkv, exact in pairs
-    )
+    return float(torch.cosine_similarity(keys, exact).min())
 
 
 def _relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

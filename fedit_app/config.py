@@ -183,7 +183,8 @@ class RunConfig:
     l2: float = _key(0.0, "alphaedit: weight of |Delta|^2; 0: the model's default", at_least=0)
     mkv_precision: str = _key(
         "int8",
-        "numbers to which MKVs are rounded, and in which they travel and are kept",
+        "numbers to which MKVs are rounded when they are made, and in which they travel and are "
+        "kept; int8, one byte an element, was measured to cost no score",
         choices=("int8", "float16", "float32"),
     )
     contexts: int = _key(5, "sampled context prefixes beside the bare prompt", at_least=0)
