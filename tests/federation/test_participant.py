@@ -188,9 +188,9 @@ def test_a_request_that_is_asked_twice_is_computed_once(node, demo_copy):
 
 
 def test_own_requests_win_over_what_was_accepted_before(node):
-    contested = node(2).edit(3, [])  # the museum's slot 3 ...
     bank = node(0)
-    bank.reedit(1, node(2).edit(1, []).new)  # ... and museum-03 says Paris, bank-12 says Geneva
+    bank.reedit(1, node(2).edit(1, []).new)  # museum-03 says Paris, bank-12 says Geneva
+    contested = node(2).edit(3, [])
     before = set(bank.ledger().entries)
     outcome = bank.edit(3, contested.new)
 
