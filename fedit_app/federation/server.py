@@ -70,7 +70,7 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         record.met(fingerprint, len(run_grid.all_node_ids()))
         run_grid.send_and_receive(evaluation_messages(run_grid, 0))
         same_fact = SameFact(same_key=config.reuse_threshold)
-        pool = MKVPool(pool_location(config, context.run_id), same_fact)
+        pool = MKVPool(pool_location(config, context.run_id), same_fact, config.pool_index)
         strategy = factory(config, pool, fingerprint)
         start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
         strategy.start(

@@ -24,7 +24,7 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
-from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig, select
+from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,7 @@ class FedEdit(Strategy):
         signatures = {
             node: np.array([mkv.signature(kind) for mkv in mkvs]) for node, mkvs in own.items()
         }
-        return select(
-            signatures,
-            lambda: self.pool.blocks(kind, self.fingerprint),
-            self.selection,
-            self._held,
-        )
+        return self.pool.select(signatures, self.fingerprint, self.selection, self._held)
 
     def start(self, grid: RunGrid, initial_arrays: ArrayRecord, **_: object) -> Result:
         """Run all slots: edit, re-edit, evaluate.

@@ -96,7 +96,7 @@ def test_blocks_hold_the_unit_signatures(pool, make_mkvs, kind):
     pool.append(mkvs[4:])
     expected = {mkv.id: mkv for mkv in mkvs}
     for block in pool.blocks(kind, FINGERPRINT):
-        assert block.vectors.dtype == np.float32
+        assert block.vectors.dtype == np.float16
         for i, id_ in enumerate(block.ids):
             mkv = expected.pop(id_)
             assert (block.nodes[i], block.slots[i]) == (mkv.node, mkv.slot)
@@ -151,8 +151,9 @@ def test_an_unknown_signature_is_refused(pool):
         list(pool.blocks("keys", FINGERPRINT))
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 1000])
-def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size):
+@pytest.mark.parametrize(("block_size", "bytes_"), [(1, 2**20), (4, 2**20), (1000, 150)])
+def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size, bytes_):
+    monkeypatch.setattr("fedit_app.mkv.blocks._COSINE_BYTES", bytes_)
     monkeypatch.setattr(MKVPool, "blocks", partialmethod(MKVPool.blocks, block_size=block_size))
     mkvs = make_mkvs(20, node="clinic") + make_mkvs(15, seed=1, node="school")
     pool.append(mkvs)
@@ -193,6 +194,8 @@ def test_nearest_refuses_wrong_queries(pool, make_mkvs):
     pool.append(make_mkvs(2))
     with pytest.raises(FedEditError, match=r"\(1, 9\) found"):
         pool.nearest({"n": np.ones((1, 9))}, "v_star", FINGERPRINT, 0.5, 1)
+    with pytest.raises(FedEditError, match=r"\(1, 9\) found"):
+        pool.nearest({"a": np.ones((1, 8)), "b": np.ones((1, 9))}, "v_star", FINGERPRINT, 0.5, 1)
     with pytest.raises(FedEditError, match="limit 0"):
         pool.nearest({"n": np.ones((1, 8))}, "v_star", FINGERPRINT, 0.5, 0)
     assert pool.nearest({"n": np.ones((0, 8))}, "v_star", FINGERPRINT, 0.5, 1) == {"n": []}

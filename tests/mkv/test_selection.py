@@ -92,6 +92,20 @@ def test_neither_order_nor_block_size_changes_the_ranking(tmp_path, mkvs, policy
     assert rankings[0] == rankings[1] == rankings[2]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_node_gets_beside_others_what_it_gets_alone(pool, mkvs, monkeypatch, policy):
+    blocks = partial(pool.blocks, "v_star", FINGERPRINT, block_size=7)
+    sizes = {"clinic": slice(0, 6), "school": slice(6, 8), "court": slice(30, 39)}
+    own = {node: own_signatures(mkvs[part]) for node, part in sizes.items()}
+    held = {"school": {mkv.id for mkv in mkvs[:3]}}
+    chosen = config(policy, threshold=0.3)
+    together = select(own, blocks, chosen, held)
+    monkeypatch.setattr("fedit_app.mkv.blocks._COSINE_BYTES", 500)
+    for node, rows in own.items():
+        assert select({node: rows}, blocks, chosen, held) == {node: together[node]}
+    assert any(together.values()) == (policy != "none")
+
+
 def test_ties_are_ordered_by_id(pool_uri, make_mkvs):
     base, *others = make_mkvs(9)
     twins = [
