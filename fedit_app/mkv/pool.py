@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem
 
 from fedit_app.errors import FedEditError
 from fedit_app.mkv.blocks import MOST_ROWS, Exclusion, SignatureBlock, rows_per_block
@@ -13,12 +16,21 @@ from fedit_app.mkv.facts import SameFact, assign_facts, near_keys
 from fedit_app.mkv.index import INDEXES, SignatureIndex, block_of
 from fedit_app.mkv.nearest import Match, nearest
 from fedit_app.mkv.record import MKV, check_signature
-from fedit_app.mkv.rows import check_schema, check_widths, one_of, quoted, schema_for, to_rows
+from fedit_app.mkv.rows import (
+    COLUMNS,
+    check_schema,
+    check_widths,
+    one_of,
+    quoted,
+    schema_for,
+    to_rows,
+)
 from fedit_app.mkv.selection import Ranked, SelectionConfig, best_of, select
 from fedit_app.mkv.wire import from_bytes
 
 TABLE = "mkvs"
 IDS_PER_QUERY = 1000
+ROWS_WITH_PAYLOAD = 64
 # LanceDB would keep gigabytes of what it has read of an index.
 _CACHE_BYTES = 128 * 2**20
 
@@ -53,13 +65,21 @@ class MKVPool:
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
         )
         self._database = lancedb.connect(uri, session=session)
-        exists = TABLE in self._database.list_tables().tables
-        self._table = self._database.open_table(TABLE) if exists else None
-        if self._table is not None:
+        self._table = None
+        if TABLE in self._database.list_tables().tables:
+            try:
+                self._table = self._database.open_table(TABLE)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise FedEditError(f"pool {uri}: cannot be opened ({error})") from error
             check_schema(self._table.schema, uri)
 
     def __len__(self) -> int:
         return 0 if self._table is None else self._table.count_rows()
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever appended."""
+        return self._table is not None
 
     def append(self, mkvs: Sequence[MKV]) -> list[str]:
         """Adds the MKVs whose id the pool does not hold yet, in one atomic step.
@@ -132,12 +152,64 @@ class MKVPool:
             raise FedEditError(f"pool: no MKV with id {', '.join(missing[:5])}{more}")
         return [from_bytes(found[id_]) for id_ in ids]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
-        """These columns of every MKV, folded ones too, in the order of appending."""
+    def batches(self, columns: Sequence[str], rows: int = MOST_ROWS) -> Iterator[pa.RecordBatch]:
+        """These columns of every MKV, folded ones too, in the order of appending.
+
+        Args:
+            columns: some of `COLUMNS`.
+            rows: how many rows a batch has at most; with `payload`, ask for few.
+        """
         if self._table is not None:
             query = self._table.search().select(list(columns)).limit(len(self))
-            for batch in query.to_batches(MOST_ROWS):
-                yield from batch.to_pylist()
+            yield from query.to_batches(rows)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
+        """The same row by row."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def rewrite(self, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
+        """Writes the pool anew in one atomic step and deletes what it consisted of before.
+
+        An index is gone with it and is built again when it is next needed. No other process may
+        use the pool meanwhile.
+
+        Args:
+            change: some rows with all columns -> what is to stand in their place.
+
+        Raises:
+            FedEditError: something was appended meanwhile; the pool is as it was then.
+        """
+        if self._table is None:
+            return
+        schema, version = self._table.schema, self._table.version
+
+        def changed() -> Iterator[pa.RecordBatch]:
+            yield from map(change, self.batches(COLUMNS, ROWS_WITH_PAYLOAD))
+            self._table.checkout_latest()
+            if self._table.version != version:
+                raise RuntimeError  # the only way to have LanceDB give the new version up
+
+        reader = pa.RecordBatchReader.from_batches(schema, changed())
+        try:
+            self._table = self._database.create_table(TABLE, data=reader, mode="overwrite")
+        except RuntimeError:
+            if self._table.version == version:
+                raise
+            problem = "pool: it was written to meanwhile; end the run that uses it"
+            raise FedEditError(problem) from None
+        with warnings.catch_warnings():  # that readers of older versions would fail
+            warnings.simplefilter("ignore", UserWarning)
+            self._table.optimize(cleanup_older_than=timedelta(0))
+
+    def disk_bytes(self) -> int | None:
+        """What the pool takes up, with index and older versions; None where that is not told."""
+        try:
+            files, path = FileSystem.from_uri(self._database.uri)
+            found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        except (OSError, ValueError):
+            return None
+        return sum(info.size or 0 for info in found)
 
     def blocks(
         self, kind: str, fingerprint: str, block_size: int | None = None
