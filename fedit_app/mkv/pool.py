@@ -25,7 +25,7 @@ from fedit_app.mkv.rows import (
     schema_for,
     to_rows,
 )
-from fedit_app.mkv.selection import Ranked, SelectionConfig, best_of, select
+from fedit_app.mkv.selection import Ranked, SelectionConfig, select
 from fedit_app.mkv.wire import from_bytes
 
 TABLE = "mkvs"
@@ -264,11 +264,11 @@ class MKVPool:
         if limit < 1:
             raise FedEditError(f"pool: limit {limit} found; it has to be at least 1")
         exclusion = Exclusion(exclude_ids or {}, exclude_own)
-        blocks = self.blocks(kind, fingerprint)
-        if self._index != "none" and self._table is not None:
-            index = SignatureIndex(self._table, kind)
-            if index.ready():
-                blocks = index.candidates(queries, fingerprint, limit, exclusion)
+        index = self._index_over(kind)
+        if index is None:
+            blocks = self.blocks(kind, fingerprint)
+        else:
+            blocks = index.candidates(queries, fingerprint, limit, exclusion)
         return nearest(queries, blocks, threshold, limit, exclusion)
 
     def select(
@@ -284,15 +284,23 @@ class MKVPool:
         An index serves `top-k` on signatures as they are; every other policy needs the cosine of
         every MKV, and centred signatures are not those in the index: then all of it is read.
         """
-        if self._index != "none" and config.policy == "top-k" and not config.centred:
-            excluded = (exclude_ids, exclude_own)
-            found = self.nearest(own, config.signature, fingerprint, -np.inf, config.k, *excluded)
-            return {node: best_of(matches, config.k) for node, matches in found.items()}
+        kind, exclusion = config.signature, Exclusion(exclude_ids or {}, exclude_own)
+        suits = config.policy == "top-k" and not config.centred
+        index = self._index_over(kind) if suits else None
 
         def blocks() -> Iterator[SignatureBlock]:
-            return self.blocks(config.signature, fingerprint)
+            if index is None:
+                return self.blocks(kind, fingerprint)
+            return index.candidates(own, fingerprint, config.k, exclusion)
 
         return select(own, blocks, config, exclude_ids, exclude_own)
+
+    def _index_over(self, kind: str) -> SignatureIndex | None:
+        """The index over a signature, if there is to be one and the pool is large enough."""
+        if self._index == "none" or self._table is None:
+            return None
+        index = SignatureIndex(self._table, kind)
+        return index if index.ready() else None
 
     def _facts_of(self, new: Sequence[MKV]) -> dict[str, str]:
         """id -> fact of MKVs that the pool does not hold."""

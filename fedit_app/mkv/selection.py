@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from fedit_app.errors import FedEditError
 from fedit_app.mkv.blocks import Exclusion, SignatureBlock, check_width, stacked
-from fedit_app.mkv.nearest import Match
 from fedit_app.mkv.record import check_signature
 from fedit_app.mkv.similarity import BestFirst, Sieve, cosines, unit_rows
 
@@ -147,15 +145,6 @@ def select(
                 rows = rows[exclusion.allowed(piece, kept[rows], node)]
                 best[node].offer([piece.ids[row] for row in kept[rows]], scores[rows])
     return {node: [Ranked(*found) for found in one.ranking()] for node, one in best.items()}
-
-
-def best_of(matches: Iterable[Iterable[Match]], k: int) -> list[Ranked]:
-    """What `top-k` selects, from the `k` nearest MKVs of every own one."""
-    highest: dict[str, float] = {}
-    for match in chain.from_iterable(matches):
-        highest[match.id] = max(match.cosine, highest.get(match.id, -np.inf))
-    ranking = sorted((-score, id_) for id_, score in highest.items())
-    return [Ranked(id_, -negated) for negated, id_ in ranking[:k]]
 
 
 def _mean(cosine: np.ndarray) -> np.ndarray:
