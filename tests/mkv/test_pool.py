@@ -199,3 +199,23 @@ def test_nearest_refuses_wrong_queries(pool, make_mkvs):
     with pytest.raises(FedEditError, match="limit 0"):
         pool.nearest({"n": np.ones((1, 8))}, "v_star", FINGERPRINT, 0.5, 0)
     assert pool.nearest({"n": np.ones((0, 8))}, "v_star", FINGERPRINT, 0.5, 1) == {"n": []}
+
+
+def test_the_disk_is_told_where_there_is_one(tmp_path, make_mkvs):
+    folder = tmp_path / "with a space & 100%"
+    pool = MKVPool(str(folder))
+    assert pool.disk_bytes() == 0
+    pool.append(make_mkvs(5))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert pool.disk_bytes() == sum(file.stat().st_size for file in files) > 1000
+
+
+def test_storage_that_is_no_folder(make_mkvs):
+    pool, mkvs = MKVPool("memory://"), make_mkvs(6)
+    assert pool.disk_bytes() is None
+    assert len(pool.append(mkvs)) == 6
+    pool.rewrite(lambda batch: batch.slice(1))
+    ids = [mkv.id for mkv in mkvs[1:]]
+    assert [mkv.id for mkv in pool.fetch(ids)] == ids
+    query = {"n": mkvs[0].lookup_key[None]}
+    assert len(pool.nearest(query, "key", FINGERPRINT, -1, 9)["n"][0]) == 5
