@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedit_app.config import ConfigValue, RunConfig, describe_keys
 from fedit_app.deployment.commands import add_commands
@@ -125,11 +126,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.set_defaults(command=_tune)
 
+    _add_pool(commands)
     add_commands(commands)
 
     keys = commands.add_parser("config", help="list every run-config key with its meaning")
     keys.set_defaults(command=_config)
     return parser
+
+
+def _add_pool(commands: Any) -> None:
+    pool = commands.add_parser("pool", help="look at an MKV pool, check it, take MKVs out of it")
+    actions = pool.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text)
+        parser.add_argument("source", metavar="POOL", help="its folder or URI, or a run folder")
+        parser.set_defaults(command=_pool, action=name)
+        return parser
+
+    stats = action("stats", "counts, facts, size and similarities")
+    stats.add_argument("--seed", type=int, default=0, help="of the sample for the similarities")
+    listing = action("list", "the MKVs, a line each")
+    _add_criteria(listing)
+    listing.add_argument(
+        "--limit", type=int, default=50, metavar="N", help="show at most so many (%(default)s)"
+    )
+    action("show", "one MKV").add_argument(
+        "id", metavar="ID", help="its id, or the beginning of it"
+    )
+    action("verify", "read and check all of it; exit status 1 if it is damaged")
+    prune = action("prune", "take MKVs out and free the disk; no run may be using the pool")
+    _add_criteria(prune)
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
+
+
+def _add_criteria(command: argparse.ArgumentParser) -> None:
+    """Options that select MKVs: what meets all that are given; each may be repeated."""
+    for name, kind, metavar, text in (
+        ("node", str, "NAME", "uploaded by this node"),
+        ("slot", int, "N", "of this slot"),
+        ("fingerprint", str, "HASH", "with this fingerprint"),
+        ("id", str, "ID", "this one"),
+    ):
+        command.add_argument(
+            f"--{name}",
+            type=kind,
+            action="append",
+            default=[],
+            dest=f"{name}s",
+            metavar=metavar,
+            help=f"{text}; may be repeated",
+        )
+    command.add_argument(
+        "--before-slot", type=int, default=0, metavar="N", help="of a slot before this one"
+    )
 
 
 def _add_run_config(command: argparse.ArgumentParser) -> None:
@@ -279,6 +329,33 @@ def _tune(options: argparse.Namespace) -> int:
     config = RunConfig.parse(read_run_config(options.config, options.overrides))
     sys.stdout.write(tune(config, options.output, options.data, options.requests))
     return 0
+
+
+def _pool(options: argparse.Namespace) -> int:
+    from fedit_app import pool
+    from fedit_app.mkv.prune import Criteria
+
+    sound = True
+    if options.action in ("list", "prune"):
+        criteria = Criteria(
+            frozenset(options.nodes),
+            frozenset(options.slots),
+            options.before_slot,
+            frozenset(options.fingerprints),
+            frozenset(options.ids),
+        )
+    if options.action == "stats":
+        text = pool.stats(options.source, options.seed)
+    elif options.action == "list":
+        text = pool.listing(options.source, criteria, options.limit)
+    elif options.action == "show":
+        text = pool.show(options.source, options.id)
+    elif options.action == "verify":
+        text, sound = pool.verify(options.source)
+    else:
+        text = pool.pruned(options.source, criteria, options.dry_run)
+    sys.stdout.write(text)
+    return 0 if sound else 1
 
 
 def _config(_: argparse.Namespace) -> int:

@@ -209,6 +209,12 @@ class RunConfig:
         "name per run; empty: state-dir/NODE itself",
     )
     pool_uri: str = _key("", "MKV pool: a folder or s3://...; empty: pool/ in the run folder")
+    pool_index: str = _key(
+        "none",
+        "none (exact) or ivf: in a pool of 100,000 MKVs and more, reuse candidates and selection = "
+        "top-k that is not centred come from an approximate index; majority and all stay exact",
+        choices=("none", "ivf"),
+    )
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _key(
         "auto",

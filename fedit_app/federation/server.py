@@ -67,7 +67,7 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         fingerprint = fingerprint_of(reference["components"])
         record.met(fingerprint, len(run_grid.all_node_ids()), reference["simulated"])
         same = SameFact(same_key=config.same_key_threshold)
-        pool = MKVPool(pool_location(config, context.run_id), same)
+        pool = MKVPool(pool_location(config, context.run_id), same, config.pool_index)
         strategy = factory(config, pool, fingerprint)
         resumed = {}
         if record.first_slot > 1:

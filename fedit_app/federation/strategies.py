@@ -24,7 +24,7 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
-from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig, select
+from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +76,11 @@ class FedEdit(Strategy):
             own: node -> MKVs that fulfil its requests of this slot.
         """
         kind = self.selection.signature
-        return select(
-            {name: np.array([mkv.signature(kind) for mkv in mkvs]) for name, mkvs in own.items()},
-            lambda: self.pool.blocks(kind, self.fingerprint),
-            self.selection,
-            {name: self._grid.members[name].known for name in own},
-            exclude_own=False,
-        )
+        signatures = {
+            name: np.array([mkv.signature(kind) for mkv in mkvs]) for name, mkvs in own.items()
+        }
+        known = {name: self._grid.members[name].known for name in own}
+        return self.pool.select(signatures, self.fingerprint, self.selection, known)
 
     def start(
         self, grid: RunGrid, initial_arrays: ArrayRecord, first_slot: int = 1, **_: object
@@ -153,7 +151,6 @@ class FedEdit(Strategy):
             min(self.config.reuse_threshold, self.config.same_key_threshold),
             _MOST_CANDIDATES,
             {member.name: member.known for member in members},
-            exclude_own=False,
         )
         return {
             node: list(dict.fromkeys(match.id for row in rows for match in row))

@@ -3,9 +3,11 @@
 Knows no Flower, no torch and no model.
 """
 
+from fedit_app.mkv.blocks import SignatureBlock
 from fedit_app.mkv.facts import SameFact, same_fact
+from fedit_app.mkv.nearest import Match
 from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named
-from fedit_app.mkv.pool import Match, MKVPool, SignatureBlock
+from fedit_app.mkv.pool import MKVPool
 from fedit_app.mkv.record import MKV, SIGNATURES, create
 from fedit_app.mkv.selection import POLICIES, Ranked, SelectionConfig, select
 from fedit_app.mkv.wire import decode, encode, from_bytes, to_bytes

@@ -4,16 +4,16 @@ Several nodes may compute an MKV for one fact before they hear of each other. Th
 of them, the canonical one; the others are folded under it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedit_app.errors import FedEditError
+from fedit_app.mkv.blocks import MOST_ROWS, SignatureBlock
+from fedit_app.mkv.nearest import Match, nearest
 from fedit_app.mkv.record import MKV
 from fedit_app.mkv.similarity import cosines, unit_rows
-
-_KEYS_PER_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,17 @@ def same_fact(a: MKV, b: MKV, config: SameFact) -> bool:
 
 
 def near_keys(
-    mkvs: Sequence[MKV], blocks: Iterable[tuple[Sequence[str], np.ndarray]], same_key: float
-) -> list[list[tuple[float, str]]]:
-    """For every MKV the ids of those with about the same lookup key, as (-cosine, id).
-
-    Args:
-        mkvs: of the same widths.
-        blocks: ids with their unit lookup keys `(b, d_ff)`.
-        same_key: the least cosine.
-    """
-    own = lookup_units(mkvs)
-    near: list[list[tuple[float, str]]] = [[] for _ in mkvs]
-    for ids, units in blocks:
-        for start in range(0, len(own), _KEYS_PER_BLOCK):
-            cosine = cosines(own[start : start + _KEYS_PER_BLOCK], units)
-            for i, j in np.argwhere(cosine >= same_key):
-                near[start + i].append((-float(cosine[i, j]), ids[j]))
-    return near
+    mkvs: Sequence[MKV], blocks: Iterable[SignatureBlock], same_key: float
+) -> list[list[Match]]:
+    """For every MKV the candidates with a key cosine of at least `same_key`, the nearest first."""
+    keys = {"": np.stack([mkv.lookup_key for mkv in mkvs])}
+    return nearest(keys, blocks, same_key, None)[""]
 
 
 def assign_facts(
     new: Sequence[MKV],
-    pooled: Sequence[Sequence[tuple[float, str]]],
-    canonical: dict[str, MKV],
+    pooled: Sequence[Sequence[Match]],
+    canonical: Mapping[str, MKV],
     config: SameFact,
 ) -> dict[str, str]:
     """The id of the MKV that stands for the fact of each new MKV.
@@ -95,29 +83,29 @@ def assign_facts(
     """
     known, facts = dict(canonical), {}
     near = {
-        mkv.id: [*in_pool, *in_batch]
+        mkv.id: sorted([*in_pool, *in_batch], key=lambda match: (-match.cosine, match.id))
         for mkv, in_pool, in_batch in zip(
-            new, pooled, near_keys(new, _in_blocks(new), config.same_key), strict=True
+            new, pooled, near_keys(new, _as_blocks(new), config.same_key), strict=True
         )
     }
     for mkv in sorted(new, key=lambda mkv: (mkv.slot, mkv.id)):
-        candidates = (id_ for _, id_ in sorted(near[mkv.id]) if id_ in known)
-        same = (id_ for id_ in candidates if same_fact(mkv, known[id_], config))
+        candidates = (known[match.id] for match in near[mkv.id] if match.id in known)
+        same = (other.id for other in candidates if same_fact(mkv, other, config))
         facts[mkv.id] = next(same, mkv.id)
         if facts[mkv.id] == mkv.id:
             known[mkv.id] = mkv
     return facts
 
 
-def lookup_units(mkvs: Sequence[MKV]) -> np.ndarray:
-    """Their lookup keys as unit rows `(n, d_ff)`."""
-    return unit_rows(np.stack([mkv.lookup_key for mkv in mkvs]))
-
-
-def _in_blocks(mkvs: Sequence[MKV]) -> Iterator[tuple[list[str], np.ndarray]]:
-    for start in range(0, len(mkvs), _KEYS_PER_BLOCK):
-        part = mkvs[start : start + _KEYS_PER_BLOCK]
-        yield [mkv.id for mkv in part], lookup_units(part)
+def _as_blocks(mkvs: Sequence[MKV]) -> Iterator[SignatureBlock]:
+    for start in range(0, len(mkvs), MOST_ROWS):
+        part = mkvs[start : start + MOST_ROWS]
+        yield SignatureBlock(
+            ids=[mkv.id for mkv in part],
+            nodes=[mkv.node for mkv in part],
+            slots=[mkv.slot for mkv in part],
+            vectors=unit_rows(np.stack([mkv.lookup_key for mkv in part])),
+        )
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,56 +1,38 @@
 """The pool: every MKV of a federation, in one LanceDB table on a disk or on object storage."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem
 
 from fedit_app.errors import FedEditError
+from fedit_app.mkv.blocks import MOST_ROWS, SignatureBlock, rows_per_block
 from fedit_app.mkv.facts import SameFact, assign_facts, near_keys
-from fedit_app.mkv.record import MKV, SIGNATURES, check_signature
-from fedit_app.mkv.similarity import BestFirst, cosines, unit_rows
-from fedit_app.mkv.wire import from_bytes, to_bytes
+from fedit_app.mkv.index import INDEXES, SignatureIndex, block_of
+from fedit_app.mkv.nearest import Match, nearest
+from fedit_app.mkv.record import MKV, check_signature
+from fedit_app.mkv.rows import (
+    COLUMNS,
+    check_schema,
+    check_widths,
+    one_of,
+    quoted,
+    schema_for,
+    to_rows,
+)
+from fedit_app.mkv.selection import Ranked, SelectionConfig, select
+from fedit_app.mkv.wire import from_bytes
 
 TABLE = "mkvs"
 IDS_PER_QUERY = 1000
-BLOCK_SIZE = 8192
-# What a row has beside its signatures: `node` computed it, `nodes` uploaded it (the same content
-# may come from several), `fact` is the id of the MKV that stands for the same fact.
-COLUMNS = ("id", "node", "nodes", "slot", "fingerprint", "fact", *SIGNATURES, "payload")
-
-
-@dataclass(frozen=True, eq=False)
-class SignatureBlock:
-    """Some canonical MKVs of the pool as ranking reads them, without their payload.
-
-    Attributes:
-        ids, nodes, slots: `b` entries each.
-        vectors: `(b, d)` float32, one signature a row, of length 1 (rounded to fp16) or zero.
-    """
-
-    ids: list[str]
-    nodes: list[str]
-    slots: list[int]
-    vectors: np.ndarray
-
-    def allowed(
-        self, node: str, exclude_ids: Collection[str], exclude_own: bool = True
-    ) -> np.ndarray:
-        """Which rows `(b,)` take part for a node: not these ids, nor its own if `exclude_own`."""
-        rows = zip(self.ids, self.nodes, strict=True)
-        return np.array(
-            [id_ not in exclude_ids and not (exclude_own and of == node) for id_, of in rows],
-            dtype=bool,
-        )
-
-
-@dataclass(frozen=True)
-class Match:
-    """An MKV of the pool and the cosine of its signature with a query."""
-
-    id: str
-    cosine: float
+ROWS_WITH_PAYLOAD = 64
+# LanceDB would keep gigabytes of what it has read of an index.
+_CACHE_BYTES = 128 * 2**20
 
 
 class MKVPool:
@@ -61,23 +43,43 @@ class MKVPool:
     Args:
         uri: a directory (made if missing) or object storage (`s3://bucket/path`).
         same_fact: when two MKVs stand for the same fact.
+        index: `none` ranks exactly; `ivf` searches large pools with an approximate index (see
+            `index`), which is built when it is first needed.
 
     Raises:
-        FedEditError: the pool was not written by this version of FedEdit.
+        FedEditError: the pool was not written by this version of FedEdit, or `index` is unknown.
     """
 
-    def __init__(self, uri: str, same_fact: SameFact = SameFact()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        uri: str,
+        same_fact: SameFact = SameFact(),  # noqa: B008 (frozen)
+        index: str = "none",
+    ) -> None:
         import lancedb  # takes seconds to import, and only the server holds a pool
 
-        self._same_fact = same_fact
-        self._database = lancedb.connect(uri)
-        exists = TABLE in self._database.list_tables().tables
-        self._table = self._database.open_table(TABLE) if exists else None
-        if self._table is not None:
-            _check_columns(self._table.schema, uri)
+        if index not in INDEXES:
+            raise FedEditError(f"pool index {index!r} found; it has to be one of none, ivf")
+        self._same_fact, self._index = same_fact, index
+        session = lancedb.Session(
+            index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
+        )
+        self._database = lancedb.connect(uri, session=session)
+        self._table = None
+        if TABLE in self._database.list_tables().tables:
+            try:
+                self._table = self._database.open_table(TABLE)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise FedEditError(f"pool {uri}: cannot be opened ({error})") from error
+            check_schema(self._table.schema, uri)
 
     def __len__(self) -> int:
         return 0 if self._table is None else self._table.count_rows()
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever appended."""
+        return self._table is not None
 
     def append(self, mkvs: Sequence[MKV]) -> list[str]:
         """Adds the MKVs whose id the pool does not hold yet, in one atomic step.
@@ -96,9 +98,9 @@ class MKVPool:
         """
         if not mkvs:
             return []
-        schema = _schema(mkvs[0]) if self._table is None else self._table.schema
+        schema = schema_for(mkvs[0]) if self._table is None else self._table.schema
         for mkv in mkvs:
-            _check_widths(mkv, schema)
+            check_widths(mkv, schema)
         uploads: dict[str, list[MKV]] = {}
         for mkv in mkvs:
             uploads.setdefault(mkv.id, []).append(mkv)
@@ -115,7 +117,7 @@ class MKVPool:
         if self._table is None:
             self._table = self._database.create_table(TABLE, schema=schema, exist_ok=True)
         rows = pa.concat_tables(
-            [_to_arrow(new, facts, nodes, schema), self._with_nodes(again, nodes, schema)]
+            [to_rows(new, facts, nodes, schema), self._with_nodes(again, nodes, schema)]
         )
         # Matched are rows that get another author. The condition leaves alone what another process
         # may have added since `known` was read.
@@ -129,7 +131,7 @@ class MKVPool:
     def check(self, mkvs: Sequence[MKV]) -> None:
         """Raises FedEditError if `append` would refuse one of these MKVs."""
         for mkv in mkvs if self._table is not None else ():
-            _check_widths(mkv, self._table.schema)
+            check_widths(mkv, self._table.schema)
 
     def facts(self, ids: Collection[str]) -> dict[str, str]:
         """id -> the id of the MKV that stands for its fact, of those that the pool holds."""
@@ -155,36 +157,87 @@ class MKVPool:
             raise FedEditError(f"pool: no MKV with id {', '.join(missing[:5])}{more}")
         return [from_bytes(found[id_]) for id_ in ids]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
-        """These columns of every MKV, folded ones too, in the order of appending."""
+    def batches(self, columns: Sequence[str], rows: int = MOST_ROWS) -> Iterator[pa.RecordBatch]:
+        """These columns of every MKV, folded ones too, in the order of appending.
+
+        Args:
+            columns: some of `COLUMNS`.
+            rows: how many rows a batch has at most; with `payload`, ask for few.
+        """
         if self._table is not None:
             query = self._table.search().select(list(columns)).limit(len(self))
-            for batch in query.to_batches(BLOCK_SIZE):
-                yield from batch.to_pylist()
+            yield from query.to_batches(rows)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
+        """The same row by row."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def rewrite(self, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
+        """Writes the pool anew in one atomic step and deletes what it consisted of before.
+
+        An index is gone with it and is built again when it is next needed. No other process may
+        use the pool meanwhile.
+
+        Args:
+            change: some rows with all columns -> what is to stand in their place.
+
+        Raises:
+            FedEditError: something was appended meanwhile; the pool is as it was then.
+        """
+        if self._table is None:
+            return
+        schema, version = self._table.schema, self._table.version
+
+        def changed() -> Iterator[pa.RecordBatch]:
+            yield from map(change, self.batches(COLUMNS, ROWS_WITH_PAYLOAD))
+            self._table.checkout_latest()
+            if self._table.version != version:
+                raise RuntimeError  # the only way to have LanceDB give the new version up
+
+        reader = pa.RecordBatchReader.from_batches(schema, changed())
+        try:
+            self._table = self._database.create_table(TABLE, data=reader, mode="overwrite")
+        except RuntimeError:
+            if self._table.version == version:
+                raise
+            problem = "pool: it was written to meanwhile; end the run that uses it"
+            raise FedEditError(problem) from None
+        with warnings.catch_warnings():  # that readers of older versions would fail
+            warnings.simplefilter("ignore", UserWarning)
+            self._table.optimize(cleanup_older_than=timedelta(0))
+
+    def disk_bytes(self) -> int | None:
+        """What the pool takes up, with index and older versions; None where that is not told."""
+        try:
+            files, path = FileSystem.from_uri(self._database.uri)
+            found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        except (OSError, ValueError):
+            return None
+        return sum(info.size or 0 for info in found)
 
     def blocks(
-        self, kind: str, fingerprint: str, block_size: int = BLOCK_SIZE
+        self, kind: str, fingerprint: str, block_size: int | None = None
     ) -> Iterator[SignatureBlock]:
-        """The signatures of all canonical MKVs with this fingerprint, `block_size` rows at most.
+        """The signatures of all canonical MKVs with this fingerprint, a block of rows at a time.
 
-        Only the column of `kind` and the short ones beside it are read, so memory grows with
-        `block_size` and not with the pool. Rows come in the order of appending; rankings do not
-        depend on it (see `similarity`).
+        Only the column of `kind` and the short ones beside it are read, so memory grows with the
+        block and not with the pool. Rows come in the order of appending; rankings do not depend on
+        it (see `similarity`).
+
+        Args:
+            kind: the signature.
+            fingerprint: only MKVs of this fingerprint.
+            block_size: rows; None for what `rows_per_block` says.
         """
         check_signature(kind)
         if not len(self):
             return
-        query = self._table.search().where(f"fingerprint = {_quoted(fingerprint)} AND fact = id")
+        query = self._table.search().where(f"fingerprint = {quoted(fingerprint)} AND fact = id")
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
-        for batch in query.to_batches(block_size):
-            width = batch.schema.field(kind).type.list_size
-            halves = batch[kind].flatten().to_numpy().reshape(-1, width)
-            yield SignatureBlock(
-                ids=batch["id"].to_pylist(),
-                nodes=batch["node"].to_pylist(),
-                slots=batch["slot"].to_pylist(),
-                vectors=halves.astype(np.float32),
-            )
+        width = self._table.schema.field(kind).type.list_size
+        for batch in query.to_batches(block_size or rows_per_block(width)):
+            yield block_of(batch, kind)
 
     def nearest(
         self,
@@ -194,7 +247,6 @@ class MKVPool:
         threshold: float,
         limit: int,
         exclude_ids: Mapping[str, Collection[str]] | None = None,
-        exclude_own: bool = True,
     ) -> dict[str, list[list[Match]]]:
         """For every node and query the most similar canonical MKVs, in one pass over the pool.
 
@@ -205,7 +257,6 @@ class MKVPool:
             threshold: the least cosine, -1 to 1.
             limit: how many matches a query gets at most, >= 1.
             exclude_ids: node -> MKVs that take no part for it, such as those that it holds.
-            exclude_own: whether a node's own MKVs take no part for it.
 
         Returns:
             node -> a list per query, the best first, ties by id.
@@ -215,28 +266,50 @@ class MKVPool:
         """
         if limit < 1:
             raise FedEditError(f"pool: limit {limit} found; it has to be at least 1")
-        best = {node: [BestFirst(limit) for _ in rows] for node, rows in queries.items()}
-        units = {node: unit_rows(rows) for node, rows in queries.items() if len(rows)}
-        for block in self.blocks(kind, fingerprint) if units else ():
-            for node, own in units.items():
-                check_width(own, block)
-                excluded = (exclude_ids or {}).get(node, ())
-                allowed = block.allowed(node, excluded, exclude_own)
-                for query_best, row in zip(best[node], cosines(own, block.vectors), strict=True):
-                    query_best.offer(block.ids, row, allowed & (row >= threshold))
-        return {
-            node: [[Match(id_, cosine) for id_, cosine in one.ranking()] for one in ones]
-            for node, ones in best.items()
-        }
+        index = self._index_over(kind)
+        if index is None:
+            blocks = self.blocks(kind, fingerprint)
+        else:
+            blocks = index.candidates(queries, fingerprint, limit, exclude_ids)
+        return nearest(queries, blocks, threshold, limit, exclude_ids)
+
+    def select(
+        self,
+        own: Mapping[str, np.ndarray],
+        fingerprint: str,
+        config: SelectionConfig,
+        exclude_ids: Mapping[str, Collection[str]] | None = None,
+    ) -> dict[str, list[Ranked]]:
+        """Ranks the pool's canonical MKVs for every node, as `selection.select` does.
+
+        An index serves `top-k` on signatures as they are; every other policy needs the cosine of
+        every MKV, and centred signatures are not those in the index: then all of it is read.
+        """
+        kind = config.signature
+        suits = config.policy == "top-k" and not config.centred
+        index = self._index_over(kind) if suits else None
+
+        def blocks() -> Iterator[SignatureBlock]:
+            if index is None:
+                return self.blocks(kind, fingerprint)
+            return index.candidates(own, fingerprint, config.k, exclude_ids)
+
+        return select(own, blocks, config, exclude_ids)
+
+    def _index_over(self, kind: str) -> SignatureIndex | None:
+        """The index over a signature, if there is to be one and the pool is large enough."""
+        if self._index == "none" or self._table is None:
+            return None
+        index = SignatureIndex(self._table, kind)
+        return index if index.ready() else None
 
     def _facts_of(self, new: Sequence[MKV]) -> dict[str, str]:
         """id -> fact of MKVs that the pool does not hold."""
         facts: dict[str, str] = {}
         for fingerprint in dict.fromkeys(mkv.fingerprint for mkv in new):
             group = [mkv for mkv in new if mkv.fingerprint == fingerprint]
-            blocks = ((block.ids, block.vectors) for block in self.blocks("key", fingerprint))
-            near = near_keys(group, blocks, self._same_fact.same_key)
-            canonical = self.fetch(list({id_ for row in near for _, id_ in row}))
+            near = near_keys(group, self.blocks("key", fingerprint), self._same_fact.same_key)
+            canonical = self.fetch(list({match.id for row in near for match in row}))
             known = {mkv.id: mkv for mkv in canonical}
             facts |= assign_facts(group, near, known, self._same_fact)
         return facts
@@ -252,82 +325,6 @@ class MKVPool:
         """The rows whose column `by` has one of these values, in no particular order."""
         values = list(values) if self._table is not None else []
         for start in range(0, len(values), IDS_PER_QUERY):
-            chunk = ", ".join(map(_quoted, values[start : start + IDS_PER_QUERY]))
-            query = self._table.search().where(f"{by} IN ({chunk})").select(columns)
+            chunk = values[start : start + IDS_PER_QUERY]
+            query = self._table.search().where(one_of(by, chunk)).select(columns)
             yield from query.limit(len(self)).to_arrow().to_pylist()
-
-
-def check_width(own: np.ndarray, block: SignatureBlock) -> None:
-    """Raises FedEditError unless `own` `(m, d)` is as wide as the block's vectors."""
-    if own.ndim != 2 or own.shape[1] != block.vectors.shape[1]:
-        raise FedEditError(
-            f"signatures of shape {own.shape} found; they have to be (m, {block.vectors.shape[1]}) "
-            "to be compared with the pool's"
-        )
-
-
-def _schema(mkv: MKV) -> pa.Schema:
-    """The columns of a pool whose MKVs have the widths of this one."""
-    signatures = [
-        pa.field(kind, pa.list_(pa.float16(), mkv.signature(kind).size)) for kind in SIGNATURES
-    ]
-    return pa.schema(
-        [
-            pa.field("id", pa.string()),
-            pa.field("node", pa.string()),
-            pa.field("nodes", pa.list_(pa.string())),
-            pa.field("slot", pa.int32()),
-            pa.field("fingerprint", pa.string()),
-            pa.field("fact", pa.string()),
-            *signatures,
-            pa.field("payload", pa.binary()),
-        ]
-    )
-
-
-def _check_columns(schema: pa.Schema, uri: str) -> None:
-    missing = [name for name in COLUMNS if name not in schema.names]
-    if missing:
-        raise FedEditError(
-            f"pool {uri}: its table has no column {', '.join(missing)}; it was made by another "
-            "version of FedEdit, so name another pool-uri"
-        )
-
-
-def _check_widths(mkv: MKV, schema: pa.Schema) -> None:
-    for kind in SIGNATURES:
-        width, expected = mkv.signature(kind).size, schema.field(kind).type.list_size
-        if width != expected:
-            raise FedEditError(
-                f"pool: MKV {mkv.id} from node {mkv.node!r} has a {kind} of width {width}, this "
-                f"pool holds width {expected}; use one pool directory for each base model"
-            )
-
-
-def _to_arrow(
-    mkvs: Sequence[MKV],
-    facts: Mapping[str, str],
-    nodes: Mapping[str, list[str]],
-    schema: pa.Schema,
-) -> pa.Table:
-    if not mkvs:
-        return schema.empty_table()
-    columns = {
-        "id": [mkv.id for mkv in mkvs],
-        "node": [mkv.node for mkv in mkvs],
-        "nodes": [nodes[mkv.id] for mkv in mkvs],
-        "slot": [mkv.slot for mkv in mkvs],
-        "fingerprint": [mkv.fingerprint for mkv in mkvs],
-        "fact": [facts[mkv.id] for mkv in mkvs],
-        "payload": [to_bytes(mkv) for mkv in mkvs],
-    }
-    for kind in SIGNATURES:
-        units = unit_rows(np.stack([mkv.signature(kind) for mkv in mkvs]))
-        flat = pa.array(units.reshape(-1))
-        columns[kind] = pa.FixedSizeListArray.from_arrays(flat, units.shape[1])
-    return pa.table(columns, schema=schema)
-
-
-def _quoted(text: str) -> str:
-    """A string literal of the table's filter language."""
-    return "'" + text.replace("'", "''") + "'"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedit_app.errors import FedEditError
-from fedit_app.mkv.pool import SignatureBlock, check_width
+from fedit_app.mkv.blocks import SignatureBlock, check_width, stacked
 from fedit_app.mkv.record import check_signature
-from fedit_app.mkv.similarity import BestFirst, cosines, unit_rows
+from fedit_app.mkv.similarity import BestFirst, Sieve, cosines, unit_rows
 
 Blocks = Callable[[], Iterable[SignatureBlock]]
 
@@ -37,7 +37,8 @@ def nothing(cosine: np.ndarray, threshold: float) -> np.ndarray:
     return np.full(cosine.shape[1], -np.inf)
 
 
-# (cosines (m own, b candidates), threshold) -> scores (b,); -inf: not accepted.
+# (cosines (m own, b candidates), threshold) -> scores (b,); -inf: not accepted. No score may fall
+# when a cosine rises: candidates are left out by upper bounds of their cosines (see `Sieve`).
 POLICIES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "majority": majority,
     "top-k": top_k,
@@ -80,7 +81,7 @@ class SelectionConfig:
             raise FedEditError(f"selection k {self.k} found; it has to be at least 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """A selected MKV and its score, by which the ranking is ordered."""
 
@@ -93,7 +94,6 @@ def select(
     blocks: Blocks,
     config: SelectionConfig,
     exclude_ids: Mapping[str, Collection[str]] | None = None,
-    exclude_own: bool = True,
 ) -> dict[str, list[Ranked]]:
     """Ranks the pool's MKVs for every node, best first, ties by id, in one pass over the pool.
 
@@ -107,7 +107,6 @@ def select(
             `lambda: pool.blocks(config.signature, fingerprint)` does.
         exclude_ids: node -> MKVs that take no part for it, such as those it holds already. What is
             excluded still counts in the pool's mean.
-        exclude_own: whether a node's own MKVs take no part for it.
 
     Returns:
         node -> its ranking.
@@ -115,24 +114,35 @@ def select(
     Raises:
         FedEditError: an `own` is not as wide as the blocks.
     """
-    units = {node: unit_rows(rows) for node, rows in own.items()}
-    mean = _pool_mean(blocks()) if config.centred and any(map(len, units.values())) else None
-    limit = config.k if config.policy == "top-k" else None
-    best = {node: BestFirst(limit) for node in own}
-    for block in blocks():
-        vectors = _centred(block.vectors, mean)
-        for node, rows in units.items():
-            if len(rows):
-                check_width(rows, block)
-                cosine = cosines(_centred(rows, mean), vectors)
-            else:
-                cosine = np.zeros((0, len(block.ids)))
-            scores = POLICIES[config.policy](cosine, config.threshold)
-            allowed = block.allowed(node, (exclude_ids or {}).get(node, ()), exclude_own)
-            best[node].offer(block.ids, scores, allowed & (scores > -np.inf))
-    return {
-        node: [Ranked(id_, score) for id_, score in one.ranking()] for node, one in best.items()
-    }
+    raw, parts = stacked({node: unit_rows(rows) for node, rows in own.items()})
+    mean = _pool_mean(blocks()) if config.centred and len(raw) else None
+    if mean is not None:
+        check_width(raw, len(mean))
+    units = _centred(raw, mean)
+    policy, excluded = POLICIES[config.policy], exclude_ids or {}
+    best = {node: BestFirst(config.k if config.policy == "top-k" else None) for node in own}
+    sieve = Sieve(units)
+
+    def scored(node: str, cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = policy(cosine[parts[node]], config.threshold)
+        return scores, (scores > -np.inf) & (scores >= best[node].floor)
+
+    def matters(upper: np.ndarray) -> np.ndarray:
+        return np.any([scored(node, upper)[1] for node in own], axis=0)
+
+    for block in blocks() if own else ():
+        if len(units):
+            check_width(units, block.vectors.shape[1])
+        for piece in block.pieces(len(units)):
+            vectors = _centred(piece.vectors, mean)
+            kept = sieve.kept(vectors, matters) if len(units) else np.arange(len(vectors))
+            cosine = cosines(units.reshape(-1, vectors.shape[1]), vectors[kept])
+            for node in own:
+                scores, wanted = scored(node, cosine)
+                rows = np.flatnonzero(wanted)
+                rows = rows[piece.others(kept[rows], excluded.get(node, ()))]
+                best[node].offer([piece.ids[row] for row in kept[rows]], scores[rows])
+    return {node: [Ranked(*found) for found in one.ranking()] for node, one in best.items()}
 
 
 def _mean(cosine: np.ndarray) -> np.ndarray:
@@ -147,7 +157,7 @@ def _pool_mean(blocks: Iterable[SignatureBlock]) -> np.ndarray | None:
     """The mean `(d,)` of all signatures, None of none; its sum is exact (see `similarity`)."""
     total, count = 0.0, 0
     for block in blocks:
-        total = total + block.vectors.sum(axis=0, dtype=np.float64)
+        total = total + block.vectors.astype(np.float64).sum(axis=0)
         count += len(block.ids)
     return total / count if count else None
 

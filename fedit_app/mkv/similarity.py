@@ -5,9 +5,13 @@ partial sum of a dot product is then a multiple of 2^-48 below 2, which fp64 hol
 matrix routine, block size or order of rows can change a cosine by even one bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+# |u|^2 of a unit row exceeds 1 by less than 2^-10 (rounding to fp16); the rest is for rounding
+# the sum of squares of a part of it in fp32.
+_LARGEST_SQUARE = 1 + 2**-9
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -23,7 +27,66 @@ def cosines(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
     They differ from the cosines of the unrounded vectors by about 1e-5.
     """
-    return own.astype(np.float64) @ candidates.astype(np.float64).T
+    own, candidates = (rows.astype(np.float64, copy=False) for rows in (own, candidates))
+    return (candidates @ own.T).T  # several times as fast as own @ candidates.T for a small m
+
+
+class Sieve:
+    """Leaves out candidates that provably do not matter, without their exact cosines.
+
+    For unit rows q, u and some columns A, by Cauchy-Schwarz on the other columns,
+
+        q.u <= q_A.u_A + |q_rest| |u_rest|
+
+    The right side is computed in fp32 and the largest error that fp32 can make is added to it. A
+    block of which more than half is kept was not worth it: some blocks after it are then kept
+    whole, more of them each time.
+
+    Args:
+        own: `(m, d)` unit rows.
+        part: A is a `part`-th of the columns, those in which `own` is largest. 1 for mid-range
+            cosines; more is cheaper and shows enough where only cosines near 1 matter.
+    """
+
+    def __init__(self, own: np.ndarray, part: int = 1) -> None:
+        width = own.shape[1]
+        self._own = own.astype(np.float32)
+        self._columns = None
+        if part > 1:
+            squares = self._own.astype(np.float64) ** 2
+            largest = np.argsort(-squares.sum(axis=0), kind="stable")[: -(-width // part)]
+            self._columns = np.sort(largest)
+            rest = np.delete(squares, self._columns, axis=1).sum(axis=1)
+            self._rest = np.sqrt(rest).astype(np.float32)
+            self._own = self._own[:, self._columns]
+        # fp32 sums of d products of such rows are wrong by at most d * 2^-24; twice that.
+        self._error = np.float32(2 * (width + 4) * 2**-24)
+        self._pause = self._skip = 0
+
+    def kept(
+        self, candidates: np.ndarray, matters: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """The row numbers of the candidates that may matter, in rising order.
+
+        Args:
+            candidates: `(b, d)` unit rows.
+            matters: upper bounds of the cosines `(m, b)` -> which candidates `(b,)` matter, true
+                wherever it would be true of the cosines themselves.
+        """
+        if self._skip:
+            self._skip -= 1
+            return np.arange(len(candidates))
+        kept = np.flatnonzero(matters(self._bounds(candidates)))
+        self._pause = 2 * self._pause + 1 if 2 * len(kept) > len(candidates) else 0
+        self._skip = self._pause
+        return kept
+
+    def _bounds(self, candidates: np.ndarray) -> np.ndarray:
+        if self._columns is None:
+            return (candidates.astype(np.float32) @ self._own.T).T + self._error
+        part = candidates[:, self._columns].astype(np.float32)
+        rest = np.sqrt(np.maximum(_LARGEST_SQUARE - np.einsum("bd,bd->b", part, part), 0))
+        return (part @ self._own.T).T + self._rest[:, None] * rest + self._error
 
 
 class BestFirst:
@@ -35,16 +98,33 @@ class BestFirst:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._kept: list[tuple[float, str]] = []  # (-score, id): sorts best first
+        self._ids: list[str] = []
+        self._scores: list[np.ndarray] = []
+        self.floor = -np.inf  # scores below it are not kept
 
-    def offer(self, ids: Sequence[str], scores: np.ndarray, accepted: np.ndarray) -> None:
-        """Adds those of `ids` whose `accepted` `(b,)` is true, with their `scores` `(b,)`."""
-        if self._limit is not None and len(self._kept) == self._limit:
-            accepted = accepted & (scores >= -self._kept[-1][0])
-        self._kept += [(-float(scores[i]), ids[i]) for i in np.flatnonzero(accepted)]
-        if self._limit is not None:
-            self._kept = sorted(self._kept)[: self._limit]
+    def offer(self, ids: Sequence[str], scores: np.ndarray) -> None:
+        """Adds `ids` with their `scores` `(b,)`, float64."""
+        wanted = np.flatnonzero(scores >= self.floor)
+        if not len(wanted):
+            return
+        self._ids += [ids[i] for i in wanted]
+        self._scores.append(scores[wanted])
+        if self._limit is not None and len(self._ids) > self._limit:
+            self._sort()
+            del self._ids[self._limit :]
+            self._scores = [self._scores[0][: self._limit]]
+        if self._limit is not None and len(self._ids) == self._limit:
+            self.floor = min(float(scores.min()) for scores in self._scores)
 
     def ranking(self) -> list[tuple[str, float]]:
         """The kept ids with their scores, best first."""
-        return [(id_, -negated) for negated, id_ in sorted(self._kept)]
+        if not self._ids:
+            return []
+        self._sort()
+        return list(zip(self._ids, self._scores[0].tolist(), strict=True))
+
+    def _sort(self) -> None:
+        scores = np.concatenate(self._scores)
+        order = np.lexsort((np.array(self._ids), -scores))
+        self._ids = [self._ids[i] for i in order]
+        self._scores = [scores[order]]

@@ -91,6 +91,32 @@ def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> str:
+    """Rows under headings, as monospaced text; columns of numbers are right-aligned.
+
+    Args:
+        columns: one heading a column.
+        rows: one cell a column; control characters in text are removed.
+
+    Returns:
+        Lines without a trailing line break.
+    """
+    cells = [[f"{c:,}" if isinstance(c, int) else printable(c) for c in row] for row in rows]
+    widths = [max(map(display_width, column)) for column in zip(columns, *cells, strict=True)]
+    right = [any(isinstance(row[i], int) for row in rows) for i in range(len(columns))]
+    lines = [list(columns), ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(
+            gap + cell if numbers else cell + gap
+            for cell, numbers, gap in (
+                (cell, numbers, " " * (width - display_width(cell)))
+                for cell, numbers, width in zip(line, right, widths, strict=True)
+            )
+        ).rstrip()
+        for line in lines
+    )
+
+
 def _changes(node: dict[str, Any]) -> tuple[str, ...]:
     before = node["before"]
     own = [_change(before["own"], node["own"], part) for part in _PARTS]

@@ -7,10 +7,22 @@ import os
 import inprocess
 import pytest
 
-from benchmarks import covariance, editors, evaluation, lookup, reuse, solve, targets, wire
+from benchmarks import (
+    covariance,
+    editors,
+    evaluation,
+    lookup,
+    pool,
+    pool_worker,
+    reuse,
+    solve,
+    targets,
+    wire,
+)
 from fedit_app.editing.editor import Editor
 from fedit_app.errors import FedEditError
 from fedit_app.files import cache_dir
+from fedit_app.mkv import index
 
 FACTS = [
     ("{} is in", "Reuters", "Basel", "London"),
@@ -226,3 +238,45 @@ def test_reuse(figures, tiny_folder, data, monkeypatch):
     assert found["reuse/0.5/avoided_share"] <= 1
     with pytest.raises(FedEditError, match="--shares"):
         reuse.run(["--shares", "0,2", "--data", str(data)])
+
+
+def test_pool(figures, tmp_path, monkeypatch):
+    steps = []
+
+    def in_this_process(name, **arguments):
+        steps.append(name)
+        return json.loads(json.dumps(pool_worker._STEPS[name](**arguments)))
+
+    monkeypatch.setattr(pool, "_step", in_this_process)
+    monkeypatch.setattr(index, "FEWEST_ROWS", index.FEWEST_ROWS)  # the steps change it
+    sizes = ("--sizes", "200,500", "--widths", 32, "--nodes", 2, "--own", 8, "--index-from", 500)
+    found = figures(pool.run, *sizes, "--folder", tmp_path)
+    smaller, larger = "pool/32/n=200", "pool/32/n=500"
+    for name in (smaller, larger):
+        assert found[f"{name}/append/mkvs_per_second"] > 0
+        assert found[f"{name}/bytes_per_mkv"] > 600
+        for question in ("reuse", "top-20", "top-20, centred", "majority"):
+            assert found[f"{name}/{question}/exact/seconds"] > 0
+            assert found[f"{name}/{question}/exact/peak_mib"] > 50
+    assert found[f"{larger}/reuse/ivf/recall"] == 1
+    assert found[f"{larger}/top-20/ivf/recall"] > 0.8
+    assert not any("ivf" in name for name in found if name.startswith(smaller))
+    assert steps.count("build") == 1 and steps.count("fill") == 2
+    assert not list(tmp_path.glob("fedit-pool-*")), "the pools are deleted"
+
+
+def test_a_pool_step_in_a_process_of_its_own(tmp_path):
+    where = {"folder": str(tmp_path), "width": 32}
+    assert pool._step("fill", **where, start=0, stop=100)["seconds"] > 0
+    asked = {**where, "nodes": 2, "own": 8, "index_from": 1000, "approximate": False}
+    found = pool._step("lookup", **asked)
+    assert [len(ids) for ids in found["ids"]] == [1, 0, 0, 0] * 4, "every fourth fact is there"
+    ranked = pool._step("rank", **asked, policy="top-k", centred=True)
+    assert [len(ids) for ids in ranked["ids"]] == [20, 20]
+    with pytest.raises(FedEditError, match="step rank .* failed"):
+        pool._step("rank", **asked, policy="best", centred=True)
+
+
+def test_pool_asks_for_room_first(tmp_path):
+    with pytest.raises(FedEditError, match="--folder: .* are free, a pool of 99,999,999,999 MKVs"):
+        pool.run(["--sizes", "99999999999", "--folder", str(tmp_path)])

@@ -96,7 +96,7 @@ def test_blocks_hold_the_unit_signatures(pool, make_mkvs, kind):
     pool.append(mkvs[4:])
     expected = {mkv.id: mkv for mkv in mkvs}
     for block in pool.blocks(kind, FINGERPRINT):
-        assert block.vectors.dtype == np.float32
+        assert block.vectors.dtype == np.float16
         for i, id_ in enumerate(block.ids):
             mkv = expected.pop(id_)
             assert (block.nodes[i], block.slots[i]) == (mkv.node, mkv.slot)
@@ -151,8 +151,9 @@ def test_an_unknown_signature_is_refused(pool):
         list(pool.blocks("keys", FINGERPRINT))
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 1000])
-def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size):
+@pytest.mark.parametrize(("block_size", "bytes_"), [(1, 2**20), (4, 2**20), (1000, 150)])
+def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size, bytes_):
+    monkeypatch.setattr("fedit_app.mkv.blocks._COSINE_BYTES", bytes_)
     monkeypatch.setattr(MKVPool, "blocks", partialmethod(MKVPool.blocks, block_size=block_size))
     mkvs = make_mkvs(20, node="clinic") + make_mkvs(15, seed=1, node="school")
     pool.append(mkvs)
@@ -161,13 +162,10 @@ def test_nearest_equals_brute_force(pool, make_mkvs, monkeypatch, block_size):
         node: random.standard_normal((m, 8)) * 7 + 3 for node, m in (("school", 4), ("x", 2))
     }
     held = {"x": {mkv.id for mkv in mkvs[5:25]}}
-    for threshold, limit, own_too in ((-1, 50, True), (0.6, 3, False), (0.5, 4, True)):
-        found = pool.nearest(
-            queries, "v_star", FINGERPRINT, threshold, limit, held, exclude_own=not own_too
-        )
+    for threshold, limit in ((-1, 50), (0.6, 3), (0.5, 4)):
+        found = pool.nearest(queries, "v_star", FINGERPRINT, threshold, limit, held)
         for node, rows in queries.items():
-            used = [mkv for mkv in mkvs if own_too or mkv.node != node]
-            used = [mkv for mkv in used if mkv.id not in held.get(node, ())]
+            used = [mkv for mkv in mkvs if mkv.id not in held.get(node, ())]
             units = unit_rows(np.stack([mkv.v_star for mkv in used]))
             expected = []
             for row in cosines(unit_rows(rows), units):
@@ -193,6 +191,28 @@ def test_nearest_refuses_wrong_queries(pool, make_mkvs):
     pool.append(make_mkvs(2))
     with pytest.raises(FedEditError, match=r"\(1, 9\) found"):
         pool.nearest({"n": np.ones((1, 9))}, "v_star", FINGERPRINT, 0.5, 1)
+    with pytest.raises(FedEditError, match=r"\(1, 9\) found"):
+        pool.nearest({"a": np.ones((1, 8)), "b": np.ones((1, 9))}, "v_star", FINGERPRINT, 0.5, 1)
     with pytest.raises(FedEditError, match="limit 0"):
         pool.nearest({"n": np.ones((1, 8))}, "v_star", FINGERPRINT, 0.5, 0)
     assert pool.nearest({"n": np.ones((0, 8))}, "v_star", FINGERPRINT, 0.5, 1) == {"n": []}
+
+
+def test_the_disk_is_told_where_there_is_one(tmp_path, make_mkvs):
+    folder = tmp_path / "with a space & 100%"
+    pool = MKVPool(str(folder))
+    assert pool.disk_bytes() == 0
+    pool.append(make_mkvs(5))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert pool.disk_bytes() == sum(file.stat().st_size for file in files) > 1000
+
+
+def test_storage_that_is_no_folder(make_mkvs):
+    pool, mkvs = MKVPool("memory://"), make_mkvs(6)
+    assert pool.disk_bytes() is None
+    assert len(pool.append(mkvs)) == 6
+    pool.rewrite(lambda batch: batch.slice(1))
+    ids = [mkv.id for mkv in mkvs[1:]]
+    assert [mkv.id for mkv in pool.fetch(ids)] == ids
+    query = {"n": mkvs[0].lookup_key[None]}
+    assert len(pool.nearest(query, "key", FINGERPRINT, -1, 9)["n"][0]) == 5

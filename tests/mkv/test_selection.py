@@ -66,7 +66,8 @@ def test_policies_equal_brute_force(pool, mkvs, policy, signature, centred):
     chosen = config(policy, signature, centred, threshold=0.0 if centred else 0.3)
     own = own_signatures(mkvs[:6], signature)
     blocks = partial(pool.blocks, signature, FINGERPRINT, block_size=7)
-    ranked = select({"clinic": own}, blocks, chosen)["clinic"]
+    held = {"clinic": {mkv.id for mkv in mkvs[:6]}}
+    ranked = select({"clinic": own}, blocks, chosen, held)["clinic"]
     expected = brute_force(own, mkvs[6:], chosen, mkvs)
     assert {one.id for one in ranked} == expected.keys()
     np.testing.assert_allclose(
@@ -90,6 +91,20 @@ def test_neither_order_nor_block_size_changes_the_ranking(tmp_path, mkvs, policy
         rankings.append(select({"x": own, "clinic": own[:3]}, blocks, chosen))
     assert all(rankings[0].values())
     assert rankings[0] == rankings[1] == rankings[2]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_node_gets_beside_others_what_it_gets_alone(pool, mkvs, monkeypatch, policy):
+    blocks = partial(pool.blocks, "v_star", FINGERPRINT, block_size=7)
+    sizes = {"clinic": slice(0, 6), "school": slice(6, 8), "court": slice(30, 39)}
+    own = {node: own_signatures(mkvs[part]) for node, part in sizes.items()}
+    held = {"school": {mkv.id for mkv in mkvs[:3]}}
+    chosen = config(policy, threshold=0.3)
+    together = select(own, blocks, chosen, held)
+    monkeypatch.setattr("fedit_app.mkv.blocks._COSINE_BYTES", 500)
+    for node, rows in own.items():
+        assert select({node: rows}, blocks, chosen, held) == {node: together[node]}
+    assert any(together.values()) == (policy != "none")
 
 
 def test_ties_are_ordered_by_id(pool_uri, make_mkvs):
@@ -120,10 +135,8 @@ def test_what_is_excluded_is_left_out(pool, mkvs):
     some = {mkv.id for mkv in mkvs[8:12]}
     owns = {"clinic": own, "school": own}
     ranked = select(owns, blocks, config("all"), {"clinic": some})
-    assert {one.id for one in ranked["clinic"]} == {mkv.id for mkv in mkvs[6:]} - some
-    assert {one.id for one in ranked["school"]} == {m.id for m in mkvs if m.node != "school"}
-    ranked = select(owns, blocks, config("all"), {"clinic": some}, exclude_own=False)
     assert {one.id for one in ranked["clinic"]} == {mkv.id for mkv in mkvs} - some
+    assert {one.id for one in ranked["school"]} == {mkv.id for mkv in mkvs}
 
 
 @pytest.mark.parametrize("centred", [False, True])
