@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fedit_app.errors import FedEditError
+
+# What a disk says that takes nothing more.
+_TAKES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
@@ -22,16 +26,27 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary file to write to, in the same folder.
+
+    Raises:
+        FedEditError: the disk is full or read-only; what was there before is left as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in _TAKES_NOTHING:
+            raise
+        raise FedEditError(
+            f"{path}: cannot be written ({error.strerror}); free some space, or make the disk "
+            "writable"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this as well, and holds no such file
+            temporary.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -55,9 +55,10 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
 
 
 def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
-    """Let nodes join that were not there before, or did not answer.
+    """Let nodes join that were not there before, or could not take part.
 
-    A node that returns under its name and another id takes its old place.
+    Whatever kept a node out may have been mended meanwhile. A node that returns under its name and
+    another id takes its old place.
 
     Args:
         grid: the grid; newcomers become members.
@@ -67,7 +68,8 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     Returns:
         Their names.
     """
-    ids = sorted(set(grid.all_node_ids()) - grid.greeted)
+    members = {member.node_id for member in grid.members.values()}
+    ids = sorted(set(grid.all_node_ids()) - members)
     if not ids:
         return []
     names = _admit(grid, _greet(grid, ids, slot), reference)

@@ -91,7 +91,6 @@ class RunGrid(Grid):
 
     Attributes:
         members: name -> node that takes part.
-        greeted: Flower's ids of the nodes that have answered a hello, whatever they said.
         newcomers: lets nodes join in a slot, and returns their names.
     """
 
@@ -101,7 +100,6 @@ class RunGrid(Grid):
         self._grid, self._timeout, self._evaluated = grid, timeout, evaluated
         self.record = record
         self.members: dict[str, Member] = {}
-        self.greeted: set[int] = set()
         self.newcomers: Callable[[int], list[str]] = lambda slot: []
 
     def name_of(self, reply: Message) -> str:
@@ -176,8 +174,6 @@ class RunGrid(Grid):
             for reply in self._grid.pull_messages(list(waiting)):
                 name = waiting.pop(reply.metadata.reply_to_message_id)
                 info, failure = self._read(slot, reply)
-                if stage == "hello" and info is not None:
-                    self.greeted.add(reply.metadata.src_node_id)
                 name = (info or {}).get("node") or name
                 if failure:
                     self.record.failed(name, slot, stage, failure)

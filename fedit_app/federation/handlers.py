@@ -67,6 +67,7 @@ def answer(call: Call, content: RecordDict) -> Answer:
         config = RunConfig.parse(call.run_config)
         participant = Participant(config, call.node_config, call.run_id)
         name = participant.name
+        logger.info("node %s%s: %s begins", name, _slot(content), stage)
         found = Answer(HANDLERS[call.message_type](content, participant))
     except FedEditError as error:
         logger.error("node %s: %s failed: %s", name, stage, error)

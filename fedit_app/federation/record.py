@@ -155,7 +155,7 @@ class RunRecord:
         return [name for name in names if name not in self._before]
 
     def failed(self, node: str, slot: int, stage: str, reason: str) -> None:
-        """Note that a node did not do its part.
+        """Note that a node did not do its part; once, if it says the same of the same again.
 
         Args:
             node: its name, or what is known of it.
@@ -164,7 +164,9 @@ class RunRecord:
             reason: why, in one line.
         """
         reason = " ".join(reason.split())
-        self._failures.append({"node": node, "slot": slot, "stage": stage, "reason": reason})
+        failure = {"node": node, "slot": slot, "stage": stage, "reason": reason}
+        if failure not in self._failures:
+            self._failures.append(failure)
         logger.error("slot %d %s: node %s is missing: %s", slot, stage, node, reason)
 
     def count(self, slot: int, node: str, **counts: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import (
     covariance,
+    deployment,
     editors,
     evaluation,
     lookup,
@@ -280,3 +281,26 @@ def test_a_pool_step_in_a_process_of_its_own(tmp_path):
 def test_pool_asks_for_room_first(tmp_path):
     with pytest.raises(FedEditError, match="--folder: .* are free, a pool of 99,999,999,999 MKVs"):
         pool.run(["--sizes", "99999999999", "--folder", str(tmp_path)])
+
+
+def test_deployment():
+    """The figures' arithmetic; that the processes work is for the integration tests."""
+    slot = {"bytes_up": 2048, "bytes_down": 4096}
+    results = {
+        "seconds": {"hello": 7.0},
+        "slots": [
+            {**slot, "seconds": {"edit": 9.0, "reedit": 2.0, "evaluate": 0.0}},
+            {**slot, "seconds": {"edit": 4.0, "reedit": 1.0, "evaluate": 1.0}},
+            {**slot, "seconds": {"edit": 6.0, "reedit": 1.0, "evaluate": 0.0}},
+        ],
+    }
+    assert deployment._of_slots(results, nodes=2) == {
+        "hello_seconds": 7.0,
+        "first_slot_seconds": 11.0,
+        "later_slot_seconds": 6.5,
+        "edit_seconds": 5.0,
+        "reedit_seconds": 1.0,
+        "evaluate_seconds": 1.0,
+        "kib_up": 1.0,
+        "kib_down": 2.0,
+    }

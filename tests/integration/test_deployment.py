@@ -8,8 +8,8 @@ import psutil
 import pytest
 import tiny
 import tomli_w
-from deployment_kit import Deployment
 
+from benchmarks.loopback import Deployment
 from fedit_app.cli import main
 from fedit_app.deployment.registry import register_node, unregister_node
 from fedit_app.deployment.server_folder import init_server

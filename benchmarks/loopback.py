@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 from fedit_app.deployment.node_folder import NodeFolder, init_node
 from fedit_app.deployment.registry import ONLINE, RegisteredNode, register_node, registered_nodes
@@ -71,15 +73,20 @@ class Deployment:
         self._start("server", "server", self.server.folder)
         self.wait(lambda: "server ready" in self.log("server"), "the server is not ready")
 
-    def start_nodes(self, *names: str) -> None:
-        """Start nodes; see `wait_online`."""
-        for name in names:
-            self._start(name, "node", self.nodes[name].folder)
+    def start_nodes(self, *names: str, within: Sequence[str] = ()) -> None:
+        """Start nodes; see `wait_online`.
 
-    def _start(self, name: str, side: str, folder: Path) -> None:
+        Args:
+            names: of the nodes.
+            within: a command that starts another one, given behind it, in its own process.
+        """
+        for name in names:
+            self._start(name, "node", self.nodes[name].folder, within)
+
+    def _start(self, name: str, side: str, folder: Path, within: Sequence[str] = ()) -> None:
         with self.log_file(name).open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)],
+                [*within, sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)],
                 cwd=self.folder,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
@@ -96,11 +103,15 @@ class Deployment:
 
     def kill(self, name: str) -> None:
         """Kill the server ("server") or a node with all that it has started, without warning."""
-        process = self.processes.pop(name)
-        for member in family(self.home(name), process.pid):
+        members, process = self.members(name), self.processes.pop(name)
+        for member in members:
             member.kill()
         process.wait(PATIENCE)
         stop_family(self.home(name))
+
+    def members(self, name: str) -> list[psutil.Process]:
+        """The processes of the server ("server") or a node that runs."""
+        return family(self.home(name), self.processes[name].pid)
 
     def home(self, name: str) -> Path:
         """Working directory of the Flower process of the server or a node."""
@@ -125,17 +136,19 @@ class Deployment:
         except FedEditError:
             return set()
 
-    def wait_online(self, *names: str) -> None:
+    def wait_online(self, *names: str, patience: float = PATIENCE) -> None:
         """Wait until nodes are connected."""
-        self.wait(lambda: set(names) <= self.online(), f"{names} are not online")
+        self.wait(lambda: set(names) <= self.online(), f"{names} are not online", patience)
 
-    def wait(self, condition: Callable[[], bool], otherwise: str) -> None:
+    def wait(
+        self, condition: Callable[[], bool], otherwise: str, patience: float = PATIENCE
+    ) -> None:
         """Wait until a condition holds; fails with all logs if it does not."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while not condition():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"--- {n}\n{self.log(n)[-3000:]}" for n in self.processes)
-                raise AssertionError(f"{otherwise} after {PATIENCE} s\n{logs}")
+                raise AssertionError(f"{otherwise} after {patience} s\n{logs}")
             time.sleep(0.2)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -165,7 +178,8 @@ class Deployment:
 
     def run_command(self, *arguments: str) -> list[str]:
         """The command line of `fedit run` on the server."""
-        command = [sys.executable, "-m", "fedit_app.cli", "run", "--app", str(ROOT)]
+        command = [sys.executable, "-m", "fedit_app.cli", "run"]
+        command += [] if "--app" in arguments else ["--app", str(ROOT)]
         return [*command, "--superlink", str(self.server.folder), *arguments]
 
 

@@ -1,0 +1,274 @@
+"""Real nodes over TLS on this machine: seconds and bytes of a slot, start-up, the load of many.
+
+First three nodes with the demo's requests run twice, with their resident processes and without
+(`worker-idle-seconds = 0`, a model load for every message). Then many nodes with a tiny random
+model run many slots against one server; memory is the proportional set size of the processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import fedit_app.data
+from benchmarks.harness import MIB, main, parser, positive, report, table
+from benchmarks.loopback import Deployment
+from fedit_app.errors import FedEditError
+from fedit_app.models.loading import resolve_model
+from fedit_app.reporting import load_results
+
+logger = logging.getLogger("fedit_app.benchmarks")
+
+_DEMO = Path(fedit_app.data.__file__).parent / "demo"
+_NODES = ("bank", "hospital", "museum")
+_STAGES = ("edit", "reedit", "evaluate")
+_SECONDS_BETWEEN_SAMPLES = 10
+# A model of the embedded one's family that computes next to nothing.
+_TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+}
+_TINY_RUN = {
+    "layers": "1-2",
+    "contexts": 1,
+    "value-steps": 2,
+    "covariance-tokens": 1000,
+    "covariance-weight": 1.0,
+    "requests-per-slot": 1,
+}
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the federations and print a table for each.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Raises:
+        FedEditError: a run failed.
+    """
+    options = parser(__doc__, data=False)
+    options.add_argument("--slots", type=positive, default=3, help="of three nodes (%(default)s)")
+    options.add_argument("--requests", type=positive, default=2, help="per node and slot")
+    options.add_argument("--load-nodes", type=positive, default=50, help="(%(default)s)")
+    options.add_argument("--load-slots", type=positive, default=10, help="(%(default)s)")
+    options.add_argument("--part", choices=["all", "warm", "load"], default="all")
+    options = options.parse_args(arguments)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="fedit-deployment-") as name:
+        if options.part != "load":
+            figures |= _warm_and_cold(options, Path(name))
+        if options.part != "warm":
+            figures |= _load(options, Path(name, "load"))
+    report(options, figures)
+
+
+def _warm_and_cold(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    model = resolve_model(options.model)  # once, not by three nodes at the same time
+    config = {"num-slots": options.slots, "requests-per-slot": options.requests}
+    figures: dict[str, float] = {}
+    for way, idle in (("resident", None), ("without", 0.0)):
+        data = {name: _DEMO / f"{name}.jsonl" for name in _NODES}
+        with Deployment(folder / way) as deployment:
+            figures |= {
+                f"deployment/{way}/{name}": value
+                for name, value in _started(deployment, data, model, idle).items()
+            }
+            results = _finished(deployment, config, len(data))
+        figures |= {f"deployment/{way}/{k}": v for k, v in _of_slots(results, len(data)).items()}
+    columns = {
+        "server starts s": "server_start_seconds",
+        "node starts s": "node_start_seconds",
+        "hello s": "hello_seconds",
+        "first slot s": "first_slot_seconds",
+        "later slot s": "later_slot_seconds",
+        **{f"{stage} s": f"{stage}_seconds" for stage in _STAGES},
+        "KiB up": "kib_up",
+        "KiB down": "kib_down",
+    }
+    rows = [
+        [way, *(figures[f"deployment/{way}/{part}"] for part in columns.values())]
+        for way in ("resident", "without")
+    ]
+    print(table(["processes", *columns], rows))
+    print("Stages are of later slots; KiB are an average per node and slot.\n")
+    return figures
+
+
+def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    folder.mkdir()
+    model, count = _tiny_model(options.model, folder / "model"), options.load_nodes
+    names = [f"node-{number + 1:02}" for number in range(count)]
+    data = {name: _requests(folder, name, options.load_slots) for name in names}
+    config = {
+        **_TINY_RUN,
+        "num-slots": options.load_slots,
+        "evaluate-every": options.load_slots,
+    }
+    with Deployment(folder / "federation") as deployment:
+        started = _started(deployment, data, model, None)
+        with _Memory(deployment, names) as memory:
+            results = _finished(deployment, config, count)
+    failed = len(results["failed_nodes"])
+    figures = {
+        "node_start_seconds": started["node_start_seconds"],
+        "failures": failed,
+        **{k: v for k, v in _of_slots(results, count).items() if v is not None},
+        **memory.figures(),
+    }
+    rows = [[name, value] for name, value in figures.items()]
+    print(table([f"{count} nodes, {options.load_slots} slots", "figure"], rows))
+    print(table(*memory.over_time()))
+    if failed:
+        raise FedEditError(f"{failed} times a node was missing: {results['failed_nodes'][:3]}")
+    return {f"deployment/load/{name}": value for name, value in figures.items()}
+
+
+def _started(
+    deployment: Deployment, data: dict[str, Path], model: Path, idle: float | None
+) -> dict[str, float]:
+    """Start the server and all nodes; how long both took."""
+    started = time.perf_counter()
+    deployment.start_server()
+    server = time.perf_counter() - started
+    for name, file in data.items():
+        node = deployment.add_node(name, file, model)
+        if idle is not None:
+            settings = node.folder / "node.toml"
+            text = settings.read_text(encoding="utf-8")
+            text = re.sub(
+                r"(?m)^# worker-idle-seconds = .*$", f"worker-idle-seconds = {idle}", text
+            )
+            settings.write_text(text, encoding="utf-8")
+    deployment.register(*data)
+    started = time.perf_counter()
+    deployment.start_nodes(*data)
+    deployment.wait_online(*data, patience=60 + 20 * len(data))
+    nodes = time.perf_counter() - started
+    return {"server_start_seconds": server, "node_start_seconds": nodes}
+
+
+def _finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> dict[str, Any]:
+    """The results of a run from its start to its end."""
+    preset = deployment.folder / "run.toml"
+    preset.write_text(tomli_w.dumps(config), encoding="utf-8")
+    process = deployment.start_run("--config", str(preset), "--nodes", str(nodes))
+    if process.wait():
+        raise FedEditError(f"the run failed:\n{deployment.log('run')[-3000:]}")
+    (folder,) = deployment.server.path("runs").iterdir()
+    return load_results(folder / "results.json")
+
+
+def _of_slots(results: dict[str, Any], nodes: int) -> dict[str, float]:
+    slots = results["slots"]
+    later = slots[1:] or slots
+    totals = [sum(slot["seconds"].values()) for slot in slots]
+    figures = {
+        "hello_seconds": results["seconds"]["hello"],
+        "first_slot_seconds": totals[0],
+        "later_slot_seconds": statistics.fmean(totals[1:] or totals),
+    }
+    for stage in _STAGES:
+        taken = [slot["seconds"][stage] for slot in later if slot["seconds"][stage]]
+        figures[f"{stage}_seconds"] = statistics.fmean(taken) if taken else 0.0
+    for way in ("up", "down"):
+        total = sum(slot[f"bytes_{way}"] for slot in slots)
+        figures[f"kib_{way}"] = total / 1024 / nodes / len(slots)
+    return figures
+
+
+def _tiny_model(tokenizer_of: str, folder: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_of))
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **_TINY)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _requests(folder: Path, name: str, count: int) -> Path:
+    lines = [
+        json.dumps(
+            {"prompt": "{} was born in", "subject": f"Person {i} of {name}", "target_new": "Basel"}
+        )
+        for i in range(count)
+    ]
+    file = folder / f"{name}.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+class _Memory:
+    """Samples the memory of the server's and the nodes' processes while the block runs."""
+
+    def __init__(self, deployment: Deployment, names: Sequence[str]) -> None:
+        self._deployment, self._names = deployment, names
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._samples: list[tuple[float, float, float]] = []
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> _Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def figures(self) -> dict[str, float]:
+        """MiB at the end of the first third, when all is loaded, and at the end."""
+        early, late = self._samples[len(self._samples) // 3], self._samples[-1]
+        return {
+            "server_mib_early": early[1],
+            "server_mib_late": late[1],
+            "node_mib_early": early[2],
+            "node_mib_late": late[2],
+            "machine_mib_peak": max(
+                server + n * len(self._names) for _, server, n in self._samples
+            ),
+        }
+
+    def over_time(self) -> tuple[list[str], list[list[float]]]:
+        """Some ten samples: columns and rows."""
+        step = max(1, len(self._samples) // 10)
+        return ["seconds", "server MiB", "MiB a node"], [list(s) for s in self._samples[::step]]
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
+            now = time.perf_counter() - self._started
+            server = self._deployment.members("server")
+            nodes = [p for name in self._names for p in self._deployment.members(name)]
+            self._samples.append((now, _mib(server), _mib(nodes) / len(self._names)))
+
+
+def _mib(processes: Sequence[psutil.Process]) -> float:
+    total = 0
+    for process in processes:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total / MIB
+
+
+if __name__ == "__main__":
+    main(run)
