@@ -89,16 +89,27 @@ def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Message]:
     """The answers of nodes by their names; of several with one name the first by id."""
     asked = {"version": VERSION, "code": code_fingerprint(), "first_slot": slot}
     messages = [Message(pack(asked), message_type=HELLO, dst_node_id=id_) for id_ in ids]
-    present = set(grid.all_node_ids())
+    present, registered = set(grid.all_node_ids()), grid.registered_names()
     replies: dict[str, Message] = {}
     for reply in sorted(grid.send_and_receive(messages), key=lambda r: r.metadata.src_node_id):
-        name = unpack_info(reply.content)["node"]
+        info = unpack_info(reply.content)
+        name, known = info["node"], registered.get(reply.metadata.src_node_id)
+        if known and known != name and not info["simulated"]:
+            grid.record.failed(known, 0, "hello", _misnamed(name, known))
+            continue
         taken = name in replies or (name in grid.members and grid.members[name].node_id in present)
         if taken:
             grid.record.failed(name, 0, "hello", f"two nodes are named {name!r}; rename one")
         else:
             replies[name] = reply
     return replies
+
+
+def _misnamed(name: str, known: str) -> str:
+    return (
+        f"it calls itself {name!r}, but its key is registered as {known!r}; write that name into "
+        "its node.toml, or register a new key under the other one"
+    )
 
 
 def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]) -> list[str]:

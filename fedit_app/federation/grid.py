@@ -214,6 +214,10 @@ class RunGrid(Grid):
         """Flower's ids of all connected nodes, members or not."""
         return list(self._grid.get_node_ids())
 
+    def registered_names(self) -> dict[int, str]:
+        """Flower's id -> the name under which a node was registered, where one was."""
+        return {node.node_id: node.name for node in self._grid.get_nodes() if node.name}
+
     def set_run(self, run: Any) -> None:
         """See `Grid`."""
         self._grid.set_run(run)

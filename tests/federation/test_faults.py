@@ -6,6 +6,7 @@ from pathlib import Path
 import inprocess
 import pytest
 from flwr.app import Array, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedit_app.errors import FedEditError
 from fedit_app.federation.protocol import (
@@ -158,6 +159,21 @@ def test_two_nodes_of_the_same_name(run, demo_copy):
     assert "two nodes are named 'bank'" in results["failed_nodes"][0]["reason"]
     assert sorted(results["nodes"]) == ["bank", "museum"]
     assert requests(results, "bank") == requests(results, "museum") == [5, 5]
+
+
+def test_a_node_that_takes_anothers_name(run, demo_copy, monkeypatch):
+    """The server tells nodes apart by their keys; a name is what a key was registered under."""
+    names = ["bank", "hospital", "museum"]
+    real = lambda n: inprocess.real_node(names[n], demo_copy / f"{names[n]}.jsonl")  # noqa: E731
+    known = {101: "bank", FAULTY: "clinic", 103: "museum"}
+    registered = lambda grid: [NodeInfo(node_id=i, name=known[i]) for i in grid.ids]  # noqa: E731
+    monkeypatch.setattr(inprocess.InProcessGrid, "get_nodes", registered)
+    results = run(nodes=3, node_config=real)
+
+    assert faults(results) == [("clinic", 0, "hello")]
+    reason = results["failed_nodes"][0]["reason"]
+    assert "'hospital'" in reason and "'clinic'" in reason and "node.toml" in reason
+    assert sorted(results["nodes"]) == ["bank", "museum"]
 
 
 def test_a_real_node_without_a_name(run, demo_copy):
