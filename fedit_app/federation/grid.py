@@ -177,10 +177,9 @@ class RunGrid(Grid):
                 name = (info or {}).get("node") or name
                 if failure:
                     self.record.failed(name, slot, stage, failure)
-                else:
-                    replies.append(reply)
-                done = len(messages) - len(waiting)
-                total = len(messages)
+                    continue
+                replies.append(reply)
+                done, total = len(messages) - len(waiting), len(messages)
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
             if time.perf_counter() - started >= timeout:
                 break

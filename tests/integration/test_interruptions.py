@@ -15,7 +15,6 @@ import tomli_w
 from benchmarks.loopback import PATIENCE, Deployment
 from fedit_app.editing.ledger import read_index
 from fedit_app.mkv import MKVPool
-from fedit_app.processes import family
 from fedit_app.reporting import load_results
 
 NODES = ("bank", "hospital", "museum", "newsroom")
@@ -75,9 +74,8 @@ def ended(deployment):
     killed_in("hospital", "reedit")
     deployment.start_nodes("newsroom")
     said("slot 1 evaluate: bank answered")
-    hang(deployment, "bank", signal.SIGSTOP)
+    resident(deployment, "bank").send_signal(signal.SIGSTOP)
     said("slot 2 edit: node bank is missing: no answer")
-    hang(deployment, "bank", signal.SIGCONT)
     said("slot 2 evaluate: hospital answered")
     deployment.kill("hospital")
     deployment.start_nodes("hospital")
@@ -104,16 +102,18 @@ def begun(deployment: Deployment, name: str, stage: str) -> bool:
     return log.exists() and f"slot 1: {stage} begins" in log.read_text(encoding="utf-8")
 
 
-def hang(deployment: Deployment, name: str, how: signal.Signals) -> None:
-    """Stop a node and all that it has started, or let it go on."""
-    for process in family(deployment.home(name), deployment.processes[name].pid):
-        process.send_signal(how)
+def resident(deployment: Deployment, name: str) -> psutil.Process:
+    """A node's resident process."""
+    (process,) = [
+        p for p in deployment.members(name) if "fedit_app.federation.worker" in p.cmdline()
+    ]
+    return process
 
 
 def server_app(deployment: Deployment) -> psutil.Process:
     (process,) = [
         process
-        for process in family(deployment.home("server"))
+        for process in deployment.members("server")
         if any("serverapp" in part for part in process.cmdline())
     ]
     return process
