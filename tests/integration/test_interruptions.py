@@ -19,7 +19,7 @@ from fedit_app.reporting import load_results
 
 NODES = ("bank", "hospital", "museum", "newsroom")
 SLOTS, REQUESTS = 4, 3
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 RUN = {
     "num-slots": SLOTS,
     "requests-per-slot": REQUESTS,
