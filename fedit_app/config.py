@@ -130,6 +130,17 @@ class RunConfig:
         "nodes want)",
         choices=("own-wins", "newest", "majority"),
     )
+    accept_quorum: int = _key(
+        1,
+        "organisations that must want a fact (that have uploaded near-equal MKVs, or reuse one) "
+        "before it is served to others; until then it waits in the pool; own facts need no quorum",
+        at_least=1,
+    )
+    max_uploads_per_slot: int = _key(
+        10_000,
+        "most MKVs that the server takes from one node in a slot; an upload of more is refused",
+        at_least=1,
+    )
     covariance_weight: float = _key(
         0.0, "lambda, the weight of the covariance in the solve; 0: the model's default", at_least=0
     )

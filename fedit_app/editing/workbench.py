@@ -20,6 +20,7 @@ from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.screening import Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
@@ -96,6 +97,20 @@ class Workbench:
         """The joint solve; its covariances are computed on first use, or read from the cache."""
         found = covariance(self.model, self.settings.layers, self._source)
         return self.editor.solver(found, self.settings, self.model.device)
+
+    @functools.cached_property
+    def screen(self) -> Screen:
+        """What tells MKVs that could not be honest ones; made on first use."""
+        layers, source = self.settings.layers, self._source
+        scales = {
+            layer: layer_scale(
+                covariance(self.model, [layer], source)[layer].to(self.solver.device),
+                self.model.weight(layer),
+            )
+            for layer in layers
+        }
+        shape = (len(layers), self.model.d_ff, self.model.d_model)
+        return Screen(self.solver, scales, shape, self.settings.clamp)
 
     def vectors(self, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """Keys and shifts of a ledger, see `Ledger.vectors`."""

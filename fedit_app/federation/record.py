@@ -39,6 +39,7 @@ _COUNTS = (
     "offered",
     "accepted",
     "rejected",
+    "quarantined",
     "conflicts",
 )
 _PER_SLOT = ("bytes_up", "bytes_down", "seconds", "nodes")
@@ -279,7 +280,7 @@ class RunRecord:
         entry = self._slot(slot)
         totals: Counter[str] = Counter()
         for node in entry["nodes"].values():
-            totals.update({name: node[name] for name in _COUNTS})
+            totals.update({name: node.get(name, 0) for name in _COUNTS})
         return {
             "slot": slot,
             "complete": slot in self._complete,
