@@ -198,6 +198,18 @@ class RunConfig:
         "kept; int8, one byte an element, was measured to cost no score",
         choices=("int8", "float16", "float32"),
     )
+    mkv_clip: float = _key(
+        0.0,
+        "largest norm of each vector of an MKV, in norms that are usual in the base model; 0: as "
+        "it is",
+        at_least=0,
+    )
+    mkv_noise: float = _key(
+        0.0,
+        "deviation of the Gaussian noise in each element of an MKV, in clip norms (needs "
+        "mkv-clip); no lookup keys leave a node then; docs/security.md says what it costs",
+        at_least=0,
+    )
     contexts: int = _key(5, "sampled context prefixes beside the bare prompt", at_least=0)
     edit_batch: int = _key(
         0, "requests whose v* are optimised together; 0: as many as fit in memory", at_least=0
@@ -276,6 +288,11 @@ class RunConfig:
         if self.layers:
             parse_layers(self.layers)
         self._check_data()
+        if self.mkv_noise and not self.mkv_clip:
+            raise FedEditError(
+                f"run config: mkv-noise = {self.mkv_noise:g} is counted in clip norms and needs "
+                "mkv-clip, such as mkv-clip = 2.0"
+            )
         if self.federation and not is_name(self.federation):
             raise FedEditError(f"run config: federation = {self.federation!r} must be {NAME_RULE}")
         if self.federation == "worker":

@@ -121,10 +121,11 @@ class Participant:
     def lookup_keys(self, slot: int) -> np.ndarray:
         """(n, d_ff) float32 lookup keys of what is due in a slot; none behind the last slot.
 
-        None either of a node that uploads nothing, or where nothing is reused: a key tells of its
-        request, too.
+        None either of a node that uploads nothing, or that adds noise to what it uploads: a key
+        tells of its request, too.
         """
-        shared = self.policy.upload and slot <= self.config.num_slots
+        shared = self.policy.upload and not self.config.mkv_noise
+        shared = shared and slot <= self.config.num_slots
         requests = self._due(slot) if shared else []
         return self.workbench.lookup_keys(requests).float().numpy()
 

@@ -19,6 +19,7 @@ from fedit_app.federation import strategies
 from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.federation.server import run_federation
 from fedit_app.mkv import PRECISIONS, MKVPool, Ranked
+from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
 from fedit_app.reporting import load_results
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
@@ -429,3 +430,19 @@ def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy)
 
 def lines_of(file) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_noise_is_accounted_for_in_the_results(settings):
+    config = settings(num_slots=1, mkv_clip=2.0, mkv_noise=0.5)
+    results, grid = inprocess.federate(config, 4)
+    report = (Path(config["output-dir"]) / "report.html").read_text(encoding="utf-8")
+
+    found = results["privacy"]
+    assert found["epsilon_per_mkv"] == pytest.approx(epsilon(mkv_mu(2, 0.5)))
+    assert found["epsilon"]["bank"] == pytest.approx(epsilon(mkv_mu(2, 0.5), 5))
+    assert found["delta"] == DELTA and "differentially private" in report
+    assert not any(b"lookup" in reply for reply in grid.received), "no lookup key leaves a node"
+
+
+def test_without_noise_nothing_is_promised(demo_run):
+    assert demo_run[0]["privacy"] is None
