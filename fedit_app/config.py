@@ -130,6 +130,17 @@ class RunConfig:
         "nodes want)",
         choices=("own-wins", "newest", "majority"),
     )
+    accept_quorum: int = _key(
+        1,
+        "organisations that must want a fact (that have uploaded near-equal MKVs, or reuse one) "
+        "before it is served to others; until then it waits in the pool; own facts need no quorum",
+        at_least=1,
+    )
+    max_uploads_per_slot: int = _key(
+        10_000,
+        "most MKVs that the server takes from one node in a slot; an upload of more is refused",
+        at_least=1,
+    )
     covariance_weight: float = _key(
         0.0, "lambda, the weight of the covariance in the solve; 0: the model's default", at_least=0
     )
@@ -186,6 +197,18 @@ class RunConfig:
         "numbers to which MKVs are rounded when they are made, and in which they travel and are "
         "kept; int8, one byte an element, was measured to cost no score",
         choices=("int8", "float16", "float32"),
+    )
+    mkv_clip: float = _key(
+        0.0,
+        "largest norm of each vector of an MKV, in norms that are usual in the base model; 0: as "
+        "it is",
+        at_least=0,
+    )
+    mkv_noise: float = _key(
+        0.0,
+        "deviation of the Gaussian noise in each element of an MKV, in clip norms (needs "
+        "mkv-clip); no lookup keys leave a node then; docs/security.md says what it costs",
+        at_least=0,
     )
     contexts: int = _key(5, "sampled context prefixes beside the bare prompt", at_least=0)
     edit_batch: int = _key(
@@ -265,6 +288,11 @@ class RunConfig:
         if self.layers:
             parse_layers(self.layers)
         self._check_data()
+        if self.mkv_noise and not self.mkv_clip:
+            raise FedEditError(
+                f"run config: mkv-noise = {self.mkv_noise:g} is counted in clip norms and needs "
+                "mkv-clip, such as mkv-clip = 2.0"
+            )
         if self.federation and not is_name(self.federation):
             raise FedEditError(f"run config: federation = {self.federation!r} must be {NAME_RULE}")
         if self.federation == "worker":

@@ -82,6 +82,9 @@ def _policy(found: NodeFolder) -> Iterable[Finding]:
         parts.append(f"accepts at most {policy.most_accepted_per_slot} a slot")
     if policy.trusted_nodes is not None:
         parts.append(f"trusts {', '.join(policy.trusted_nodes) or 'nobody'}")
+    if policy.screening != 1:
+        bounds = f"with {policy.screening:g} times the bounds" if policy.screening else "off"
+        parts.append(f"screening {bounds}")
     if policy.probes:
         probes = len(read_requests(Path(policy.probes)))
         parts.append(f"{probes} probes, of which {policy.probe_budget:.0%} may be lost")

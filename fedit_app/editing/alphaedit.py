@@ -47,20 +47,25 @@ class NullSpaceSolver(Solver):
         device: torch.device | str = "cpu",
     ) -> None:
         self._l2 = l2
-        self._factors = {
-            layer: _used_directions(checked(c, layer).to(device), threshold, layer)
-            for layer, c in covariances.items()
-        }
+        self._factors, self._free = {}, {}
+        for layer, c in covariances.items():
+            values, vectors = torch.linalg.eigh(checked(c, layer).to(device))
+            used = _used(values, threshold, layer)
+            self._factors[layer] = vectors[:, used].contiguous()
+            self._free[layer] = float(values[~used].sum())
 
     def inverse_times(self, layer: int, keys: Tensor) -> Tensor:
         """P_l K / L2; see `Solver.inverse_times`."""
         used = self._factors[layer]
         return (keys - used @ (used.T @ keys)) / self._l2
 
+    def usual_leverage(self, layer: int) -> float:
+        """E[x^T P_l x] / L2; see `Solver.usual_leverage`."""
+        return self._free[layer] / self._l2
 
-def _used_directions(covariance: Tensor, threshold: float, layer: int) -> Tensor:
-    """(d_ff, m) the eigenvectors that ordinary text uses: P = I - U U^T."""
-    values, vectors = torch.linalg.eigh(covariance)
+
+def _used(values: Tensor, threshold: float, layer: int) -> Tensor:
+    """(d_ff,) which eigenvectors ordinary text uses, by their eigenvalues: P = I - U U^T."""
     used = values >= threshold
     free = len(values) - int(used.sum())
     if not free:
@@ -69,7 +74,7 @@ def _used_directions(covariance: Tensor, threshold: float, layer: int) -> Tensor
             f"{threshold:g}, the smallest is {float(values[0]):.1e}; choose a larger one"
         )
     logger.info("layer %d: %d of %d directions are free", layer, free, len(values))
-    return vectors[:, used].contiguous()
+    return used
 
 
 def null_space_solver(

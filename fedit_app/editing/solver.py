@@ -48,6 +48,7 @@ class Solver:
         device: torch.device | str = "cpu",
         max_condition: float = MAX_CONDITION,
     ) -> None:
+        self._weight = weight
         self._factors = {
             layer: _factorise(weight * checked(c, layer).to(device), layer, max_condition)
             for layer, c in covariances.items()
@@ -74,6 +75,10 @@ class Solver:
             (d_ff, n) float64.
         """
         return _solve(self._factors[layer], keys)
+
+    def usual_leverage(self, layer: int) -> float:
+        """E[x^T A_l^-1 x] over the keys x of ordinary text, tr(A_l^-1 C_l), without a ridge."""
+        return len(self._factors[layer]) / self._weight
 
     def delta(self, layer: int, keys: Tensor, shifts: Tensor) -> Tensor:
         """Delta_l for the MKVs of a ledger.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.privacy import Privacy, Vectors
 from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
@@ -32,6 +35,7 @@ from fedit_app.models.loading import load_model
 logger = logging.getLogger(__name__)
 
 _PAIRS_PER_PASS = 16
+_NOBODYS_SUBJECTS = ("The city", "That person", "A company", "Their language", "This work")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Workbench:
         source: text behind the covariance.
         seed: seed of the contexts.
         precision: one of `mkv.PRECISIONS`, to which MKVs are rounded.
+        privacy: how MKVs are clipped, and their noise.
 
     Raises:
         FedEditError: no editor or precision of that name.
@@ -72,8 +77,9 @@ class Workbench:
         source: CovarianceSource,
         seed: int,
         precision: str = DEFAULT_PRECISION,
+        privacy: Privacy = Privacy(),  # noqa: B008 (frozen)
     ) -> None:
-        self.editor = editor_named(editor)
+        self.editor, self._privacy = editor_named(editor), privacy
         precision_named(precision)
         self.precision = precision
         self.model, self.settings, self._source = model, settings, source
@@ -96,6 +102,38 @@ class Workbench:
         """The joint solve; its covariances are computed on first use, or read from the cache."""
         found = covariance(self.model, self.settings.layers, self._source)
         return self.editor.solver(found, self.settings, self.model.device)
+
+    @functools.cached_property
+    def scales(self) -> dict[int, LayerScale]:
+        """What is usual in the edited layers of the base model."""
+        return {
+            layer: layer_scale(
+                covariance(self.model, [layer], self._source)[layer].to(self.solver.device),
+                self.model.weight(layer),
+            )
+            for layer in self.settings.layers
+        }
+
+    @functools.cached_property
+    def screen(self) -> Screen:
+        """What tells MKVs that could not be honest ones; made on first use."""
+        shape = (len(self.settings.layers), self.model.d_ff, self.model.d_model)
+        return Screen(self.solver, self.scales, shape, self.settings.clamp)
+
+    @functools.cached_property
+    def usual_norms(self) -> Vectors:
+        """Norms of keys, shifts, v* - h0 and h0 that tell of no request; see `Privacy.applied`.
+
+        The state h0 is that of subjects which every node has, in the run's contexts.
+        """
+        requests = [EditRequest(name, name, "{} is", "a") for name in _NOBODYS_SUBJECTS]
+        rows = [request_rows(self.model, request, self.templates) for request in requests]
+        states = ValueProblem(self.model, rows, self.editor.site(self.model, self.settings)).states
+        state = np.asarray(float(states[:, :, -1].norm(dim=-1).median()))
+        scales = self.scales.values()
+        keys = np.array([scale.key_norm for scale in scales])
+        shifts = np.array([scale.output_norm for scale in scales])
+        return keys, shifts, self.settings.clamp * state, state
 
     def vectors(self, ledger: Ledger) -> tuple[Tensor, Tensor]:
         """Keys and shifts of a ledger, see `Ledger.vectors`."""
@@ -147,14 +185,13 @@ class Workbench:
             self.settings,
             values,
         )
-        columns = zip(
-            *(part.float().cpu().numpy() for part in (found.keys, found.shifts)),
-            *(part.float().cpu().numpy() for part in (found.v_star, found.h0)),
-            strict=True,
-        )
+        parts = (found.keys, found.shifts, found.v_star, found.h0)
+        vectors = tuple(part.float().cpu().numpy() for part in parts)
+        if self._privacy.clip:
+            vectors = self._privacy.applied(vectors, self.usual_norms)
         return [
-            create(node, slot, self.fingerprint, *vectors, precision=self.precision)
-            for vectors in columns
+            create(node, slot, self.fingerprint, *one, precision=self.precision)
+            for one in zip(*vectors, strict=True)
         ]
 
     def lookup_keys(self, requests: Sequence[EditRequest]) -> Tensor:
@@ -208,6 +245,7 @@ def workbench_for(config: RunConfig) -> Workbench:
         source,
         config.seed,
         config.mkv_precision,
+        Privacy(config.mkv_clip, config.mkv_noise),
     )
 
 

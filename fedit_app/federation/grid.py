@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _ANSWERS = {
     HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff", "wants", "holds"),
-    EDIT: ("requests", "optimised", "reused", "again", "conflicts"),
+    EDIT: ("requests", "optimised", "reused", "again", "quarantined", "conflicts"),
     TRAIN: ("requests", "optimised"),
-    REEDIT: ("received_from", "rejections", "conflicts"),
+    REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
     EVALUATE: ("own", "federation"),
 }
 # What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
@@ -151,6 +151,7 @@ class RunGrid(Grid):
         if stage == "evaluate":
             found = {scope: info[scope] for scope in ("own", "federation")}
             self.record.measured(slot, name, found)
+        self.record.count(slot, name, quarantined=info.get("quarantined", 0))
         for conflict in info.get("conflicts", ()):
             self.record.conflict(slot, name, conflict["held"], conflict["gave_way"])
 

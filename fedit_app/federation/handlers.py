@@ -112,6 +112,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         "optimised": len(outcome.new),
         "reused": outcome.reused,
         "again": [mkv.id for mkv in outcome.again],
+        "quarantined": outcome.quarantined,
         "conflicts": [vars(conflict) for conflict in outcome.conflicts],
     }
     upload = asked["upload"] and participant.policy.upload
@@ -128,6 +129,7 @@ def reedit(content: RecordDict, participant: Participant) -> RecordDict:
         "node": participant.name,
         "received_from": outcome.received_from,
         "rejections": outcome.rejections,
+        "quarantined": outcome.quarantined,
         "conflicts": [vars(conflict) for conflict in outcome.conflicts],
     }
     return _with_keys(pack(info), participant.lookup_keys(slot + 1))

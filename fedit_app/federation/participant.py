@@ -29,7 +29,7 @@ from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.policy import sift_origins
-from fedit_app.federation.receiving import Receiver, ReeditOutcome
+from fedit_app.federation.receiving import Receiver, ReeditOutcome, screened
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
     fact,
@@ -58,6 +58,7 @@ class EditOutcome:
         requests: how many requests the slot has.
         conflicts: MKVs about an own subject with another target, and which of the two holds.
         again: own MKVs of earlier slots that the pool has not.
+        quarantined: how many candidates failed the screening.
     """
 
     new: list[MKV]
@@ -65,6 +66,7 @@ class EditOutcome:
     again: list[MKV]
     requests: int
     conflicts: list[Conflict]
+    quarantined: int = 0
 
 
 class Participant:
@@ -119,9 +121,11 @@ class Participant:
     def lookup_keys(self, slot: int) -> np.ndarray:
         """(n, d_ff) float32 lookup keys of what is due in a slot; none behind the last slot.
 
-        None either of a node that uploads nothing: a key tells of its request, too.
+        None either of a node that uploads nothing, or that adds noise to what it uploads: a key
+        tells of its request, too.
         """
-        shared = self.policy.upload and slot <= self.config.num_slots
+        shared = self.policy.upload and not self.config.mkv_noise
+        shared = shared and slot <= self.config.num_slots
         requests = self._due(slot) if shared else []
         return self.workbench.lookup_keys(requests).float().numpy()
 
@@ -193,7 +197,8 @@ class Participant:
         if late:
             logger.info("node %s, slot %d: %d requests of earlier slots", owner, slot, len(late))
         requests = [*late, *slots[slot - 1]]
-        candidates = sift_origins(candidates, self.policy.trusted_nodes)
+        trusted = sift_origins(candidates, self.policy.trusted_nodes)
+        candidates, faults = screened(bench, self.policy, ledger, trusted)
         # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
         from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()
         started = time.perf_counter()
@@ -201,7 +206,8 @@ class Participant:
             repeat(requests, earlier, ledger, slot)
             todo = open_requests(requests, ledger)
             least = self.config.reuse_threshold
-            found = reuse(bench, todo, candidates, ledger, slot, least, self._same)
+            rivals = self.config.accept_quorum == 1
+            found = reuse(bench, todo, candidates, ledger, slot, least, self._same, rivals)
             groups: dict[tuple[str, str, str], list[EditRequest]] = {}
             for request in open_requests(requests, ledger):
                 groups.setdefault(fact(request), []).append(request)
@@ -244,6 +250,7 @@ class Participant:
             again=[mkv for mkv in again if mkv.node == owner and mkv.id not in settled_here],
             requests=len(requests),
             conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
+            quarantined=len(faults),
         )
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:

@@ -6,7 +6,7 @@ is trusting the server not to change it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # both need torch
 UNTRUSTED = "untrusted node"
 OVER_LIMIT = "site limit"
 
+MOST_TRIALS = 24
+
 _ROUNDING = 1e-9
 
 
@@ -30,13 +32,13 @@ class ProbeCheck:
         loss: by what share the probes got worse, 0 .. 1; what others gained does not count.
         spoilt: how many probes got worse.
         count: how many probes there are.
-        roll_back: whether the loss exceeds the budget.
+        exceeds: whether the loss exceeds the budget.
     """
 
     loss: float
     spoilt: int
     count: int
-    roll_back: bool
+    exceeds: bool
 
 
 def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> list[MKV]:
@@ -58,6 +60,33 @@ def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> lis
         accepted: how many it has taken in this slot, see `accepted_from_others`.
     """
     return list(fitting if most is None else fitting[: max(0, most - accepted)])
+
+
+def sift_spoilers(
+    offered: Sequence[MKV], harmless: Callable[[Sequence[MKV]], bool], most: int = MOST_TRIALS
+) -> list[MKV]:
+    """The MKVs that may be accepted together, found by halving whatever does harm.
+
+    Each part is tried on top of what was found harmless before it; one culprit among n takes about
+    2 log2 n trials. What is undecided when the trials are used up stays out.
+
+    Args:
+        offered: MKVs, the most similar first.
+        harmless: whether the node's probes stand it that these are accepted.
+        most: how often `harmless` is asked.
+    """
+    kept: list[MKV] = []
+    waiting = [list(offered)] if offered else []
+    for _ in range(most):
+        if not waiting:
+            break
+        part = waiting.pop(0)
+        if harmless([*kept, *part]):
+            kept += part
+        elif len(part) > 1:
+            middle = len(part) // 2
+            waiting[:0] = [part[:middle], part[middle:]]
+    return kept
 
 
 def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fedit_app.config import RunConfig
 from fedit_app.data.jsonl import read_requests
 from fedit_app.editing.ledger import Ledger, LedgerEntry
 from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.screening import Fault
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.scores import RequestScore, score_requests
 from fedit_app.federation.policy import (
@@ -20,8 +21,10 @@ from fedit_app.federation.policy import (
     accepted_from_others,
     check_probes,
     sift_origins,
+    sift_spoilers,
     sift_surplus,
 )
+from fedit_app.federation.quarantine import quarantine
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import saying_own_targets
 from fedit_app.federation.site import Policy
@@ -29,8 +32,27 @@ from fedit_app.mkv import MKV, SameFact, same_fact
 
 logger = logging.getLogger(__name__)
 
-SHAPE = "shape"
 PROBES = "probes"
+
+
+def screened(
+    bench: Workbench, policy: Policy, ledger: Ledger, offered: Sequence[MKV]
+) -> tuple[list[MKV], dict[str, Fault]]:
+    """Look at MKVs of others before anything is done with them.
+
+    Args:
+        bench: the model and its tools.
+        policy: the node's own.
+        ledger: the node's; what it holds is let through, what fails is listed in its folder.
+        offered: MKVs of the workbench's fingerprint.
+
+    Returns:
+        Those that pass, in their order; id -> why it does not, of the others.
+    """
+    new = [mkv for mkv in offered if mkv.id not in ledger.entries]
+    faults = bench.screen.faults(new, policy.screening) if new else {}
+    quarantine(ledger.folder, new, faults)
+    return [mkv for mkv in offered if mkv.id not in faults], faults
 
 
 @dataclass(frozen=True)
@@ -40,15 +62,17 @@ class ReeditOutcome:
     Attributes:
         received_from: origin node -> accepted MKVs.
         rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
-            another one), conflict (another one about the same subject holds), shape; and what the
-            node's policy says: untrusted node, site limit, or probes (the whole re-edit was rolled
-            back).
+            another one), conflict (another one about the same subject holds); what the screening
+            found (`editing.screening`: shape, key norm, ...); and what the node's policy says:
+            untrusted node, site limit, or probes (it would spoil too many).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
+        quarantined: how many failed the screening.
     """
 
     received_from: dict[str, int]
     rejections: dict[str, int]
     conflicts: list[Conflict]
+    quarantined: int = 0
 
 
 class Receiver:
@@ -89,18 +113,19 @@ class Receiver:
             votes: id -> how many organisations want it.
         """
         before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
-        probes = self._probe_scores(ledger)
         ids = {mkv.id for mkv in offered}
-        try:
-            with ledger.step():
-                refused, agreed = self._take(offered, ledger, slot)
-                ledger.count_votes(votes)
-                changed = [*sorted(ids), *votes]
-                policy = self._config.conflict_policy
-                conflicts = settle(ledger, changed, policy, self._same, agreed)
-                self._require_budget(probes, self._probe_scores(ledger), slot)
-        except _ProbesSpoilt:
-            return ReeditOutcome({}, {PROBES: len(offered)}, [])
+        candidates, refused, quarantined = self._sift(offered, ledger, slot)
+        agreed = saying_own_targets(self._bench, self._requests, candidates, ledger, self._same)
+
+        def take(mkvs: Sequence[MKV], into: Ledger) -> list[Conflict]:
+            return self._take(mkvs, into, slot, votes, agreed)
+
+        taken = self._harmless(candidates, ledger, slot, take)
+        refused |= {mkv.id: PROBES for mkv in candidates if mkv not in (taken or ())}
+        if taken is None:
+            return ReeditOutcome({}, dict(Counter(refused.values())), [], quarantined)
+        with ledger.step():
+            conflicts = take(taken, ledger)
         gave_way = {conflict.gave_way for conflict in conflicts}
         verdicts = [
             (mkv, refused.get(mkv.id) or _verdict(ledger.entries[mkv.id], slot, gave_way))
@@ -123,59 +148,92 @@ class Receiver:
                 for c in conflicts
                 if {c.held, c.gave_way} & ids or before.get(c.gave_way) != c.held
             ],
+            quarantined=quarantined,
         )
 
-    def _take(
+    def _sift(
         self, offered: Sequence[MKV], ledger: Ledger, slot: int
-    ) -> tuple[dict[str, str], dict[str, str]]:
-        """Put served MKVs into the ledger, as far as they fit and the node's policy takes them.
+    ) -> tuple[list[MKV], dict[str, str], int]:
+        """What may enter the ledger, as far as the MKVs alone tell.
 
         Returns:
-            Id -> reason, of those that stay out; id -> id of an own one that wants the same.
+            Candidates, with those that the ledger has already; id -> reason, of those that stay
+            out; how many of these failed the screening.
         """
-        bench = self._bench
-        shapes = (len(bench.settings.layers), bench.model.d_ff, bench.model.d_model)
-        fitting = [mkv for mkv in offered if (*mkv.keys.shape, mkv.shifts.shape[1]) == shapes]
-        trusted = sift_origins(fitting, self._policy.trusted_nodes)
-        new = [mkv for mkv in trusted if mkv.id not in ledger.entries]
+        trusted = sift_origins(offered, self._policy.trusted_nodes)
+        sound, faults = screened(self._bench, self._policy, ledger, trusted)
+        new = [mkv for mkv in sound if mkv.id not in ledger.entries]
         taken = accepted_from_others(ledger.entries.values(), slot, self._name)
         kept = {m.id for m in sift_surplus(new, self._policy.most_accepted_per_slot, taken)}
-        refused = {mkv.id: SHAPE for mkv in offered}
-        refused |= {mkv.id: UNTRUSTED for mkv in fitting}
+        candidates = [mkv for mkv in sound if mkv.id in kept or mkv.id in ledger.entries]
+        refused = {mkv.id: UNTRUSTED for mkv in offered}
         refused |= {mkv.id: OVER_LIMIT for mkv in trusted}
-        rest = [mkv for mkv in trusted if mkv.id in kept or mkv.id in ledger.entries]
-        agreed = saying_own_targets(bench, self._requests, rest, ledger, self._same)
-        ledger.accept(rest, slot)
-        for mkv in rest:
-            del refused[mkv.id]
+        refused |= {id_: fault.reason for id_, fault in faults.items()}
+        stay_out = refused.keys() - {mkv.id for mkv in candidates}
+        return candidates, {id_: refused[id_] for id_ in stay_out}, len(faults)
+
+    def _take(
+        self,
+        mkvs: Sequence[MKV],
+        ledger: Ledger,
+        slot: int,
+        votes: Mapping[str, int],
+        agreed: Mapping[str, str],
+    ) -> list[Conflict]:
+        """Put MKVs into a ledger and settle which of those about one subject hold."""
+        ledger.accept(mkvs, slot)
+        for mkv in mkvs:
             own = agreed.get(mkv.id)
             if own and same_fact(mkv, ledger.entries[own].mkv, self._same):
                 ledger.hand_over(own, mkv.id)
-        return refused, agreed
+        ledger.count_votes(votes)
+        changed = [*sorted(mkv.id for mkv in mkvs), *votes]
+        said = {mkv.id: agreed[mkv.id] for mkv in mkvs if mkv.id in agreed}
+        return settle(ledger, changed, self._config.conflict_policy, self._same, said)
 
-    def _probe_scores(self, ledger: Ledger) -> list[RequestScore]:
-        """What the model edited by a ledger makes of the node's probes; none without probes."""
+    def _harmless(
+        self,
+        candidates: Sequence[MKV],
+        ledger: Ledger,
+        slot: int,
+        take: Callable[[Sequence[MKV], Ledger], object],
+    ) -> list[MKV] | None:
+        """The candidates that the node's probes stand; all of them if it has no probes.
+
+        Returns:
+            None if not even the votes can be taken without spoiling too much.
+        """
         if not self._policy.probes:
-            return []
-        with self._bench.edited(ledger) as model:
-            return score_requests(model, read_requests(Path(self._policy.probes)))
+            return list(candidates)
+        before = self._probe_scores(ledger)
 
-    def _require_budget(
-        self, before: Sequence[RequestScore], after: Sequence[RequestScore], slot: int
-    ) -> None:
-        check = check_probes(before, after, self._policy.probe_budget)
-        if check.roll_back:
+        def harmless(mkvs: Sequence[MKV]) -> bool:
+            trial = ledger.without(())
+            take(mkvs, trial)
+            after = self._probe_scores(trial)
+            return not check_probes(before, after, self._policy.probe_budget).exceeds
+
+        known = [mkv for mkv in candidates if mkv.id in ledger.entries]
+        new = [mkv for mkv in candidates if mkv.id not in ledger.entries]
+        kept = sift_spoilers(new, lambda mkvs: harmless([*known, *mkvs]))
+        if len(kept) < len(new):
             logger.warning(
-                "node %s, slot %d: the re-edit is rolled back: it spoils %d of %d probes, a loss "
-                "of %.3f, the budget is %.3f",
+                "node %s, slot %d: %d of %d new MKVs are left out, they would spoil more than "
+                "%.3f of the probes",
                 self._name,
                 slot,
-                check.spoilt,
-                check.count,
-                check.loss,
+                len(new) - len(kept),
+                len(new),
                 self._policy.probe_budget,
             )
-            raise _ProbesSpoilt
+        if not kept and not harmless(known):
+            return None
+        return [*known, *kept]
+
+    def _probe_scores(self, ledger: Ledger) -> list[RequestScore]:
+        """What the model edited by a ledger makes of the node's probes."""
+        with self._bench.edited(ledger) as model:
+            return score_requests(model, read_requests(Path(self._policy.probes)))
 
 
 def _verdict(entry: LedgerEntry, slot: int, gave_way: Collection[str]) -> str:
@@ -185,7 +243,3 @@ def _verdict(entry: LedgerEntry, slot: int, gave_way: Collection[str]) -> str:
     if entry.overruled_by:
         return "conflict" if entry.mkv.id in gave_way else "duplicate"
     return ""
-
-
-class _ProbesSpoilt(Exception):
-    """A re-edit costs more than the node's policy allows."""

@@ -19,6 +19,7 @@ from fedit_app.config import ConfigValue, RunConfig
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.metrics import Metrics
 from fedit_app.files import replace_file
+from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
 from fedit_app.reporting import (
     SCHEMA,
     append_jsonl,
@@ -39,6 +40,7 @@ _COUNTS = (
     "offered",
     "accepted",
     "rejected",
+    "quarantined",
     "conflicts",
 )
 _PER_SLOT = ("bytes_up", "bytes_down", "seconds", "nodes")
@@ -72,7 +74,7 @@ class RunRecord:
         self._slots: dict[int, dict[str, Any]] = {}
         self._failures: list[dict[str, Any]] = []
         self._complete: set[int] = set()
-        self._connected = 0
+        self._connected = self._layers = 0
         self._seconds_before = 0.0
         holds_run = (folder / "results.json").exists()
         if holds_run and not config.resume:
@@ -131,13 +133,14 @@ class RunRecord:
             text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
             temporary.write_text(text, encoding="utf-8")
 
-    def met(self, fingerprint: str, nodes: int, simulated: bool) -> None:
+    def met(self, fingerprint: str, nodes: int, simulated: bool, layers: int) -> None:
         """Note what the federation agreed on, and write down how to repeat the run.
 
         Args:
             fingerprint: of the MKVs.
             nodes: how many nodes said hello or failed to.
             simulated: whether they are virtual; real ones get new ledgers when a run is repeated.
+            layers: how many layers are edited.
         """
         if self._model["fingerprint"] not in (None, fingerprint):
             raise FedEditError(
@@ -145,6 +148,7 @@ class RunRecord:
                 f"the nodes now have {fingerprint}; resume it with the same models and settings"
             )
         self._model["fingerprint"], self._connected = fingerprint, nodes
+        self._layers = layers
         where = "" if simulated else "--superlink SUPERLINK -c federation= "
         command = f"fedit run {where}--config config.toml --nodes {nodes} --output-dir NEW"
         self._write_config(f"# Repeat this run: {command}")
@@ -256,6 +260,7 @@ class RunRecord:
                 **_means(list(nodes.values())),
                 "before": _means([node["before"] for node in nodes.values()]),
             },
+            "privacy": self._privacy(slots),
             "slots": slots,
             "failed_nodes": self._failures,
             "seconds": {
@@ -263,6 +268,20 @@ class RunRecord:
                 **self._seconds,
                 "slots": round(sum(sum(s["seconds"].values()) for s in slots), 3),
             },
+        }
+
+    def _privacy(self, slots: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What the noise in the uploaded MKVs guarantees, see `mkv.privacy`; None without noise."""
+        if not self._config.mkv_noise or not self._layers:
+            return None
+        uploaded: Counter[str] = Counter()
+        for slot in slots:
+            uploaded.update({name: node["uploaded"] for name, node in slot["nodes"].items()})
+        mu = mkv_mu(self._layers, self._config.mkv_noise)
+        return {
+            "delta": DELTA,
+            "epsilon_per_mkv": epsilon(mu),
+            "epsilon": {name: epsilon(mu, count) for name, count in sorted(uploaded.items())},
         }
 
     def _nodes(self, slots: list[dict[str, Any]]) -> dict[str, Any]:
@@ -281,7 +300,7 @@ class RunRecord:
         entry = self._slot(slot)
         totals: Counter[str] = Counter()
         for node in entry["nodes"].values():
-            totals.update({name: node[name] for name in _COUNTS})
+            totals.update({name: node.get(name, 0) for name in _COUNTS})
         return {
             "slot": slot,
             "complete": slot in self._complete,

@@ -105,12 +105,13 @@ def reuse(
     slot: int,
     least_cosine: float,
     same: SameFact,
+    take_rivals: bool = True,
 ) -> Found:
     """Let MKVs fulfil requests whose target they say in every context, the nearest first.
 
     One with another key (a paraphrase of the request) has to do so in the edited model, too.
     Candidates with the very key of a request that say something else enter the ledger, so that it
-    can be settled which of the two holds.
+    can be settled which of the two holds; not where a quorum decides what others' facts are worth.
 
     Args:
         bench: the model and its tools.
@@ -120,6 +121,7 @@ def reuse(
         slot: the time slot.
         least_cosine: of lookup keys, from which an MKV may fulfil a request; 0: none may.
         same: when two keys count as one.
+        take_rivals: whether candidates that say something else may enter the ledger.
     """
     found = Found()
     held = [entry.mkv for entry in ledger.entries.values()]
@@ -157,6 +159,7 @@ def reuse(
                 found.starts[request.id] = best
             rivals = [mkv for cosine, mkv in row if cosine >= same.same_key]
             rivals = [mkv for mkv in rivals if not _is_own(mkv, ledger)]
+            rivals = [mkv for mkv in rivals if take_rivals or mkv.id in ledger.entries]
             ledger.accept(rivals, slot)
             found.rivals.update(mkv.id for mkv in rivals)
     for id_ in _without_effect(bench, [request for request, _ in rephrased.values()], ledger):

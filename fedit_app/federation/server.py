@@ -65,7 +65,8 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
     try:
         reference = gather(run_grid, config)
         fingerprint = fingerprint_of(reference["components"])
-        record.met(fingerprint, len(run_grid.all_node_ids()), reference["simulated"])
+        connected = len(run_grid.all_node_ids())
+        record.met(fingerprint, connected, reference["simulated"], len(reference["layers"]))
         same = SameFact(same_key=config.same_key_threshold)
         pool = MKVPool(pool_location(config, context.run_id), same, config.pool_index)
         strategy = factory(config, pool, fingerprint)

@@ -59,10 +59,16 @@ class Policy:
         kind=tuple,
         example=("hospital-b", "court"),
     )
+    screening: float = key(
+        1.0,
+        "MKVs that could not be honest ones by their norms and keys are put in quarantine; the "
+        "bounds are multiplied by this, 2.0 doubles them, 0 turns them off (docs/security.md)",
+        at_least=0,
+    )
     probes: str = key(
         "",
-        "file of facts that a re-edit may not spoil, in the format of edit requests; a re-edit "
-        "that costs more than the budget is rolled back and reported",
+        "file of facts that a re-edit may not spoil, in the format of edit requests; the MKVs by "
+        "which it would cost more than the budget are left out and reported",
     )
     probe_budget: float = key(
         0.0,

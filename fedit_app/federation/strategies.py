@@ -174,6 +174,7 @@ class FedEdit(Strategy):
                     message.content, self.fingerprint, self.config.mkv_precision
                 )
                 _check_origin(name, server_round, arrived[name], info["again"])
+                self._check_amount(arrived[name])
                 self.pool.check(arrived[name])
                 reused = self._reused(name, info["reused"])
             except FedEditError as error:
@@ -191,6 +192,15 @@ class FedEdit(Strategy):
         # In one step, so that which MKV stands for a fact does not depend on who answered first.
         self.pool.append([mkv for name in sorted(arrived) for mkv in arrived[name]])
         return None, None
+
+    def _check_amount(self, mkvs: Sequence[MKV]) -> None:
+        """Raises FedEditError for an upload of more MKVs than a node may make in a slot."""
+        most = self.config.max_uploads_per_slot
+        if len(mkvs) > most:
+            raise FedEditError(
+                f"uploaded {len(mkvs)} MKVs, the run takes {most} from a node in a slot; nothing "
+                "of the upload is taken. Lower requests-per-slot, or raise max-uploads-per-slot"
+            )
 
     def _reused(self, name: str, ids: Sequence[str]) -> list[str]:
         """Those of the MKVs that a node says it reuses that the pool holds.
@@ -214,9 +224,13 @@ class FedEdit(Strategy):
         """
         ranked = self.select(self._own)
         self._offered = {name: [one.id for one in ranked[name]] for name in sorted(self._own)}
+        votes, messages = self._votes(grid), []
+        self._offered = {
+            name: [id_ for id_ in ids if votes.get(id_, 1) >= self.config.accept_quorum]
+            for name, ids in self._offered.items()
+        }
         ids = sorted({id_ for offered in self._offered.values() for id_ in offered})
         mkvs = {mkv.id: mkv for mkv in self.pool.fetch(ids)}
-        votes, messages = self._votes(grid), []
         for name, offered in self._offered.items():
             grid.record.count(server_round, name, offered=len(offered))
             has = grid.members[name].known.union(offered)
@@ -233,7 +247,7 @@ class FedEdit(Strategy):
 
         A node wants what it has uploaded, or reuses, for requests of its own.
         """
-        if self.config.conflict_policy != "majority":
+        if self.config.conflict_policy != "majority" and self.config.accept_quorum == 1:
             return {}
         members = grid.members.values()
         ids = set().union(*self._offered.values(), *(member.known for member in members))

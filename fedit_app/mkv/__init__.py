@@ -6,7 +6,7 @@ Knows no Flower, no torch and no model.
 from fedit_app.mkv.blocks import SignatureBlock
 from fedit_app.mkv.facts import SameFact, same_fact
 from fedit_app.mkv.nearest import Match
-from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named
+from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named, rounding_error
 from fedit_app.mkv.pool import MKVPool
 from fedit_app.mkv.record import MKV, SIGNATURES, create
 from fedit_app.mkv.selection import POLICIES, Ranked, SelectionConfig, select
@@ -30,6 +30,7 @@ __all__ = [
     "from_bytes",
     "same_fact",
     "precision_named",
+    "rounding_error",
     "select",
     "to_bytes",
 ]

@@ -112,6 +112,14 @@ def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> dict[str
     return vectors
 
 
+def rounding_error(vector: np.ndarray, precision: str) -> float:
+    """The largest Euclidean distance `(d,)` vectors can have that are rounded to this one."""
+    form = precision_named(precision)
+    if form.one > 1:
+        return float(np.abs(vector).max()) * vector.size**0.5 / (2 * form.one)
+    return float(np.linalg.norm(vector)) * float(np.finfo(form.dtype).eps)
+
+
 def content_id(fingerprint: str, packed: Mapping[str, np.ndarray]) -> str:
     """32 hex digits: BLAKE2b over fingerprint, packed types, shapes and bytes of one record."""
     digest = hashlib.blake2b(fingerprint.encode("utf-8"), digest_size=16)

@@ -175,4 +175,9 @@ def test_a_new_key(fedit, node):
 def test_the_file_is_toml_with_the_settings(node):
     values = tomllib.loads((node.folder / "node.toml").read_text(encoding="utf-8"))
     assert values["name"] == "hospital-a"
-    assert values["policy"] == {"upload": True, "probes": "", "probe-budget": 0.0}
+    assert values["policy"] == {
+        "upload": True,
+        "screening": 1.0,
+        "probes": "",
+        "probe-budget": 0.0,
+    }

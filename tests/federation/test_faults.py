@@ -265,6 +265,21 @@ def test_a_damaged_upload_is_refused_and_the_node_stays(run, upload, change, tol
     assert "hospital" in results["slots"][1]["nodes"]["bank"]["received_from"]
 
 
+def test_an_upload_of_more_than_the_run_takes_is_refused(run, demo_copy):
+    for file in demo_copy.glob("*.jsonl"):
+        if file.stem != "hospital":
+            lines = file.read_text(encoding="utf-8").splitlines()
+            file.write_text("\n".join(lines[:2]), encoding="utf-8")
+    data = {"dataset": "jsonl", "data_path": str(demo_copy)}
+    results = run(num_slots=1, max_uploads_per_slot=2, **data)
+
+    assert faults(results) == [("hospital", 1, "edit")]
+    reason = results["failed_nodes"][0]["reason"]
+    assert "5 MKVs" in reason and "max-uploads-per-slot" in reason
+    uploaded = {name: node["uploaded"] for name, node in results["slots"][0]["nodes"].items()}
+    assert uploaded == {"bank": 2, "hospital": 0, "museum": 2, "newsroom": 2}
+
+
 @pytest.mark.parametrize("strategy", ["fedit", "fedavg"])
 @pytest.mark.parametrize("stage", ["hello", "edit"])
 def test_a_run_in_which_every_node_fails_is_failed(settings, strategy, stage):
@@ -362,3 +377,21 @@ def test_a_node_that_joins_in_slot_2(settings):
 
 
 EDIT_SLOT_1 = b'"slot": 1, "central": false'
+
+
+def test_what_fails_the_screening_is_reported_and_nobody_learns_from_it(run, upload):
+    def exaggerate(content: RecordDict) -> None:
+        fingerprint = json.loads(content["info"]["mkv-meta"])["fingerprint"]
+        sent = unpack_mkvs(content, fingerprint, DEFAULT_PRECISION)
+        names = ("node", "slot", "fingerprint", "keys", "shifts", "v_star", "h0")
+        given = [{name: getattr(mkv, name) for name in names} for mkv in sent]
+        huge = [create(**vectors | {"shifts": vectors["shifts"] * 100}) for vectors in given]
+        content.update(pack(unpack_info(content), huge))
+
+    results = run(upload(exaggerate))
+    bank = results["slots"][0]["nodes"]["bank"]
+
+    assert faults(results) == []
+    assert bank["rejections"]["shift norm"] == bank["quarantined"] == 5
+    assert "hospital" not in bank["received_from"]
+    assert results["slots"][0]["quarantined"] == 15

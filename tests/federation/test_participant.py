@@ -15,8 +15,9 @@ from fedit_app.evaluation.scores import RequestScore, TargetScore
 from fedit_app.federation import receiving
 from fedit_app.federation import reuse as reuse_module
 from fedit_app.federation.participant import Participant
+from fedit_app.federation.quarantine import read_quarantine
 from fedit_app.federation.reconcile import near_keys
-from fedit_app.mkv import SameFact, same_fact
+from fedit_app.mkv import SameFact, create, same_fact
 
 RUN = 7
 
@@ -437,9 +438,7 @@ def test_a_site_that_uploads_nothing_tells_of_nothing(node, site):
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(0.0, 0), (1.0, 5)])
-def test_a_reedit_that_spoils_the_probes_is_rolled_back(
-    node, site, demo_copy, monkeypatch, budget, kept
-):
+def test_what_spoils_the_probes_is_left_out(node, site, demo_copy, monkeypatch, budget, kept):
     offered = node(2).edit(1, []).new
     edited = Workbench.edited
 
@@ -462,3 +461,87 @@ def test_a_reedit_that_spoils_the_probes_is_rolled_back(
     assert sum(outcome.received_from.values()) == kept
     assert outcome.rejections == ({} if kept else {"probes": 5})
     assert len(site("").ledger()) == kept
+
+
+def test_only_the_culprits_are_left_out(node, site, demo_copy, monkeypatch):
+    offered = node(2).edit(1, []).new
+    culprits = {offered[1].id, offered[4].id}
+    edited, seen = Workbench.edited, []
+
+    @contextlib.contextmanager
+    def watched(self, ledger):
+        with edited(self, ledger) as model:
+            seen.append(float(not culprits & ledger.entries.keys()))
+            yield model
+
+    monkeypatch.setattr(Workbench, "edited", watched)
+    monkeypatch.setattr(
+        receiving,
+        "score_requests",
+        lambda model, probes: [RequestScore(seen[-1], None, None, 0.0, "tokens") for _ in probes],
+    )
+    policy = f'probes = "{demo_copy / "hospital.jsonl"}"'
+    outcome = site(policy).reedit(1, offered)
+
+    assert outcome.rejections == {"probes": 2}
+    assert set(site("").ledger().entries) == {mkv.id for mkv in offered} - culprits
+    assert site(policy).reedit(1, offered) == outcome, "a repeated message gets the same answer"
+
+
+def with_large_shifts(mkv):
+    return create(
+        mkv.node, mkv.slot, mkv.fingerprint, mkv.keys, mkv.shifts * 100, mkv.v_star, mkv.h0
+    )
+
+
+def test_what_fails_the_screening_is_put_in_quarantine(node):
+    offered = node(2).edit(1, []).new
+    huge = with_large_shifts(offered[0])
+    outcome = node(0).reedit(1, [huge, *offered])
+
+    ledger = node(0).ledger()
+    assert outcome.rejections == {"shift norm": 1} and outcome.quarantined == 1
+    assert set(ledger.entries) == {mkv.id for mkv in offered}
+    (row,) = read_quarantine(ledger.folder)
+    assert (row["id"], row["node"], row["slot"]) == (huge.id, "museum", 1)
+    assert row["reason"] == "shift norm" and row["value"] > row["bound"] > 1
+    node(0).reedit(2, [huge])
+    assert len(read_quarantine(ledger.folder)) == 1, "listed once"
+
+
+def test_a_site_may_widen_the_screening_or_turn_it_off(node, site):
+    huge = with_large_shifts(node(2).edit(1, []).new[0])
+
+    assert site("screening = 2.0").reedit(1, [huge]).quarantined == 1
+    assert site("screening = 0.0").reedit(1, [huge]).received_from == {"museum": 1}
+
+
+def test_nothing_that_fails_the_screening_is_reused(node, monkeypatch):
+    candidates = [with_large_shifts(mkv) for mkv in node(3).edit(1, []).new]
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+    bank = node(0)
+    outcome = bank.edit(1, candidates)
+
+    assert outcome.reused == [] and len(outcome.new) == 5
+    assert outcome.quarantined == len(candidates)
+    assert not bank.ledger().entries.keys() & {mkv.id for mkv in candidates}
+
+
+def test_candidates_of_other_shapes_stay_out(node):
+    mkv = node(3).edit(1, []).new[0]
+    narrow = create(mkv.node, 1, mkv.fingerprint, mkv.keys[:, :-1], mkv.shifts, mkv.v_star, mkv.h0)
+    assert node(0).edit(1, [narrow]).quarantined == 1
+    assert node(0).reedit(1, [narrow]).rejections == {"shape": 1}
+
+
+@pytest.mark.parametrize("quorum", [1, 2])
+def test_under_a_quorum_rivals_of_own_facts_do_not_come_in_by_the_side_door(
+    node, monkeypatch, quorum
+):
+    candidates = node(3).edit(1, []).new
+    monkeypatch.setattr(Workbench, "patched", nothing_says_the_target)
+    bank = node(0, accept_quorum=quorum)
+    bank.edit(1, candidates)
+
+    foreign = [entry for entry in bank.ledger().entries.values() if not entry.requests]
+    assert bool(foreign) is (quorum == 1)

@@ -12,6 +12,7 @@ from fedit_app.federation.policy import (
     accepted_from_others,
     check_probes,
     sift_origins,
+    sift_spoilers,
     sift_surplus,
 )
 from fedit_app.mkv import MKV, create
@@ -78,13 +79,13 @@ def test_a_repeated_message_gets_no_second_allowance():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "budget", "roll_back"),
+    ("wrong", "budget", "exceeds"),
     [(0, 0.0, False), (1, 0.0, True), (1, 0.05, False), (2, 0.05, True), (2, 0.1, False)],
 )
-def test_the_loss_is_the_share_of_facts_that_turned_wrong(wrong, budget, roll_back):
+def test_the_loss_is_the_share_of_facts_that_turned_wrong(wrong, budget, exceeds):
     after = [WRONG] * wrong + [RIGHT] * (20 - wrong)
     check = check_probes([RIGHT] * 20, after, budget)
-    assert check == ProbeCheck(pytest.approx(wrong / 20), wrong, 20, roll_back)
+    assert check == ProbeCheck(pytest.approx(wrong / 20), wrong, 20, exceeds)
 
 
 def test_gains_do_not_make_up_for_losses():
@@ -102,8 +103,8 @@ def test_every_kind_of_prompt_counts():
     )
     after = score(efficacy=1.0, paraphrase=0.5, neighborhood=0.8, accuracy=0.0, metric="likelihood")
     assert check_probes([before], [after], 0.25).loss == pytest.approx(0.6 / 3)
-    assert not check_probes([before], [after], 0.2).roll_back
-    assert check_probes([before], [after], 0.19).roll_back
+    assert not check_probes([before], [after], 0.2).exceeds
+    assert check_probes([before], [after], 0.19).exceeds
 
 
 def test_no_probes_no_loss():
@@ -113,3 +114,32 @@ def test_no_probes_no_loss():
 def test_both_sides_have_to_score_the_same_probes():
     with pytest.raises(ValueError):
         check_probes([RIGHT], [RIGHT, RIGHT], 0.5)
+
+
+def test_culprits_are_found_by_halving():
+    many = [mkv("court", number) for number in range(64)]
+    culprits, asked = {many[17].id, many[40].id}, []
+
+    def harmless(mkvs) -> bool:
+        asked.append(len(mkvs))
+        return not culprits & {one.id for one in mkvs}
+
+    kept = sift_spoilers(many, harmless)
+    assert kept == [one for one in many if one.id not in culprits]
+    assert len(asked) <= 24
+
+
+def test_what_is_only_harmful_together_is_split():
+    def harmless(mkvs) -> bool:
+        return len(mkvs) <= 2
+
+    assert len(sift_spoilers(OFFERED, harmless)) == 2
+
+
+def test_what_is_undecided_when_the_trials_are_used_up_stays_out():
+    many = [mkv("court", number) for number in range(64)]
+    asked = []
+    kept = sift_spoilers(many, lambda mkvs: asked.append(1) or False, most=5)
+
+    assert kept == [] and len(asked) == 5
+    assert sift_spoilers([], lambda mkvs: False) == []

@@ -19,6 +19,7 @@ from fedit_app.federation import strategies
 from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.federation.server import run_federation
 from fedit_app.mkv import PRECISIONS, MKVPool, Ranked
+from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
 from fedit_app.reporting import load_results
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
@@ -404,3 +405,44 @@ def test_no_node_connects(settings):
     with pytest.raises(FedEditError, match="no node connected within 1 s"):
         run_federation(grid, context)
     assert load_results(_folder(config) / "results.json")["status"] == "failed"
+
+
+def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy):
+    files = {name: demo_copy / f"{name}.jsonl" for name in NODES}
+    shared, alone = (json.loads(line) for line in lines_of(files["bank"])[:2])
+    given = {
+        "bank": [shared | {"slot": 1}, alone | {"slot": 1}],
+        "newsroom": [shared | {"id": "newsroom-too", "slot": 2}],
+        "museum": [json.loads(lines_of(files["museum"])[1]) | {"slot": 1}],
+    }
+    for name, file in files.items():
+        records = given.get(name, [])
+        file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    files["hospital"].unlink()
+    data = {"dataset": "jsonl", "data_path": str(demo_copy), "reuse_threshold": 0.0}
+    results, _ = inprocess.federate(settings(num_slots=2, accept_quorum=2, **data), 3)
+
+    first, second = (slot["nodes"]["museum"] for slot in results["slots"])
+    assert first["offered"] == first["accepted"] == 0
+    assert second["received_from"] == {"bank": 1}
+    assert results["slots"][1]["nodes"]["bank"]["offered"] == 0, "museum's waits for a second"
+
+
+def lines_of(file) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_noise_is_accounted_for_in_the_results(settings):
+    config = settings(num_slots=1, mkv_clip=2.0, mkv_noise=0.5)
+    results, grid = inprocess.federate(config, 4)
+    report = (Path(config["output-dir"]) / "report.html").read_text(encoding="utf-8")
+
+    found = results["privacy"]
+    assert found["epsilon_per_mkv"] == pytest.approx(epsilon(mkv_mu(2, 0.5)))
+    assert found["epsilon"]["bank"] == pytest.approx(epsilon(mkv_mu(2, 0.5), 5))
+    assert found["delta"] == DELTA and "differentially private" in report
+    assert not any(b"lookup" in reply for reply in grid.received), "no lookup key leaves a node"
+
+
+def test_without_noise_nothing_is_promised(demo_run):
+    assert demo_run[0]["privacy"] is None

@@ -118,10 +118,11 @@ def test_a_policy_is_read_from_the_node_file(tmp_path):
     found = policy(
         tmp_path,
         'name = "a"\n[policy]\nupload = false\nmost-accepted-per-slot = 0\n'
-        'trusted-nodes = ["b", "c"]\nprobes = "probes.jsonl"\nprobe-budget = 0.1\n',
+        'trusted-nodes = ["b", "c"]\nprobes = "probes.jsonl"\nprobe-budget = 0.1\n'
+        "screening = 2.0\n",
     )
 
-    assert found == Policy(False, 0, ("b", "c"), str(tmp_path / "probes.jsonl"), 0.1)
+    assert found == Policy(False, 0, ("b", "c"), 2.0, str(tmp_path / "probes.jsonl"), 0.1)
 
 
 def test_without_a_policy_everything_is_given_and_taken(tmp_path):

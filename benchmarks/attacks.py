@@ -1,0 +1,210 @@
+"""What an MKV tells to who should not know, and what a stranger's MKVs do to a model.
+
+Reading. From what a client (or the server) sees of an MKV an attacker with the same model recovers
+
+- the target: v* is put in the place of the last token's state in generic prompts, and the next
+  token is read off; "target 1" and "target 10" are how often the target's first token comes first,
+  or among ten;
+- the subject: keys of candidate subjects, computed without the prompt, are compared with the MKV's;
+  "subject 1" and "subject 10" in the same way. "tokens" is the share of the subject's tokens that a
+  search over tokens finds without any candidates, for a few MKVs.
+
+Each line is a defence; its score is that of the model edited with what the defence leaves.
+
+Poisoning. A node has accepted honest MKVs and is offered an attacker's. "success" is the share of
+the chosen facts for which the model then says the attacker's target; neighborhood, KL and
+perplexity are the damage elsewhere. Each attack is tried on a node without defences, with the
+screening, with probes (facts that must not get worse, other ones than the chosen), and under a
+quorum of two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.attacks_poisoning import ATTACKS, Node, poison
+from benchmarks.attacks_reading import (
+    DEFENCES,
+    Reader,
+    defended,
+    distinct_subjects,
+)
+from benchmarks.harness import (
+    COUNTERFACT,
+    counterfact_metrics,
+    main,
+    parser,
+    positive,
+    records,
+    report,
+    table,
+)
+from fedit_app.editing.covariance import CovarianceSource
+from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.screening import BOUNDS
+from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.workbench import Workbench
+from fedit_app.errors import FedEditError
+from fedit_app.evaluation.neutral import neutral_rows
+from fedit_app.mkv import MKV
+from fedit_app.models.loading import load_model
+
+logger = logging.getLogger("fedit_app.benchmarks")
+
+_CONTEXTS = 5
+_READING = ("epsilon", "target 1", "target 10", "subject 1", "subject 10", "tokens", "score")
+_POISONING = ("offered", "accepted", "success", "neighborhood", "kl", "perplexity")
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Print the honest MKVs against the bounds, then both kinds of attack.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Raises:
+        FedEditError: a file is not there, or too short.
+    """
+    options = _options(arguments)
+    requests = records(options, options.records + options.chosen + options.probes)
+    model = load_model(options.model, options.device, options.dtype)
+    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model)
+    source = CovarianceSource()
+    bench = Workbench(model, "memit", settings, _CONTEXTS, source, 0, precision="float32")
+    honest = bench.compute(requests[: options.records], Ledger(bench.fingerprint), "honest", 1)
+    figures = _bounds(bench, honest)
+    figures |= _reading(bench, options, requests[: options.records], honest)
+    figures |= _poisoning(bench, options, requests, honest[: options.edited])
+    report(options, figures)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--records", type=positive, default=100, help="honest MKVs (%(default)s)")
+    options.add_argument(
+        "--edited", type=positive, default=32, help="edited together and scored (%(default)s)"
+    )
+    options.add_argument("--chosen", type=positive, default=8, help="poisoned facts (%(default)s)")
+    options.add_argument("--probes", type=positive, default=16, help="of the node (%(default)s)")
+    options.add_argument(
+        "--subjects",
+        type=Path,
+        default=COUNTERFACT.with_name("counterfact_facts_21919.jsonl"),
+        metavar="FILE",
+        help="CounterFact records, one a line, whose subjects are the candidates (%(default)s)",
+    )
+    options.add_argument(
+        "--candidates", type=positive, default=2000, help="candidate subjects (%(default)s)"
+    )
+    options.add_argument(
+        "--searched", type=positive, default=8, help="MKVs of the token search (%(default)s)"
+    )
+    options.add_argument("--search-steps", type=positive, default=30, help="of it (%(default)s)")
+    options.add_argument(
+        "--text",
+        type=Path,
+        default=COUNTERFACT.with_name("wikitext2_raw_test.txt"),
+        metavar="FILE",
+        help="ordinary text (%(default)s)",
+    )
+    options.add_argument("--text-rows", type=positive, default=8, help="of 128 tokens each")
+    return options.parse_args(arguments)
+
+
+def _bounds(bench: Workbench, honest: Sequence[MKV]) -> dict[str, float]:
+    """How far honest MKVs are from the bounds of the screening."""
+    figures, rows = {}, []
+    for name, values in bench.screen.measure(honest).items():
+        found = {
+            "median": float(sorted(values)[len(values) // 2]),
+            "most": float(values.max()),
+            "bound": BOUNDS[name],
+        }
+        figures |= {f"attacks/screening/{name}/{key}": value for key, value in found.items()}
+        rows.append([name, *found.values()])
+    refused = len(bench.screen.faults(honest)) / len(honest)
+    figures["attacks/screening/false_rejections"] = refused
+    print(table([f"{len(honest)} honest MKVs", "median", "most", "bound"], rows))
+    print(f"\nfalse rejections: {refused:.1%}\n")
+    return figures
+
+
+def _reading(
+    bench: Workbench,
+    options: argparse.Namespace,
+    requests: Sequence[EditRequest],
+    honest: Sequence[MKV],
+) -> dict[str, float]:
+    """The table of what can be read."""
+    subjects = _subjects(options, requests)
+    reader = Reader(bench, requests, subjects, options.searched, options.search_steps)
+    scored = requests[: options.edited]
+    figures: dict[str, float] = {}
+    rows = []
+    for name, defence in DEFENCES.items():
+        mkvs = defended(bench, defence, honest)
+        found = reader.read([defence.seen(mkv) for mkv in mkvs])
+        found["epsilon"] = defence.epsilon(len(bench.settings.layers))
+        ledger = Ledger(bench.fingerprint)
+        ledger.accept(mkvs[: options.edited], 1)
+        with bench.edited(ledger) as model:
+            found["score"] = counterfact_metrics(model, scored)["score"]
+        logger.info("%s: %s", name, found)
+        figures |= {f"attacks/reading/{name}/{k}": v for k, v in found.items() if v is not None}
+        rows.append([name, *(found[column] for column in _READING)])
+    heading = f"{len(honest)} MKVs, {len(subjects):,} subjects"
+    print(table([heading, *_READING], rows))
+    return figures
+
+
+def _subjects(options: argparse.Namespace, requests: Sequence[EditRequest]) -> list[str]:
+    if not options.subjects.is_file():
+        raise FedEditError(
+            f"--subjects: {options.subjects} does not exist; name a file with a CounterFact record "
+            "a line"
+        )
+    with options.subjects.open(encoding="utf-8") as lines:
+        listed = (json.loads(line)["requested_rewrite"]["subject"] for line in lines)
+        return distinct_subjects((r.subject for r in requests), listed, options.candidates)
+
+
+def _poisoning(
+    bench: Workbench,
+    options: argparse.Namespace,
+    requests: Sequence[EditRequest],
+    honest: Sequence[MKV],
+) -> dict[str, float]:
+    """The table of what poison does."""
+    chosen = requests[options.records : options.records + options.chosen]
+    true = [
+        dataclasses.replace(request, target_new=request.target_true, target_true=request.target_new)
+        for request in requests[options.records + options.chosen :]
+    ]
+    node = Node(
+        bench=bench,
+        honest=honest,
+        requests=requests[: len(honest)],
+        chosen=chosen,
+        probes=true,
+        text=neutral_rows(bench.model, options.text, options.text_rows),
+    )
+    figures: dict[str, float] = {}
+    rows = []
+    for attack in ATTACKS:
+        for defence, found in poison(node, attack).items():
+            name = f"{attack}, {defence}" if defence else attack
+            logger.info("%s: %s", name, found)
+            figures |= {f"attacks/poisoning/{name}/{key}": v for key, v in found.items()}
+            rows.append([name, *(found[column] for column in _POISONING)])
+    print("\n" + table([f"on {len(honest)} honest MKVs", *_POISONING], rows))
+    return figures
+
+
+if __name__ == "__main__":
+    main(run)
