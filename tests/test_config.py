@@ -169,16 +169,3 @@ def test_data_settings_that_contradict_each_other_are_refused(values):
 
     assert any(word in message for word in ("dataset", "demo", "data set"))
     assert "data-path" in message or "partition" in message
-
-
-@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("**/*.toml")), ids=str)
-def test_presets_parse(preset):
-    values = tomllib.loads(preset.read_text(encoding="utf-8"))
-
-    if values.get("dataset") == "jsonl":  # presets leave the path to the user
-        values.setdefault("data-path", "/data")
-    RunConfig.parse(values)
-
-
-def test_there_are_presets():
-    assert (ROOT / "configs" / "demo.toml").is_file()
