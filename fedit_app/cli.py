@@ -215,7 +215,7 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
             values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             values[key.strip()] = text
-    for key in ("data-path", "state-dir", "output-dir", "pool-uri"):
+    for key in ("data-path", "state-dir", "output-dir", "pool-uri", "work-cache"):
         if values.get(key) and not re.match(r"hub:|\w+://", str(values[key])):
             values[key] = str(Path(str(values[key])).expanduser().absolute())
     for key in ("model", "embedding-model", "covariance-source"):

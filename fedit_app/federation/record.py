@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 _COUNTS = (
     "requests",
     "optimised",
+    "cached",
     "reused",
     "uploaded",
     "offered",
@@ -46,7 +47,7 @@ _STAGES = ("edit", "reedit", "evaluate")
 # What may be another when a run is resumed; everything else makes its results.
 _MAY_CHANGE = (
     *("output-dir", "resume", "num-slots", "evaluate-every", "slot-timeout"),
-    *("device", "device-map", "edit-batch"),
+    *("device", "device-map", "edit-batch", "work-cache"),
 )
 
 
@@ -279,7 +280,7 @@ class RunRecord:
         entry = self._slot(slot)
         totals: Counter[str] = Counter()
         for node in entry["nodes"].values():
-            totals.update({name: node[name] for name in _COUNTS})
+            totals.update({name: node.get(name, 0) for name in _COUNTS})
         return {
             "slot": slot,
             "complete": slot in self._complete,
