@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import secrets
 import signal
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fedit_app.arguments import add_run_config, read_run_config
+from fedit_app.comparison.commands import add_comparison
 from fedit_app.config import ConfigValue, RunConfig, describe_keys
 from fedit_app.deployment.commands import add_commands
 from fedit_app.errors import FedEditError
-from fedit_app.files import read_toml
 from fedit_app.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a federation, in simulation or on real nodes")
-    _add_run_config(run)
+    add_run_config(run)
     run.add_argument(
         "--superlink",
         metavar="NAME-OR-DIR",
@@ -102,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser(
         "stats", help="make, show, give away or take over the covariances of a model"
     )
-    _add_run_config(stats)
+    add_run_config(stats)
     stats.add_argument("--layers", metavar="3-9", help="default: the run config's")
     stats.add_argument("--save", type=Path, metavar="FILE", help="write them to a file")
     stats.add_argument("--load", type=Path, metavar="FILE", help="take them from such a file")
@@ -111,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser(
         "tune", help="search layers, weights and step size for a model, write a preset"
     )
-    _add_run_config(tune)
+    add_run_config(tune)
     tune.add_argument(
         "--data",
         type=Path,
@@ -127,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.set_defaults(command=_tune)
 
     _add_pool(commands)
+    add_comparison(commands)
     add_commands(commands)
 
     keys = commands.add_parser("config", help="list every run-config key with its meaning")
@@ -180,48 +180,6 @@ def _add_criteria(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--before-slot", type=int, default=0, metavar="N", help="of a slot before this one"
     )
-
-
-def _add_run_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, metavar="FILE.toml", help="run-config preset")
-    command.add_argument(
-        "-c",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one run-config key; may be repeated",
-    )
-
-
-def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, ConfigValue]:
-    """Run-config values of a preset and of the command line, which wins.
-
-    Args:
-        file: TOML file of keys and values, or None.
-        overrides: KEY=VALUE; a value that is not TOML is taken as a string.
-
-    Raises:
-        FedEditError: the file cannot be read, or an override has no "=".
-    """
-    values: dict[str, ConfigValue] = {}
-    if file is not None:
-        values |= read_toml(file, f"--config {file}")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise FedEditError(f"-c {override}: write KEY=VALUE")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = text
-    for key in ("data-path", "state-dir", "output-dir", "pool-uri"):
-        if values.get(key) and not re.match(r"hub:|\w+://", str(values[key])):
-            values[key] = str(Path(str(values[key])).expanduser().absolute())
-    for key in ("model", "embedding-model", "covariance-source"):
-        if Path(str(values.get(key, ""))).exists() and values.get(key):
-            values[key] = str(Path(str(values[key])).absolute())
-    return values
 
 
 def _run(options: argparse.Namespace) -> int:

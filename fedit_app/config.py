@@ -238,6 +238,11 @@ class RunConfig:
         "top-k that is not centred come from an approximate index; majority and all stay exact",
         choices=("none", "ivf"),
     )
+    work_cache: str = _key(
+        "",
+        "folder (absolute) on a node's own disk in which it keeps optimised values v* and scores, "
+        "and finds those of earlier runs: exact, by hash, no text in it; empty: none",
+    )
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _key(
         "auto",
@@ -300,7 +305,7 @@ class RunConfig:
                 "run config: federation = 'worker' is the folder of a node's resident process "
                 "under state-dir/NODE; choose another name"
             )
-        for key in ("output_dir", "state_dir", "data_path"):
+        for key in ("output_dir", "state_dir", "data_path", "work_cache"):
             value = getattr(self, key)
             if key == "data_path" and value.startswith(HUB):
                 continue

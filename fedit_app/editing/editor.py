@@ -15,6 +15,7 @@ from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.value_store import ValueStore
 from fedit_app.models.editable import EditableModel
 
 
@@ -89,10 +90,13 @@ class Editor:
         templates: Sequence[str],
         settings: EditSettings,
         starts: Sequence[Tensor | None] | None = None,
+        store: ValueStore | None = None,
     ) -> Values:
         """Optimise the values of requests on the unedited model; see `optimise_values`."""
         site = self.site(model, settings)
-        return optimise_values(model, requests, templates, site, settings, self.objective, starts)
+        return optimise_values(
+            model, requests, templates, site, settings, self.objective, starts, store
+        )
 
     def vectors(
         self,

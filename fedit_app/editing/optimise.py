@@ -19,6 +19,7 @@ from tqdm import tqdm
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
+from fedit_app.editing.value_store import ValueStore, batch_key
 from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, request_rows
 from fedit_app.errors import FedEditError
 from fedit_app.models.editable import EditableModel
@@ -65,6 +66,7 @@ def optimise_values(
     settings: EditSettings,
     objective: Objective = memit_objective,
     starts: Sequence[Tensor | None] | None = None,
+    store: ValueStore | None = None,
 ) -> Values:
     """Optimise v* for requests, several at a time.
 
@@ -80,6 +82,7 @@ def optimise_values(
         objective: what is minimised.
         starts: for each request where its change of the site's last output begins, (d_model,), or
             None for zero; absent: zero for all.
+        store: where batches are looked up before they are computed, and kept afterwards.
 
     Raises:
         FedEditError: one request alone does not fit in memory, or has no token to edit.
@@ -93,7 +96,7 @@ def optimise_values(
             chosen = waiting[:size]
             batch = [rows[i] for i in chosen]
             begin = [starts[i] for i in chosen] if starts else [None] * len(chosen)
-            solved = _try_batch(model, batch, site, settings, objective, begin)
+            solved = _stored_batch(model, batch, site, settings, objective, begin, store)
             if solved is None:
                 size = _halved(len(chosen))
                 continue
@@ -133,6 +136,27 @@ def batch_that_fits(model: EditableModel, rows: Sequence[RequestRows], first: in
     else:
         free = psutil.virtual_memory().available
     return int(min(max(free / 2 // per_request, 1), _LARGEST_BATCH.get(device.type, 32)))
+
+
+def _stored_batch(
+    model: EditableModel,
+    rows: Sequence[RequestRows],
+    site: Site,
+    settings: EditSettings,
+    objective: Objective,
+    starts: Sequence[Tensor | None],
+    store: ValueStore | None,
+) -> tuple[Tensor, ...] | None:
+    """One batch, from the store if it is there; None if memory is too small for it."""
+    if store is None:
+        return _try_batch(model, rows, site, settings, objective, starts)
+    key = batch_key(model, rows, site, settings, objective, starts)
+    solved = store.load(key, model.device)
+    if solved is None:
+        solved = _try_batch(model, rows, site, settings, objective, starts)
+        if solved is not None:
+            store.save(key, solved)
+    return solved
 
 
 def _try_batch(

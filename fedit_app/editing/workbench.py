@@ -26,6 +26,7 @@ from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
+from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.files import cache_dir, write_json_atomic
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
@@ -156,6 +157,7 @@ class Workbench:
         node: str,
         slot: int,
         starts: Sequence[MKV | None] | None = None,
+        store: ValueStore | None = None,
     ) -> list[MKV]:
         """MKVs of new requests on top of a ledger.
 
@@ -166,6 +168,7 @@ class Workbench:
             slot: the time slot.
             starts: for each request an MKV from whose value its own is optimised, or None to start
                 from the unedited state; absent: None for all.
+            store: where values are looked up before they are optimised, and kept afterwards.
 
         Returns:
             One MKV per request; the ledger is not changed.
@@ -174,7 +177,7 @@ class Workbench:
             return []
         begin = [None if mkv is None else torch.from_numpy(mkv.delta) for mkv in starts or ()]
         values = self.editor.values(
-            self.model, requests, self.templates, self.settings, begin or None
+            self.model, requests, self.templates, self.settings, begin or None, store
         )
         found = self.editor.vectors(
             self.model,

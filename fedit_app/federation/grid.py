@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _ANSWERS = {
     HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff", "wants", "holds"),
-    EDIT: ("requests", "optimised", "reused", "again", "quarantined", "conflicts"),
-    TRAIN: ("requests", "optimised"),
+    EDIT: ("requests", "optimised", "cached", "reused", "again", "quarantined", "conflicts"),
+    TRAIN: ("requests", "optimised", "cached"),
     REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
     EVALUATE: ("own", "federation"),
 }
@@ -146,7 +146,7 @@ class RunGrid(Grid):
     def _note(self, slot: int, stage: str, name: str, info: Mapping[str, Any]) -> None:
         """Record what an answer says, of FedEdit's own stages and of a stock strategy's alike."""
         if stage == "edit":
-            counts = {key: info[key] for key in ("requests", "optimised")}
+            counts = {key: info[key] for key in ("requests", "optimised", "cached")}
             self.record.count(slot, name, **counts)
         if stage == "evaluate":
             found = {scope: info[scope] for scope in ("own", "federation")}

@@ -110,6 +110,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         "node": participant.name,
         "requests": outcome.requests,
         "optimised": len(outcome.new),
+        "cached": outcome.cached,
         "reused": outcome.reused,
         "again": [mkv.id for mkv in outcome.again],
         "quarantined": outcome.quarantined,
@@ -139,9 +140,9 @@ def train(content: RecordDict, participant: Participant) -> RecordDict:
     """A round of a stock strategy: edit the global model with the slot's own requests."""
     deltas = _global_deltas(content)
     slot = int(content.config_records["config"]["server-round"])
-    changed, requests = participant.train(slot, deltas)
-    info = {"node": participant.name, "requests": requests, "optimised": requests}
-    reply = pack(info)
+    changed, requests, cached = participant.train(slot, deltas)
+    info = {"requests": requests, "optimised": requests, "cached": cached}
+    reply = pack({"node": participant.name, **info})
     reply["arrays"] = _as_arrays(changed)
     # Stock strategies divide by the sum of the weights, which may not be zero.
     reply["metrics"] = MetricRecord({"num-examples": float(requests) or 1e-9})

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedit_app.data.federation_facts import facts_for
 from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
+from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
@@ -45,7 +46,6 @@ from fedit_app.mkv import MKV, SameFact
 logger = logging.getLogger(__name__)
 
 CENTRAL = "central"
-_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class EditOutcome:
         conflicts: MKVs about an own subject with another target, and which of the two holds.
         again: own MKVs of earlier slots that the pool has not.
         quarantined: how many candidates failed the screening.
+        cached: of how many new MKVs the value v* came from the work-cache.
     """
 
     new: list[MKV]
@@ -67,6 +68,7 @@ class EditOutcome:
     requests: int
     conflicts: list[Conflict]
     quarantined: int = 0
+    cached: int = 0
 
 
 class Participant:
@@ -214,7 +216,8 @@ class Participant:
             first = [group[0] for group in groups.values()]
             starts = [found.starts.get(request.id) for request in first]
             rest = ledger.without(found.rivals)
-            computed = bench.compute(first, rest, owner, slot, starts)
+            store = self._value_store()
+            computed = bench.compute(first, rest, owner, slot, starts, store)
             asked = {
                 mkv.id: [request.id for request in group]
                 for mkv, group in zip(computed, groups.values(), strict=True)
@@ -234,14 +237,17 @@ class Participant:
         reused = [id_ for id_ in used if id_ not in settled_here]
         missing = missing if self.policy.upload else ()
         again = [ledger.entries[id_].mkv for id_ in missing if id_ in ledger.entries]
+        cached = store.found if store else 0
         logger.info(
-            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero), %d reused",
+            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d found in "
+            "the work-cache), %d reused",
             owner,
             slot,
             len(requests),
             len(computed),
             time.perf_counter() - started,
             sum(start is not None for start in starts),
+            cached,
             len(reused),
         )
         return EditOutcome(
@@ -251,6 +257,7 @@ class Participant:
             requests=len(requests),
             conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
             quarantined=len(faults),
+            cached=cached,
         )
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:
@@ -297,15 +304,13 @@ class Participant:
         own, everything = facts[self.name], facts_for(self.name, facts)
         bench = self.workbench
         if slot == 0:
-            state, deltas = _BASE, {}
+            deltas = {}
         elif deltas is None:
             ledger = self.ledger(CENTRAL if central else "")
-            state = " ".join(mkv.id for mkv in ledger.holding)
             deltas = bench.deltas(ledger) if len(ledger) else {}
-        else:
-            state = _digest(deltas)
         with bench.model.edited(deltas):
-            scores = _memory.score(bench.model, state, [*own, *everything])
+            kept = self._work_cache("scores")
+            scores = _memory.score(bench.model, [*own, *everything], kept)
         return {
             "own": aggregate([scores[request] for request in own]),
             "federation": aggregate([scores[request] for request in everything])
@@ -315,7 +320,7 @@ class Participant:
 
     def train(
         self, slot: int, deltas: dict[int, torch.Tensor]
-    ) -> tuple[dict[int, torch.Tensor], int]:
+    ) -> tuple[dict[int, torch.Tensor], int, int]:
         """Edit the global model of a stock strategy with the requests of a slot.
 
         Args:
@@ -323,21 +328,26 @@ class Participant:
             deltas: global change of the weights, layer -> (d_model, d_ff).
 
         Returns:
-            The change with the node's own edits added, and the number of requests.
+            The change with the node's own edits added, the number of requests, and of how many the
+            value v* came from the work-cache.
         """
         bench, requests = self.workbench, self.slots[slot - 1]
-        local = Ledger(bench.fingerprint)
+        local, store = Ledger(bench.fingerprint), self._value_store()
         with bench.model.edited(deltas):
-            local.accept(bench.compute(requests, local, self.name, slot), slot)
+            computed = bench.compute(requests, local, self.name, slot, store=store)
+        local.accept(computed, slot)
         change = bench.deltas(local)
-        return {layer: deltas[layer] + change[layer].cpu() for layer in deltas}, len(requests)
+        changed = {layer: deltas[layer] + change[layer].cpu() for layer in deltas}
+        return changed, len(requests), store.found if store else 0
+
+    def _value_store(self) -> ValueStore | None:
+        folder = self._work_cache("values")
+        return None if folder is None else ValueStore(folder)
+
+    def _work_cache(self, part: str) -> Path | None:
+        """A folder of the work-cache; None without one."""
+        root = self.config.work_cache
+        return Path(root).expanduser() / part if root else None
 
 
-_memory = ScoreMemory(keep=_BASE)
-
-
-def _digest(deltas: Mapping[int, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for layer in sorted(deltas):
-        digest.update(deltas[layer].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+_memory = ScoreMemory()

@@ -6,14 +6,11 @@ A message has up to two records: `mkvs` or `keys` with arrays, and `info` with J
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedit_app.config import ConfigValue
 from fedit_app.errors import FedEditError, shown
+from fedit_app.files import source_hash
 from fedit_app.mkv import MKV, decode, encode
 
 VERSION = 2
@@ -193,11 +191,6 @@ def content_bytes(content: RecordDict) -> int:
     return arrays + sum(len(record.deflate()) for record in others)
 
 
-@functools.cache
 def code_fingerprint() -> str:
     """Hash of this package's source files: two nodes with different ones may disagree silently."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    return source_hash()

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _COUNTS = (
     "requests",
     "optimised",
+    "cached",
     "reused",
     "uploaded",
     "offered",
@@ -48,7 +49,7 @@ _STAGES = ("edit", "reedit", "evaluate")
 # What may be another when a run is resumed; everything else makes its results.
 _MAY_CHANGE = (
     *("output-dir", "resume", "num-slots", "evaluate-every", "slot-timeout"),
-    *("device", "device-map", "edit-batch"),
+    *("device", "device-map", "edit-batch", "work-cache"),
 )
 
 

@@ -392,6 +392,12 @@ def strategy_named(name: str) -> Factory:
     return STRATEGIES.get(name) or stock_strategy(name)
 
 
+def keeps_its_state(name: str) -> bool:
+    """Whether a run of a strategy can be resumed: what it knows lies on disk, not in memory."""
+    factory = strategy_named(name)
+    return inspect.isclass(factory) and issubclass(factory, FedEdit)
+
+
 def no_change(layers: Sequence[int], d_model: int, d_ff: int) -> ArrayRecord:
     """The global model that stock strategies start from: no change to any edited layer."""
     return arrays_record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -50,6 +51,7 @@ class EditableModel:
         self.fingerprint = fingerprint
         self.architecture = architecture_of(model.config.model_type, names)
         self.layers = find_layers(model, self.architecture)
+        self._base: dict[int, Tensor] = {}  # of the layers that are edited now
         self._final_norm = find_module(model, "final_norm", self.architecture.final_norm)
 
     @property
@@ -212,6 +214,8 @@ class EditableModel:
             write(layer, delta): replaces the Delta of one of these layers.
         """
         original = {layer: self.weight(layer).clone() for layer in deltas}
+        outermost = {layer: weight for layer, weight in original.items() if layer not in self._base}
+        self._base |= outermost
 
         def write(layer: int, delta: Tensor) -> None:
             base = original[layer]
@@ -224,6 +228,18 @@ class EditableModel:
         finally:
             for layer, weight in original.items():
                 self.weight(layer).copy_(weight)
+            for layer in outermost:
+                del self._base[layer]
+
+    def edits_hash(self) -> str:
+        """Hash of the projections that are edited now; empty if all are bit for bit the base's."""
+        edited = [n for n, base in sorted(self._base.items()) if not base.equal(self.weight(n))]
+        if not edited:
+            return ""
+        digest = hashlib.sha256(str(edited).encode())
+        for layer in edited:
+            digest.update(self.weight(layer).contiguous().cpu().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def _no_root_mean_square(path: str | None) -> FedEditError:

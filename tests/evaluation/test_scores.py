@@ -1,5 +1,7 @@
 """Scores of targets and requests against one plain forward pass a pair."""
 
+from contextlib import contextmanager
+
 import pytest
 import tiny
 import torch
@@ -228,39 +230,78 @@ def counted(monkeypatch):
     return calls
 
 
+@contextmanager
+def in_state(model, state):
+    """The model, edited by so much; 0: unedited."""
+    with model.edited({1: torch.full((model.d_model, model.d_ff), float(state))}):
+        yield
+
+
 def test_memory_asks_once_per_state(counted):
-    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+    model, memory = tiny.editable(), ScoreMemory()
     one, same = make_request(), make_request(id="b", slot=2)
     other = make_request(target_new="other")
-    found = memory.score(model, "unedited", [one, same])
+    found = memory.score(model, [one, same])
     assert found[one] == found[same] == score_requests(model, [one])[0]
-    memory.score(model, "unedited", [one, other])
-    memory.score(model, "unedited", [same, other])
+    memory.score(model, [one, other])
+    memory.score(model, [same, other])
     assert counted == [["new"], ["other"], []]
 
 
-def test_memory_forgets_old_states_and_keeps_one(counted):
-    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+def test_memory_forgets_old_states_and_keeps_the_unedited(counted):
+    model, memory = tiny.editable(), ScoreMemory()
     request = make_request()
-    for state in ("unedited", "first", "first", "second", "unedited", "first"):
-        memory.score(model, state, [request])
+    for state in (0, 1, 1, 2, 0, 1):
+        with in_state(model, state):
+            memory.score(model, [request])
     assert counted == [["new"], ["new"], [], ["new"], [], ["new"]]
 
 
 def test_memory_tells_models_and_dtypes_apart(counted):
-    memory = ScoreMemory(keep="unedited")
+    memory = ScoreMemory()
     for model in (tiny.editable(), tiny.editable("gpt2"), tiny.editable(double=True)):
-        memory.score(model, "unedited", [make_request()])
+        memory.score(model, [make_request()])
     assert counted == [["new"]] * 3
 
 
 def test_memory_scores_the_model_as_it_is():
-    model, memory = tiny.editable(), ScoreMemory(keep="unedited")
+    model, memory = tiny.editable(), ScoreMemory()
     first, second, said = what_it_says(model)
     request = EditRequest("a", first, f"{{}} {second}", said)
     delta = torch.randn(model.d_model, model.d_ff, generator=torch.Generator().manual_seed(0))
-    before = memory.score(model, "unedited", [request])[request]
+    before = memory.score(model, [request])[request]
     with model.edited({layer: 5 * delta for layer in range(model.n_layers)}):
-        after = memory.score(model, "edited", [request])[request]
+        after = memory.score(model, [request])[request]
         assert after == score_requests(model, [request])[0]
     assert (before.accuracy, after.accuracy) == (1.0, 0.0)
+
+
+def test_another_process_finds_the_scores_of_a_state(counted, tmp_path):
+    model, one, other = tiny.editable(), make_request(), make_request(target_new="other")
+    computed = {}
+    for state in (0, 1):
+        with in_state(model, state):
+            computed[state] = ScoreMemory().score(model, [one], tmp_path)[one]
+    assert computed[0] != computed[1] or counted == [["new"], ["new"]]
+    counted.clear()
+    renamed = make_request(id="b", slot=2)
+    with in_state(model, 1):
+        found = ScoreMemory().score(model, [renamed, other], tmp_path)
+        assert found == dict(
+            zip([renamed, other], score_requests(model, [one, other]), strict=True)
+        )
+    assert counted == [["other"]]
+    assert ScoreMemory().score(model, [one], tmp_path)[one] == computed[0]
+    files = list(tmp_path.glob("*.json"))
+    assert len(files) == 2
+    assert all(one.subject not in file.read_text() + file.name for file in files)
+
+
+def test_scores_that_cannot_be_read_are_computed(counted, tmp_path, log):
+    model = tiny.editable()
+    ScoreMemory().score(model, [make_request()], tmp_path)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text('{"half')
+    ScoreMemory().score(model, [make_request()], tmp_path)
+    ScoreMemory().score(model, [make_request()], tmp_path)
+    assert counted == [["new"], ["new"], []] and "made anew" in log.text

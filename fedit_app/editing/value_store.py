@@ -1,0 +1,117 @@
+"""Optimised values on this machine's disk, found again by all that they were computed from.
+
+A file is named by the hash of the model and its state, the token rows of a batch, where their
+optimisation begins, the hyperparameters of the value and the source code: its text is not in it,
+and a value that is found is bit for bit the one that would be computed. A batch is found as a
+whole, because the sums of another batch are rounded otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.sites import Site
+from fedit_app.editing.values import RequestRows
+from fedit_app.files import replace_file, source_hash
+from fedit_app.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+# Settings of the solve, which a value does not depend on, and the batch, which its rows say.
+_OF_THE_SOLVE = ("covariance_weight", "max_condition", "null_space_threshold", "l2", "batch")
+_PARTS = ("v_star", "h0", "loss", "steps")
+
+
+class ValueStore:
+    """Batches of values in a folder. Several processes may use it at once.
+
+    Args:
+        folder: where they are kept; made when the first one is.
+
+    Attributes:
+        found: of how many requests the values have been found so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.found = 0
+
+    def load(self, key: str, device: torch.device) -> tuple[Tensor, ...] | None:
+        """v*, h0, loss and steps of a batch; None if they have not been computed yet.
+
+        Args:
+            key: see `batch_key`.
+            device: where the tensors are wanted.
+        """
+        file = self._file(key)
+        try:
+            kept = load_file(file)
+            parts = tuple(kept[name].to(device) for name in _PARTS)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError) as error:
+            logger.warning("work-cache: %s cannot be read (%s), computed anew", file, error)
+            return None
+        self.found += len(parts[0])
+        return parts
+
+    def save(self, key: str, parts: Sequence[Tensor]) -> None:
+        """Keep v*, h0, loss and steps of a batch.
+
+        Args:
+            key: see `batch_key`.
+            parts: the four tensors.
+        """
+        tensors = {n: part.cpu().contiguous() for n, part in zip(_PARTS, parts, strict=True)}
+        with replace_file(self._file(key)) as temporary:
+            save_file(tensors, temporary)
+
+    def _file(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+
+def batch_key(
+    model: EditableModel,
+    rows: Sequence[RequestRows],
+    site: Site,
+    settings: EditSettings,
+    objective: Callable[..., object],
+    starts: Sequence[Tensor | None],
+) -> str:
+    """Hash of everything that the values of a batch are computed from: 64 hex digits.
+
+    Args:
+        model: the model as it is now, edited or not.
+        rows: the batch, in its order; contexts and targets are in it as tokens.
+        site: where delta is added.
+        settings: hyperparameters; those of the solve are left out.
+        objective: what is minimised, a function.
+        starts: for each request where delta begins, None for zero.
+    """
+    chosen = dataclasses.asdict(settings)
+    for name in _OF_THE_SOLVE:
+        del chosen[name]
+    made_from = {
+        "code": source_hash("editing", "models"),
+        "torch": torch.__version__,
+        "model": [model.fingerprint, model.edits_hash()],
+        "dtype": str(model.model.dtype),
+        "device": model.device.type,
+        "settings": chosen,
+        "site": [type(site).__module__, type(site).__qualname__, site.first, site.parts],
+        "objective": [objective.__module__, objective.__qualname__],
+        "rows": [dataclasses.astuple(row) for row in rows],
+        "starts": [None if start is None else start.tolist() for start in starts],
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

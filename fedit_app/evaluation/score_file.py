@@ -1,0 +1,60 @@
+"""Scores on this machine's disk: one file for each state of a model, without any text."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedit_app.editing.requests import EditRequest
+from fedit_app.evaluation.scores import RequestScore
+from fedit_app.files import source_hash, write_json_atomic
+from fedit_app.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+class ScoreFile:
+    """The scores of requests on a model as it is now, by the requests' hashes.
+
+    Args:
+        folder: where the files of all states are kept.
+        model: the model, edited or not.
+    """
+
+    def __init__(self, folder: Path, model: EditableModel) -> None:
+        state = [
+            source_hash("editing", "evaluation", "models"),
+            model.fingerprint,
+            model.edits_hash(),
+            str(model.model.dtype),
+            model.device.type,
+        ]
+        name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+        self._file = folder / f"{name}.json"
+        self._kept: dict[str, dict] = {}
+        try:
+            self._kept = json.loads(self._file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            logger.warning("work-cache: %s cannot be read (%s), made anew", self._file, error)
+
+    def get(self, request: EditRequest) -> RequestScore | None:
+        """The score of a request; None if it has not been computed yet."""
+        kept = self._kept.get(_hash(request))
+        return None if kept is None else RequestScore(**kept)
+
+    def add(self, scores: Mapping[EditRequest, RequestScore]) -> None:
+        """Keep scores beside those that were found."""
+        self._kept |= {_hash(request): vars(score) for request, score in scores.items()}
+        write_json_atomic(self._file, self._kept)
+
+
+def _hash(request: EditRequest) -> str:
+    """Hash of what a request asks, whoever asks it and when."""
+    asked = dataclasses.asdict(dataclasses.replace(request, id="-", slot=None, relation=None))
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
