@@ -10,9 +10,11 @@ from pathlib import Path
 
 from fedit_app.config import RunConfig
 from fedit_app.data.jsonl import read_requests
-from fedit_app.editing.ledger import Ledger, LedgerEntry
+from fedit_app.editing.entries import LedgerEntry
+from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import RequestScore, score_requests
 from fedit_app.federation.policy import (
     OVER_LIMIT,
@@ -92,13 +94,15 @@ class Receiver:
         probes = self._probe_scores(ledger)
         ids = {mkv.id for mkv in offered}
         try:
-            with ledger.step():
+            with ledger.step("re-edit", slot):
                 refused, agreed = self._take(offered, ledger, slot)
                 ledger.count_votes(votes)
                 changed = [*sorted(ids), *votes]
                 policy = self._config.conflict_policy
                 conflicts = settle(ledger, changed, policy, self._same, agreed)
-                self._require_budget(probes, self._probe_scores(ledger), slot)
+                after = self._probe_scores(ledger)
+                ledger.note_probes(aggregate(probes), aggregate(after))
+                self._require_budget(probes, after, slot)
         except _ProbesSpoilt:
             return ReeditOutcome({}, {PROBES: len(offered)}, [])
         gave_way = {conflict.gave_way for conflict in conflicts}
