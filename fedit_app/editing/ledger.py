@@ -3,9 +3,10 @@
 Of two MKVs that contradict each other only one holds; the other is kept, overruled, and holds again
 once the first is dropped.
 
-On disk a ledger is a folder: `mkvs/ID.safetensors`, one file an MKV, never changed, and
-`index.json`, which says which of them count, replaced in one step after they are written. What the
-index does not name does not exist.
+On disk a ledger is a folder: `mkvs/ID.safetensors`, one file an MKV, never changed;
+`journal.jsonl`, every change (see `journal`); and `index.json`, which says which MKVs count and up
+to where the journal does, replaced in one step after they are written. What the index does not name
+does not exist.
 """
 
 from __future__ import annotations
@@ -16,36 +17,28 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedit_app.editing import journal
+from fedit_app.editing.entries import (
+    AuthorSignature,
+    LedgerEntry,
+    Refusal,
+    are_refusals,
+    are_rows,
+)
+from fedit_app.editing.journal import Head, State, Step
 from fedit_app.errors import FedEditError
 from fedit_app.files import replace_file, write_json_atomic
 from fedit_app.mkv import MKV, from_bytes, to_bytes
 
-_VERSION = 2
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One accepted MKV.
-
-    Attributes:
-        mkv: the vectors.
-        slot: time slot in which this node accepted it.
-        requests: ids of the node's own requests that it fulfils; empty for what only others asked.
-        overruled_by: id of the MKV about the same subject that holds in its stead; empty if this
-            one holds.
-        votes: how many organisations are known to want it.
-    """
-
-    mkv: MKV
-    slot: int
-    requests: tuple[str, ...] = ()
-    overruled_by: str = ""
-    votes: int = 1
+_VERSION = 3
+INDEX, JOURNAL = "index.json", "journal.jsonl"
 
 
 @dataclass
@@ -56,12 +49,20 @@ class Ledger:
         fingerprint: what all of them mean anything on.
         folder: where they are kept; None keeps them in memory only.
         entries: id -> entry.
+        refused: id -> why the MKV is not to be accepted again.
     """
 
     fingerprint: str
     folder: Path | None = None
     entries: dict[str, LedgerEntry] = field(default_factory=dict)
+    refused: dict[str, Refusal] = field(default_factory=dict)
     _saves: bool = field(default=True, init=False, repr=False)
+    _step: Step = field(default=Step(), init=False, repr=False)
+    _saved: State = field(default=State({}, {}), init=False, repr=False)
+    _head: Head = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._head = journal.beginning(self.fingerprint)
 
     @staticmethod
     def open(folder: Path, fingerprint: str) -> Ledger:
@@ -71,8 +72,7 @@ class Ledger:
             FedEditError: it belongs to another model or other settings, or a file is damaged.
         """
         ledger = Ledger(fingerprint, folder)
-        index = folder / "index.json"
-        if not index.exists():
+        if not (folder / INDEX).exists():
             return ledger
         stored = read_index(folder)
         if stored["fingerprint"] != fingerprint:
@@ -81,11 +81,12 @@ class Ledger:
                 f"{fingerprint}; use the same model, layers, editor, contexts, mkv-precision and "
                 "seed, or another state-dir"
             )
+        ledger._head = Head(**stored["journal"])
+        journal.require_head(folder / JOURNAL, ledger._head)
         for row in stored["entries"]:
-            mkv = _read_mkv(folder, row["id"])
-            ledger.entries[mkv.id] = LedgerEntry(
-                mkv, row["slot"], tuple(row["requests"]), row["overruled_by"], row["votes"]
-            )
+            ledger.entries[row["id"]] = LedgerEntry.of_row(row, read_mkv(folder, row["id"]))
+        ledger.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
+        ledger._saved = State(dict(ledger.entries), dict(ledger.refused))
         return ledger
 
     def __len__(self) -> int:
@@ -97,19 +98,46 @@ class Ledger:
         held = [entry.mkv for entry in self.entries.values() if not entry.overruled_by]
         return sorted(held, key=lambda mkv: mkv.id)
 
+    @property
+    def set_aside(self) -> set[str]:
+        """Ids of own requests that stay unfulfilled: those of withdrawn MKVs."""
+        return {request for refusal in self.refused.values() for request in refusal.requests}
+
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, reason: str = "", slot: int = 0) -> Iterator[None]:
         """Make the changes inside the block one step on disk: all of them or, on an error, none.
 
         After an error the object in memory is of no more use; open the ledger again.
+
+        Args:
+            reason: why, for the journal.
+            slot: the time slot, for the journal; 0: for each MKV the one of its acceptance.
         """
-        self._saves = False
+        self._saves, self._step = False, Step(reason, slot)
         yield
         self._saves = True
         self._save()
+        self._step = Step()
+
+    def note_probes(
+        self, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+    ) -> None:
+        """Note what the step that is being made changes on the node's probes.
+
+        Args:
+            before: metrics without the step; None if they were not measured.
+            after: metrics with it.
+        """
+        if before is not None and after is not None:
+            probes = {"before": dict(before), "after": dict(after)}
+            self._step = dataclasses.replace(self._step, probes=probes)
 
     def accept(
-        self, mkvs: Iterable[MKV], slot: int, requests: Mapping[str, Sequence[str]] | None = None
+        self,
+        mkvs: Iterable[MKV],
+        slot: int,
+        requests: Mapping[str, Sequence[str]] | None = None,
+        signatures: Mapping[str, AuthorSignature] | None = None,
     ) -> None:
         """Add MKVs, or own requests to MKVs that are there already; one step on disk.
 
@@ -117,12 +145,14 @@ class Ledger:
             mkvs: what to add; known ids keep their entry.
             slot: time slot of the acceptance.
             requests: id -> own requests that this MKV fulfils.
+            signatures: id -> its author's signature, kept as it is.
         """
         for mkv in mkvs:
             known = self.entries.get(mkv.id)
             asked = (requests or {}).get(mkv.id, ())
             if known is None:
-                self.entries[mkv.id] = LedgerEntry(mkv, slot, tuple(asked))
+                signature = (signatures or {}).get(mkv.id)
+                self.entries[mkv.id] = LedgerEntry(mkv, slot, tuple(asked), signature=signature)
             else:
                 both = tuple(dict.fromkeys([*known.requests, *asked]))
                 self.entries[mkv.id] = dataclasses.replace(known, requests=both)
@@ -138,6 +168,27 @@ class Ledger:
             del self.entries[id_]
         freed = {id_: "" for id_, entry in self.entries.items() if entry.overruled_by in gone}
         self.overrule(freed)
+
+    def refuse(self, ids: Iterable[str], reason: str, withdrawn: bool = False) -> None:
+        """Drop MKVs and do not let them come back.
+
+        Args:
+            ids: MKVs of the ledger.
+            reason: why.
+            withdrawn: they are the node's own, and so the requests that they fulfil are set aside.
+        """
+        gone = list(ids)
+        for id_ in gone:
+            entry = self.entries[id_]
+            requests = entry.requests if withdrawn else ()
+            self.refused[id_] = Refusal(entry.mkv.node, reason, withdrawn, requests)
+        self.drop(gone)
+
+    def allow(self, ids: Iterable[str]) -> None:
+        """Let refused MKVs be accepted again, and the requests that they fulfilled be edited."""
+        for id_ in ids:
+            del self.refused[id_]
+        self._save()
 
     def overrule(self, by: Mapping[str, str]) -> None:
         """Set which MKV holds instead of another.
@@ -177,7 +228,7 @@ class Ledger:
     def without(self, ids: Collection[str]) -> Ledger:
         """The ledger in memory, without some of its MKVs."""
         kept = {id_: entry for id_, entry in self.entries.items() if id_ not in ids}
-        return Ledger(self.fingerprint, entries=kept)
+        return Ledger(self.fingerprint, entries=kept, refused=dict(self.refused))
 
     def fulfilled(self) -> dict[str, str]:
         """Own request id -> id of the MKV that fulfils it."""
@@ -199,56 +250,108 @@ class Ledger:
         shifts = np.array([mkv.shifts for mkv in mkvs], np.float64).reshape(-1, n_layers, d_model)
         return torch.from_numpy(keys), torch.from_numpy(shifts)
 
+    def history(self) -> list[journal.Record]:
+        """Every change ever made, the oldest first; none of a ledger in memory.
+
+        Raises:
+            FedEditError: the journal is damaged.
+        """
+        if self.folder is None:
+            return []
+        return journal.read(self.folder / JOURNAL, self._head, self.fingerprint)
+
+    @property
+    def head(self) -> str:
+        """Hash of the journal's last record: it stands for the ledger and all that led to it."""
+        return self._head.hash
+
     def _save(self) -> None:
         if self.folder is None or not self._saves:
             return
-        for entry in self.entries.values():
-            file = _mkv_file(self.folder, entry.mkv.id)
-            if not file.exists():
-                with replace_file(file) as temporary:
-                    temporary.write_bytes(to_bytes(entry.mkv))
-        rows = [
-            {
-                "id": id_,
-                "node": entry.mkv.node,
-                "slot": entry.slot,
-                "requests": list(entry.requests),
-                "overruled_by": entry.overruled_by,
-                "votes": entry.votes,
+        now = State(dict(self.entries), dict(self.refused))
+        found = journal.changes(self._saved, now, self._step)
+        if not found and (self.folder / INDEX).exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.folder / ".lock"):
+            self._require_unchanged()
+            for id_ in now.entries.keys() - self._saved.entries.keys():
+                with replace_file(mkv_file(self.folder, id_)) as temporary:
+                    temporary.write_bytes(to_bytes(now.entries[id_].mkv))
+            head = journal.extend(self.folder / JOURNAL, self._head, found)
+            index = {
+                "version": _VERSION,
+                "fingerprint": self.fingerprint,
+                "journal": vars(head),
+                "entries": [entry.row() for _, entry in sorted(now.entries.items())],
+                "refused": [
+                    {"id": id_, "node": refusal.node, **refusal.fields()}
+                    for id_, refusal in sorted(now.refused.items())
+                ],
             }
-            for id_, entry in sorted(self.entries.items())
-        ]
-        index = {"version": _VERSION, "fingerprint": self.fingerprint, "entries": rows}
-        write_json_atomic(self.folder / "index.json", index)
+            write_json_atomic(self.folder / INDEX, index)
+        self._head, self._saved = head, now
+
+    def _require_unchanged(self) -> None:
+        """Two processes may change a ledger in turns, but none what the other has not seen."""
+        on_disk = journal.beginning(self.fingerprint)
+        if (self.folder / INDEX).exists():
+            on_disk = Head(**read_index(self.folder)["journal"])
+        if on_disk != self._head:
+            raise FedEditError(
+                f"ledger {self.folder}: another process has changed it meanwhile; do this again"
+            )
 
 
-def read_index(folder: Path) -> dict:
-    """The index of a ledger folder: version, fingerprint and entries.
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a ledger folder: version, fingerprint, journal (its head), entries, refused.
 
     Raises:
         FedEditError: there is none, or it cannot be read.
     """
-    file = folder / "index.json"
+    file = folder / INDEX
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedEditError(f"ledger {folder}: not found; did this node edit in the run?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FedEditError(f"ledger index {file}: cannot be read ({error})") from None
     if not isinstance(stored, dict) or stored.get("version") != _VERSION:
         raise FedEditError(
             f"ledger index {file}: not of version {_VERSION}; use the FedEdit that made it, or "
             "another state-dir"
         )
+    if not (
+        isinstance(stored.get("fingerprint"), str)
+        and _is_head(stored.get("journal"))
+        and are_rows(stored.get("entries"))
+        and are_refusals(stored.get("refused"))
+    ):
+        raise FedEditError(f"ledger index {file}: damaged; take a copy from before back")
     return stored
 
 
-def _mkv_file(folder: Path, id_: str) -> Path:
+def _is_head(value: object) -> bool:
+    kinds = {"records": int, "bytes": int, "hash": str}
+    return (
+        isinstance(value, dict)
+        and value.keys() == kinds.keys()
+        and all(type(value[name]) is kind for name, kind in kinds.items())
+    )
+
+
+def mkv_file(folder: Path, id_: str) -> Path:
+    """Where a ledger folder keeps an MKV."""
     return folder / "mkvs" / f"{id_}.safetensors"
 
 
-def _read_mkv(folder: Path, id_: str) -> MKV:
-    file = _mkv_file(folder, id_)
+def read_mkv(folder: Path, id_: str) -> MKV:
+    """An MKV of a ledger folder.
+
+    Raises:
+        FedEditError: its file is missing, damaged, or holds another one.
+    """
+    file = mkv_file(folder, id_)
     try:
         mkv = from_bytes(file.read_bytes())
     except OSError as error:

@@ -204,7 +204,7 @@ class Participant:
         # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
         from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()
         started = time.perf_counter()
-        with ledger.step():
+        with ledger.step("edit", slot):
             repeat(requests, earlier, ledger, slot)
             todo = open_requests(requests, ledger)
             least = self.config.reuse_threshold

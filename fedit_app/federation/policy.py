@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedit_app.mkv import MKV
 
 if TYPE_CHECKING:  # both need torch
-    from fedit_app.editing.ledger import LedgerEntry
+    from fedit_app.editing.entries import LedgerEntry
     from fedit_app.evaluation.scores import RequestScore
 
 UNTRUSTED = "untrusted node"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from fedit_app.config import RunConfig
 from fedit_app.data.jsonl import read_requests
-from fedit_app.editing.ledger import Ledger, LedgerEntry
+from fedit_app.editing.entries import LedgerEntry
+from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.screening import Fault
 from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import RequestScore, score_requests
 from fedit_app.federation.policy import (
     OVER_LIMIT,
@@ -114,18 +116,20 @@ class Receiver:
         """
         before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
         ids = {mkv.id for mkv in offered}
+        probes = self._probe_scores(ledger)
         candidates, refused, quarantined = self._sift(offered, ledger, slot)
         agreed = saying_own_targets(self._bench, self._requests, candidates, ledger, self._same)
 
         def take(mkvs: Sequence[MKV], into: Ledger) -> list[Conflict]:
             return self._take(mkvs, into, slot, votes, agreed)
 
-        taken = self._harmless(candidates, ledger, slot, take)
+        taken = self._harmless(candidates, ledger, slot, take, probes)
         refused |= {mkv.id: PROBES for mkv in candidates if mkv not in (taken or ())}
         if taken is None:
             return ReeditOutcome({}, dict(Counter(refused.values())), [], quarantined)
-        with ledger.step():
+        with ledger.step("re-edit", slot):
             conflicts = take(taken, ledger)
+            ledger.note_probes(aggregate(probes), aggregate(self._probe_scores(ledger)))
         gave_way = {conflict.gave_way for conflict in conflicts}
         verdicts = [
             (mkv, refused.get(mkv.id) or _verdict(ledger.entries[mkv.id], slot, gave_way))
@@ -197,6 +201,7 @@ class Receiver:
         ledger: Ledger,
         slot: int,
         take: Callable[[Sequence[MKV], Ledger], object],
+        before: Sequence[RequestScore],
     ) -> list[MKV] | None:
         """The candidates that the node's probes stand; all of them if it has no probes.
 
@@ -205,7 +210,6 @@ class Receiver:
         """
         if not self._policy.probes:
             return list(candidates)
-        before = self._probe_scores(ledger)
 
         def harmless(mkvs: Sequence[MKV]) -> bool:
             trial = ledger.without(())
@@ -231,7 +235,9 @@ class Receiver:
         return [*known, *kept]
 
     def _probe_scores(self, ledger: Ledger) -> list[RequestScore]:
-        """What the model edited by a ledger makes of the node's probes."""
+        """What the model edited by a ledger makes of the node's probes; none without probes."""
+        if not self._policy.probes:
+            return []
         with self._bench.edited(ledger) as model:
             return score_requests(model, read_requests(Path(self._policy.probes)))
 

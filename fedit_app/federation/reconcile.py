@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.editing.ledger import Ledger, LedgerEntry
+from fedit_app.editing.entries import LedgerEntry
+from fedit_app.editing.ledger import Ledger
 from fedit_app.mkv import MKV, SameFact, same_fact
 
 logger = logging.getLogger(__name__)

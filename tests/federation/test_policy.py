@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from fedit_app.editing.ledger import LedgerEntry
+from fedit_app.editing.entries import LedgerEntry
 from fedit_app.evaluation.scores import RequestScore
 from fedit_app.federation.policy import (
     ProbeCheck,

@@ -10,7 +10,7 @@ import inprocess
 import pytest
 from federation.test_runs import pool_ids, without_clock
 
-from fedit_app.editing.ledger import read_index
+from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
 from fedit_app.federation import grid as grid_module
@@ -63,9 +63,18 @@ def state(config) -> dict:
         "lines": [(line["slot"], line["node"]) for line in map(json.loads, lines)],
         "pool": pool_ids(folder),
         "ledgers": {
-            path.parent.name: read_index(path) for path in sorted(folder.glob("nodes/*/ledger"))
+            path.parent.name: ledger(path) for path in sorted(folder.glob("nodes/*/ledger"))
         },
     }
+
+
+def ledger(folder: Path) -> dict:
+    """Index and journal of a ledger without times, and without the hashes that cover them."""
+    index = read_index(folder)
+    records = Ledger.open(folder, index["fingerprint"]).history()
+    for record in records:
+        del record["time"], record["previous"], record["hash"]
+    return {**index, "journal": records}
 
 
 @pytest.fixture(scope="module")
