@@ -123,7 +123,7 @@ def test_the_model_is_the_base_model_after_every_message(node):
     bank.edit(1, [])
     bank.evaluate(1)
     zero = {layer: torch.zeros(16, 32, dtype=torch.float64) for layer in (1, 2)}
-    changed, requests = bank.train(2, zero)
+    changed, requests, _ = bank.train(2, zero)
 
     assert requests == 5
     assert all(change.abs().max() > 1e-4 for change in changed.values())
@@ -258,9 +258,9 @@ def test_an_mkv_in_other_words_is_reused_if_the_edited_model_says_the_target(
     started = []
     compute = Workbench.compute
 
-    def spy(self, requests, ledger, name, slot, starts):
+    def spy(self, requests, ledger, name, slot, starts, store):
         started.extend(starts)
-        return compute(self, requests, ledger, name, slot, starts)
+        return compute(self, requests, ledger, name, slot, starts, store)
 
     monkeypatch.setattr(Workbench, "compute", spy)
     bank = paraphrase(0)
@@ -280,9 +280,9 @@ def test_what_does_not_say_the_target_is_where_its_optimisation_starts(node, mon
     monkeypatch.setattr(Workbench, "patched", nothing_says_the_target)
     started, compute = {}, Workbench.compute
 
-    def spy(self, requests, ledger, name, slot, starts):
+    def spy(self, requests, ledger, name, slot, starts, store):
         started.update(zip((request.id for request in requests), starts, strict=True))
-        return compute(self, requests, ledger, name, slot, starts)
+        return compute(self, requests, ledger, name, slot, starts, store)
 
     monkeypatch.setattr(Workbench, "compute", spy)
     node(0, same_key_threshold=0.9999).edit(1, candidates)
