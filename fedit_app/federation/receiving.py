@@ -32,6 +32,7 @@ from fedit_app.mkv import MKV, SameFact, same_fact
 logger = logging.getLogger(__name__)
 
 SHAPE = "shape"
+ROLLED_BACK = "rolled back"
 PROBES = "probes"
 
 
@@ -44,7 +45,7 @@ class ReeditOutcome:
         rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
             another one), conflict (another one about the same subject holds), shape; and what the
             node's policy says: untrusted node, site limit, or probes (the whole re-edit was rolled
-            back).
+            back); rolled back (this very MKV was, by hand).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
     """
 
@@ -141,12 +142,15 @@ class Receiver:
         shapes = (len(bench.settings.layers), bench.model.d_ff, bench.model.d_model)
         fitting = [mkv for mkv in offered if (*mkv.keys.shape, mkv.shifts.shape[1]) == shapes]
         trusted = sift_origins(fitting, self._policy.trusted_nodes)
+        unwanted = {mkv.id for mkv in trusted if mkv.id in ledger.refused}
+        trusted = [mkv for mkv in trusted if mkv.id not in unwanted]
         new = [mkv for mkv in trusted if mkv.id not in ledger.entries]
         taken = accepted_from_others(ledger.entries.values(), slot, self._name)
         kept = {m.id for m in sift_surplus(new, self._policy.most_accepted_per_slot, taken)}
         refused = {mkv.id: SHAPE for mkv in offered}
         refused |= {mkv.id: UNTRUSTED for mkv in fitting}
         refused |= {mkv.id: OVER_LIMIT for mkv in trusted}
+        refused |= dict.fromkeys(unwanted, ROLLED_BACK)
         rest = [mkv for mkv in trusted if mkv.id in kept or mkv.id in ledger.entries]
         agreed = saying_own_targets(bench, self._requests, rest, ledger, self._same)
         ledger.accept(rest, slot)
