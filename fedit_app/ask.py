@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fedit_app.config import RunConfig
-from fedit_app.data.partition import finished_node
-from fedit_app.editing.ledger import Ledger, read_index
+from fedit_app.editing.ledger import read_index
 from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.workbench import workbench_for
 from fedit_app.errors import FedEditError
-from fedit_app.federation.paths import ledger_folder, nodes_with_ledger
+from fedit_app.ledgers.places import Place, find_place
 from fedit_app.models.editable import EditableModel
 
 _NEW_TOKENS = 12
@@ -38,52 +36,40 @@ class Answer:
     top: list[tuple[str, float]]
 
 
-def ask(run_dir: Path, node: str, prompt: str | None) -> str:
-    """Ask a node's model of a finished run.
+def ask(folder: Path, node: str, federation: str, prompt: str | None) -> str:
+    """Ask a node's model.
 
     Args:
-        run_dir: the run folder.
-        node: the node's name; "central" for the ledger of the strategy `central`.
+        folder: see `find_place`.
+        node: see `find_place`; "central" for the ledger of the strategy `central`.
+        federation: see `find_place`.
         prompt: the question; None asks some of the node's own facts.
 
     Returns:
         Text with the answers before and after the edits, side by side.
 
     Raises:
-        FedEditError: no such run or node, or the node's facts cannot be read.
+        FedEditError: no such ledger, or the node's facts cannot be read.
     """
-    config = _config_of(run_dir)
-    ledger_dir = ledger_folder(config, 0, node)
-    if not ledger_dir.exists():
-        known = nodes_with_ledger(config, 0)
-        have = f"nodes with one: {', '.join(known)}" if known else "this run kept no ledgers here"
-        raise FedEditError(f"--node {node}: no ledger in {run_dir}; {have}")
-    read_index(ledger_dir)
-    prompts = [prompt] if prompt else [request.text for request in _own(config, node, ledger_dir)]
-    bench = workbench_for(config)
-    ledger = Ledger.open(ledger_dir, bench.fingerprint)
+    place = find_place(folder, node, federation)
+    index = read_index(place.ledger)
+    prompts = [prompt] if prompt else [request.text for request in _own(place, index)]
+    ledger = place.open()
+    bench = place.workbench(ledger)
     before = [answer(bench.model, text) for text in prompts]
     with bench.edited(ledger) as model:
         after = [answer(model, text) for text in prompts]
-    head = f"node {node}: {len(ledger)} MKVs in its ledger, model {config.model}\n"
+    head = f"node {place.node}: {len(ledger)} MKVs in its ledger, model {bench.model.name}\n"
     shown = zip(prompts, before, after, strict=True)
     return head + "".join(_side_by_side(*row) for row in shown)
 
 
-def _config_of(run_dir: Path) -> RunConfig:
-    file = run_dir / "config.toml"
-    if not file.exists():
-        raise FedEditError(f"{run_dir}: not a run folder, it has no config.toml")
-    values = tomllib.loads(file.read_text(encoding="utf-8"))
-    return RunConfig.parse({**values, "output-dir": str(run_dir.absolute())})
-
-
-def _own(config: RunConfig, node: str, ledger_dir: Path) -> list[EditRequest]:
+def _own(place: Place, index: Mapping[str, Any]) -> list[EditRequest]:
     """Some requests of the node that its ledger fulfils."""
-    fulfilled = {id_ for row in read_index(ledger_dir)["entries"] for id_ in row["requests"]}
-    data = finished_node(config, Path(config.output_dir), node)
+    fulfilled = {id_ for row in index["entries"] for id_ in row["requests"]}
+    data = place.data()
     if data is None:
-        raise FedEditError(f"--node {node}: its requests are not known here; say what to ask")
+        raise FedEditError(f"node {place.node}: its requests are not known here; say what to ask")
     return [request for request in data.read() if request.id in fulfilled][:_OWN_FACTS]
 
 

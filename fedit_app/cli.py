@@ -17,6 +17,7 @@ from fedit_app.comparison.commands import add_comparison
 from fedit_app.config import ConfigValue, RunConfig, describe_keys
 from fedit_app.deployment.commands import add_commands
 from fedit_app.errors import FedEditError
+from fedit_app.ledgers.commands import add_ledger_commands, add_place
 from fedit_app.log import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     ask = commands.add_parser("ask", help="ask a node's model, before and after its edits")
-    ask.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
-    ask.add_argument("--node", required=True, metavar="NAME", help="whose edits")
+    add_place(ask)
     ask.add_argument("prompt", nargs="?", help="default: some of the node's own facts")
     ask.set_defaults(command=_ask)
 
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.set_defaults(command=_tune)
 
     _add_pool(commands)
+    add_ledger_commands(commands)
     add_comparison(commands)
     add_commands(commands)
 
@@ -259,7 +260,7 @@ def _now() -> str:
 def _ask(options: argparse.Namespace) -> int:
     from fedit_app.ask import ask
 
-    sys.stdout.write(ask(options.run_dir, options.node, options.prompt))
+    sys.stdout.write(ask(options.place, options.node, options.federation, options.prompt))
     return 0
 
 

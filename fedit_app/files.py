@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,6 +50,31 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a read-only disk refuses this as well, and holds no such file
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder next to `path` and rename it into place when the block ends well.
+
+    Args:
+        path: the folder to create; missing parent folders are made.
+
+    Yields:
+        The temporary folder to write to; it is gone after an error.
+
+    Raises:
+        FedEditError: there is something at `path` already.
+    """
+    if path.exists():
+        raise FedEditError(f"{path}: exists already; name a folder that does not")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -18,6 +18,7 @@ from fedit_app.federation.protocol import (
     HELLO,
     VERSION,
     code_fingerprint,
+    ids_in,
     pack,
     unpack_arrays,
     unpack_info,
@@ -120,12 +121,16 @@ def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]
         if info["components"] != reference["components"]:
             grid.record.failed(name, 0, "hello", _difference(info, reference))
             continue
+        try:
+            lists = [ids_in(info[what], what) for what in ("wants", "holds", "withdrawn")]
+        except FedEditError as error:
+            grid.record.failed(name, 0, "hello", str(error))
+            continue
         grid.members[name] = Member(
             name,
             reply.metadata.src_node_id,
             lookup_of(reply.content),
-            set(info["wants"]),
-            set(info["holds"]),
+            *lists,
         )
         names.append(name)
     return names

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _ANSWERS = {
-    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff", "wants", "holds"),
+    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff")
+    + ("wants", "holds", "withdrawn"),
     EDIT: ("requests", "optimised", "cached", "reused", "again", "quarantined", "conflicts"),
     TRAIN: ("requests", "optimised", "cached"),
     REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
@@ -62,6 +63,7 @@ class Member:
         lookup: (n, d_ff) lookup keys of its requests of the slot that comes next.
         wants: ids of MKVs that fulfil its own requests.
         holds: ids of other MKVs that it has, or has been offered and refused.
+        withdrawn: ids of own MKVs that it has withdrawn, until the pool has been told.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Member:
     lookup: np.ndarray = field(repr=False)
     wants: set[str] = field(default_factory=set, repr=False)
     holds: set[str] = field(default_factory=set, repr=False)
+    withdrawn: set[str] = field(default_factory=set, repr=False)
 
     @property
     def known(self) -> set[str]:

@@ -28,6 +28,7 @@ from fedit_app.federation.protocol import (
     Call,
     arrays_record,
     code_fingerprint,
+    ids_in,
     pack,
     pack_error,
     unpack_arrays,
@@ -105,7 +106,10 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
     asked = unpack_info(content)
     candidates = _mkvs(content, participant)
-    outcome = participant.edit(asked["slot"], candidates, asked["central"], asked["missing"])
+    withdrawn = {id_: ids_in(names, "withdrawn") for id_, names in asked["withdrawn"].items()}
+    outcome = participant.edit(
+        asked["slot"], candidates, asked["central"], asked["missing"], withdrawn
+    )
     info = {
         "node": participant.name,
         "requests": outcome.requests,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.federation.origin import write_origin
 from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.policy import sift_origins
 from fedit_app.federation.receiving import Receiver, ReeditOutcome, screened
@@ -41,6 +43,7 @@ from fedit_app.federation.reuse import (
     reuse,
 )
 from fedit_app.federation.site import site_policy
+from fedit_app.federation.undo import take_withdrawn
 from fedit_app.mkv import MKV, SameFact
 
 logger = logging.getLogger(__name__)
@@ -120,6 +123,12 @@ class Participant:
         folder = ledger_folder(self.config, self._run_id, owner or self.name)
         return Ledger.open(folder, self.workbench.fingerprint)
 
+    def _used_ledger(self, owner: str = "") -> Ledger:
+        """The same, with a note of what it is used with."""
+        ledger = self.ledger(owner)
+        write_origin(ledger.folder, owner or self.name, bool(self._peers), self.config)
+        return ledger
+
     def lookup_keys(self, slot: int) -> np.ndarray:
         """(n, d_ff) float32 lookup keys of what is due in a slot; none behind the last slot.
 
@@ -153,7 +162,8 @@ class Participant:
                 self.config.num_slots,
             )
         bench = self.workbench
-        entries = self.ledger().entries
+        ledger = self.ledger()
+        entries, refused = ledger.entries, ledger.refused
         held = {id_: entry for id_, entry in sorted(entries.items()) if entry.slot < slot}
         if not self.policy.upload:
             held = {id_: e for id_, e in held.items() if e.mkv.node != self.name}
@@ -166,7 +176,8 @@ class Participant:
             "d_model": bench.model.d_model,
             "d_ff": bench.model.d_ff,
             "wants": [id_ for id_, entry in held.items() if entry.requests],
-            "holds": [id_ for id_, entry in held.items() if not entry.requests],
+            "holds": [id_ for id_, entry in held.items() if not entry.requests] + sorted(refused),
+            "withdrawn": sorted(id_ for id_, refusal in refused.items() if refusal.withdrawn),
         }
 
     @property
@@ -179,6 +190,7 @@ class Participant:
         candidates: Sequence[MKV],
         central: bool = False,
         missing: Collection[str] = (),
+        withdrawn: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> EditOutcome:
         """Fulfil the requests of a slot: reuse MKVs where they do, compute the rest.
 
@@ -190,17 +202,20 @@ class Participant:
             candidates: MKVs with similar lookup keys.
             central: edit everybody's requests into one ledger.
             missing: ids of own MKVs that the pool has not, to be uploaded again.
+            withdrawn: id -> nodes that have withdrawn it, see `take_withdrawn`.
         """
         owner = CENTRAL if central else self.name
         slots = self._everybodys_slots() if central else self.slots
-        bench, ledger = self.workbench, self.ledger(owner)
+        bench, ledger = self.workbench, self._used_ledger(owner)
+        take_withdrawn(ledger, owner, withdrawn, slot, self.config)
         earlier = sum(slots[: slot - 1], [])
         late = missed(earlier, slots[slot - 1], ledger)
         if late:
             logger.info("node %s, slot %d: %d requests of earlier slots", owner, slot, len(late))
         requests = [*late, *slots[slot - 1]]
         trusted = sift_origins(candidates, self.policy.trusted_nodes)
-        candidates, faults = screened(bench, self.policy, ledger, trusted)
+        wanted = [mkv for mkv in trusted if mkv.id not in ledger.refused]
+        candidates, faults = screened(bench, self.policy, ledger, wanted)
         # Its own MKVs, too, come back from the pool to a node that has lost its ledger.
         from_pool = {mkv.id for mkv in candidates} - ledger.entries.keys()
         started = time.perf_counter()
@@ -222,11 +237,14 @@ class Participant:
                 mkv.id: [request.id for request in group]
                 for mkv, group in zip(computed, groups.values(), strict=True)
             }
+            # A request under another id for a fact that was withdrawn wants it again.
+            ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
             ledger.accept(computed, slot, asked)
             if not central:  # there, others' requests are no corrections of one's own
                 release_outdated(requests, earlier, ledger)
             fulfilled = ledger.fulfilled()
-            used = list(dict.fromkeys(fulfilled[request.id] for request in requests))
+            done = [request.id for request in requests if request.id in fulfilled]
+            used = list(dict.fromkeys(fulfilled[id_] for id_ in done))
             conflicts = settle(ledger, used, self.config.conflict_policy, self._same)
         before = {mkv.id for mkv in candidates}
         before |= {id_ for id_, entry in ledger.entries.items() if entry.slot < slot}
@@ -283,7 +301,7 @@ class Participant:
         """
         own_requests = sum(self.slots, [])
         receiver = Receiver(self.name, self.workbench, self.config, self.policy, own_requests)
-        return receiver.receive(self.ledger(), slot, offered, votes or {})
+        return receiver.receive(self._used_ledger(), slot, offered, votes or {})
 
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False

@@ -21,7 +21,7 @@ from fedit_app.errors import FedEditError, shown
 from fedit_app.files import source_hash
 from fedit_app.mkv import MKV, decode, encode
 
-VERSION = 2
+VERSION = 3
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"
@@ -107,6 +107,17 @@ def unpack_info(content: RecordDict) -> dict[str, Any]:
         FedEditError: there is none, or it is damaged.
     """
     return _json_object(content, "json")
+
+
+def ids_in(value: object, what: str) -> set[str]:
+    """Ids or names that a message lists.
+
+    Raises:
+        FedEditError: it is no list of strings.
+    """
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise FedEditError(f"message: `{what}` is {shown(value)}, not a list of strings")
+    return set(value)
 
 
 def _json_object(content: RecordDict, key: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from fedit_app.mkv import MKV, SameFact, same_fact
 
 logger = logging.getLogger(__name__)
 
+ROLLED_BACK = "rolled back"
 PROBES = "probes"
 
 
@@ -64,9 +65,10 @@ class ReeditOutcome:
     Attributes:
         received_from: origin node -> accepted MKVs.
         rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
-            another one), conflict (another one about the same subject holds); what the screening
-            found (`editing.screening`: shape, key norm, ...); and what the node's policy says:
-            untrusted node, site limit, or probes (it would spoil too many).
+            another one), conflict (another one about the same subject holds), rolled back (this very
+            MKV was, by hand); what the screening found (`editing.screening`: shape, key norm, ...);
+            and what the node's policy says: untrusted node, site limit, or probes (it would spoil
+            too many).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
         quarantined: how many failed the screening.
     """
@@ -165,13 +167,16 @@ class Receiver:
             out; how many of these failed the screening.
         """
         trusted = sift_origins(offered, self._policy.trusted_nodes)
-        sound, faults = screened(self._bench, self._policy, ledger, trusted)
+        unwanted = {mkv.id for mkv in trusted if mkv.id in ledger.refused}
+        wanted = [mkv for mkv in trusted if mkv.id not in unwanted]
+        sound, faults = screened(self._bench, self._policy, ledger, wanted)
         new = [mkv for mkv in sound if mkv.id not in ledger.entries]
         taken = accepted_from_others(ledger.entries.values(), slot, self._name)
         kept = {m.id for m in sift_surplus(new, self._policy.most_accepted_per_slot, taken)}
         candidates = [mkv for mkv in sound if mkv.id in kept or mkv.id in ledger.entries]
         refused = {mkv.id: UNTRUSTED for mkv in offered}
         refused |= {mkv.id: OVER_LIMIT for mkv in trusted}
+        refused |= dict.fromkeys(unwanted, ROLLED_BACK)
         refused |= {id_: fault.reason for id_, fault in faults.items()}
         stay_out = refused.keys() - {mkv.id for mkv in candidates}
         return candidates, {id_: refused[id_] for id_ in stay_out}, len(faults)

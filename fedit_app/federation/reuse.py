@@ -37,9 +37,9 @@ def fact(request: EditRequest) -> tuple[str, str, str]:
 
 
 def open_requests(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditRequest]:
-    """The requests that no MKV of the ledger fulfils yet."""
-    fulfilled = ledger.fulfilled()
-    return [request for request in requests if request.id not in fulfilled]
+    """The requests that no MKV of the ledger fulfils yet, without those that were set aside."""
+    done = ledger.fulfilled().keys() | ledger.set_aside
+    return [request for request in requests if request.id not in done]
 
 
 def missed(

@@ -25,6 +25,7 @@ from fedit_app.federation.protocol import (
     unpack_mkvs,
 )
 from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig
+from fedit_app.mkv.withdraw import withdraw, withdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class FedEdit(Strategy):
         members = [grid.members[name] for name in sorted(grid.members)]
         members = members[: 1 if self.central else None]
         info = {"slot": server_round, "central": self.central, "upload": self.exchange}
+        info["withdrawn"] = self._withdrawn(members) if self.exchange else {}
         found = self._candidates(members) if self.exchange else {}
         return [
             member.message(
@@ -135,6 +137,19 @@ class FedEdit(Strategy):
             )
             for member in members
         ]
+
+    def _withdrawn(self, members: Sequence[Member]) -> dict[str, list[str]]:
+        """Id -> nodes, of all MKVs that their authors have withdrawn, now or in earlier runs."""
+        for member in members:
+            if member.withdrawn:
+                withdraw(self.pool, member.name, member.withdrawn)
+                member.withdrawn = set()
+        found = withdrawn(self.pool)
+        for member in members:
+            gone = {id_ for id_, nodes in found.items() if member.name not in nodes}
+            member.wants -= gone
+            member.holds -= gone
+        return found
 
     def _missing(self, member: Member) -> list[str]:
         """Ids of MKVs that a node wants and the pool has not, such as those of another run."""

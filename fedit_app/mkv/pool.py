@@ -27,6 +27,7 @@ from fedit_app.mkv.rows import (
 )
 from fedit_app.mkv.selection import Ranked, SelectionConfig, select
 from fedit_app.mkv.wire import from_bytes
+from fedit_app.mkv.withdrawals import Withdrawals
 
 TABLE = "mkvs"
 IDS_PER_QUERY = 1000
@@ -143,6 +144,15 @@ class MKVPool:
         for row in self._rows(fact_ids, ["fact", "nodes"], by="fact"):
             authors.setdefault(row["fact"], set()).update(row["nodes"])
         return authors
+
+    def uploaders(self, ids: Collection[str]) -> dict[str, list[str]]:
+        """id -> the nodes that uploaded it, of those that the pool holds."""
+        return {row["id"]: row["nodes"] for row in self._rows(ids, ["id", "nodes"])}
+
+    @property
+    def withdrawals(self) -> Withdrawals:
+        """Who withdrew which MKVs."""
+        return Withdrawals(self._database)
 
     def fetch(self, ids: Sequence[str]) -> list[MKV]:
         """The MKVs with these ids, in this order.

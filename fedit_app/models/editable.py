@@ -84,6 +84,11 @@ class EditableModel:
         """The output projection W_out of the MLP of a layer."""
         return find_module(self.layers[layer], "mlp_output", self.architecture.mlp_output)
 
+    def module_names(self, layers: Iterable[int]) -> dict[int, str]:
+        """Layer -> path of its W_out from the causal language model."""
+        path = f"{self.architecture.layers}.{{}}.{self.architecture.mlp_output}"
+        return {layer: path.format(layer) for layer in layers}
+
     def attention_output(self, layer: int) -> nn.Module:
         """The output projection of the attention of a layer.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -86,6 +87,30 @@ def read_model_config(folder: Path) -> PretrainedConfig:
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
+
+
+def stored_dtype(folder: Path) -> str:
+    """The name in `DTYPES` of the type in which a checkpoint keeps its weights.
+
+    Args:
+        folder: Hugging Face model folder.
+
+    Raises:
+        FedEditError: see `read_model_config`.
+    """
+    named = {f"torch.{name}": name for name in DTYPES}
+    said = str(read_model_config(folder).dtype)
+    if said in named:
+        return named[said]
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():
+                found = {"F16": "float16", "BF16": "bfloat16"}.get(
+                    tensors.get_slice(name).get_dtype()
+                )
+                if found:
+                    return found
+    return "float32"
 
 
 def resolve_device(device: str) -> torch.device:

@@ -93,7 +93,7 @@ def test_nothing_of_it_holds_a_requests_text(folders, demo_records):
 def test_after_a_crash_the_ledger_answers(runs, folders, answer):
     _, (config, _) = runs
     os.kill(read_record(folders[0]).pid, signal.SIGKILL)
-    asked = pack({"slot": 2, "central": False, "upload": True, "missing": []})
+    asked = pack({"slot": 2, "central": False, "upload": True, "missing": [], "withdrawn": {}})
     message = Message(asked, dst_node_id=101, message_type=EDIT)
     reply = answer(message, config, 0, node_config=real(IDLE, 0)).content
 

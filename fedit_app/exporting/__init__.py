@@ -1,0 +1,1 @@
+"""A node's edited model in forms that other software reads."""

@@ -1,0 +1,1 @@
+"""Looking at the ledgers of nodes, checking them, undoing what they hold."""
