@@ -88,7 +88,8 @@ def test_what_is_shared_can_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axis", "nodes"), [("overlap=0,0.25", [4, 4]), ("nodes=2,8", [2, 8]), ("layers=1-2,2-3", [4, 4])]
+    ("axis", "nodes"),
+    [("overlap=0,0.25", [4, 4]), ("nodes=2,8", [2, 8]), ("layers=1-2,2-3", [4, 4])],
 )
 def test_a_run_for_each_value_of_an_axis(tmp_path, axis, nodes):
     axis = parse_axis(axis)
