@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedit_app.comparison.page import render_comparison
 from fedit_app.comparison.summary import Record
 from fedit_app.comparison.tables import METRICS, csv_table, latex_table, markdown_table
 from fedit_app.files import replace_file, write_json_atomic
@@ -13,7 +14,7 @@ from fedit_app.files import replace_file, write_json_atomic
 def write_comparison(
     comparison: Record, folder: Path, metrics: Sequence[str] = METRICS
 ) -> list[Path]:
-    """Write comparison.json, .csv, .md and .tex.
+    """Write comparison.json, .csv, .md, .tex and .html.
 
     Args:
         comparison: what `summarise` returns.
@@ -27,6 +28,7 @@ def write_comparison(
         "csv": csv_table(comparison),
         "md": markdown_table(comparison, metrics),
         "tex": latex_table(comparison, metrics),
+        "html": render_comparison(comparison, metrics),
     }
     files = [folder / "comparison.json", *(folder / f"comparison.{kind}" for kind in texts)]
     write_json_atomic(files[0], comparison)
