@@ -65,10 +65,10 @@ class ReeditOutcome:
     Attributes:
         received_from: origin node -> accepted MKVs.
         rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
-            another one), conflict (another one about the same subject holds), rolled back (this very
-            MKV was, by hand); what the screening found (`editing.screening`: shape, key norm, ...);
-            and what the node's policy says: untrusted node, site limit, or probes (it would spoil
-            too many).
+            another one), conflict (another one about the same subject holds), rolled back (this
+            very MKV was, by hand); what the screening found (`editing.screening`: shape, key
+            norm, ...); and what the node's policy says: untrusted node, site limit, or probes (it
+            would spoil too many).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
         quarantined: how many failed the screening.
     """
