@@ -57,16 +57,18 @@ def test_compare(fedit, simulated, compared, tmp_path):
     comparison = json.loads((folder / "comparison.json").read_text())
     rows = {row["strategy"]: row for row in comparison["rows"]}
     assert list(rows) == ["unedited", *STRATEGIES.split(",")]
-    assert all(row["federation"]["score"]["n"] == 2 for row in rows.values())
+    assert all(row["measured"]["federation"]["score"]["n"] == 2 for row in rows.values())
     assert rows["central"]["retention"] == {"mean": 1.0, "sd": 0.0, "n": 2}
     for name in ("fedit", "local", "fedavg"):
         score = results(folder, f"{name}_memit_seed-1")["summary"]["federation"]["score"]
         (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
-        assert run["federation"]["score"] == score and len(run["slots"]) == 2
+        assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
     lines = said.out.splitlines()
     assert lines[0].split()[:3] == ["Strategy", "Editor", "n"] and lines[2].startswith("unedited")
     assert (folder / "comparison.md").read_text().count("\n") == 2 + 6
     assert r"fedit[selection=none] & memit & 2" in (folder / "comparison.tex").read_text()
+    page = (folder / "comparison.html").read_text()
+    assert page.count("<svg") == 2 and "fedit[selection=none]" in page and "<script" not in page
     with (folder / "comparison.csv").open() as stream:
         line = next(
             row
@@ -123,9 +125,7 @@ def test_what_is_complete_is_not_repeated(fedit, simulated, compared, tmp_path):
         ("local", True),
     ]
     after = json.loads((tmp_path / "all" / "comparison.json").read_text())
-    assert [row["federation"] for row in after["rows"]] == [
-        row["federation"] for row in before["rows"]
-    ]
+    assert [row["measured"] for row in after["rows"]] == [row["measured"] for row in before["rows"]]
 
 
 def test_one_that_fails_does_not_stop_the_others(fedit, simulated, tmp_path):
@@ -170,9 +170,9 @@ def test_report_only(fedit, simulated, compared, tmp_path):
     shutil.copytree(compared, tmp_path / "all")
     for file in (tmp_path / "all").glob("comparison.*"):
         file.unlink()
-    status, said = fedit("compare", "--report-only", "--metrics", "accuracy,count")
+    status, said = fedit("compare", "--report-only", "--metrics", "accuracy,own.count")
     assert status == 0 and simulated == []
-    assert "Accuracy" in said.out and "Count" in said.out and "Efficacy" not in said.out
+    assert "Accuracy" in said.out and "Own count" in said.out and "Efficacy" not in said.out
     assert "Efficacy" not in (tmp_path / "all" / "comparison.md").read_text()
     assert fedit("compare", "--report-only", folder="none")[0] == 2
 
