@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from fedit_app import launch
+from fedit_app.data import partitioning
 from fedit_app.files import cache_dir
 from fedit_app.reporting import load_results
 
@@ -91,6 +93,47 @@ def test_the_work_cache_changes_nothing_but_the_time(fedit, simulated, compared,
         assert mkvs(tmp_path / "plain", name) == mkvs(compared, name), name
     assert not (tmp_path / "plain" / "work-cache").exists()
     assert not (cache_dir() / "values").exists()
+
+
+def test_the_requests_are_dealt_out_once_a_seed(fedit, simulated, tmp_path, monkeypatch):
+    written = []
+    plain = partitioning._write
+
+    def write(config, count, run_folder, index):
+        written.append(run_folder.name)
+        plain(config, count, run_folder, index)
+
+    monkeypatch.setattr(partitioning, "_write", write)
+    options = ("--nodes", 2, "--strategies", "local,fedit,local[requests-per-slot=1]")
+    assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
+    assert written == [
+        f"local{more}_memit_seed-{seed}" for seed in (1, 2) for more in ("", "-requests-per-slot-1")
+    ]
+    for seed in (1, 2):
+        parts = [
+            sorted(file.read_bytes() for file in (tmp_path / "all" / name / "requests").iterdir())
+            for name in (f"local_memit_seed-{seed}", f"fedit_memit_seed-{seed}")
+        ]
+        assert parts[0] == parts[1]
+
+
+def test_after_an_interruption(fedit, simulated, tmp_path, monkeypatch):
+    options = ("--nodes", 2, "--strategies", "local,central,fedit")
+    in_process = launch.simulate
+
+    def interrupted(app, config, nodes, on_line):
+        if config["strategy"] == "central":
+            raise KeyboardInterrupt
+        return in_process(app, config, nodes, on_line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "simulate", interrupted)
+        status, said = fedit("compare", *options)
+    assert status == 130 and [run["strategy"] for run in simulated] == ["local"]
+    status, said = fedit("compare", "--report-only")
+    assert status == 0 and "0 of 1" in said.out
+    assert fedit("compare", *options)[0] == 0
+    assert [run["strategy"] for run in simulated] == ["local", "central", "fedit"]
 
 
 def test_the_work_cache_holds_no_text(compared, facts):
