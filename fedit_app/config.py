@@ -240,8 +240,8 @@ class RunConfig:
     )
     work_cache: str = _key(
         "",
-        "folder (absolute) on a node's own disk in which it keeps optimised values v* and scores, "
-        "and finds those of earlier runs: exact, by hash, no text in it; empty: none",
+        "folder (absolute) in which optimised values v* and scores are kept and those of earlier "
+        "runs found: exact, by hash, no text in it; a real node has its own or none; empty: none",
     )
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _key(

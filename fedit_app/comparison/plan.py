@@ -317,10 +317,11 @@ def load_plan(folder: Path) -> Plan:
 
 
 def _joined(begun: Plan, wanted: Plan) -> Plan:
+    before = {**RunConfig().as_dict(), **begun.values}  # a key may be newer than the folder
     differences = [
-        f"{key} = {wanted.values.get(key)!r} (begun with {begun.values.get(key)!r})"
-        for key in sorted({*begun.values, *wanted.values})
-        if key not in _MAY_CHANGE and begun.values.get(key) != wanted.values.get(key)
+        f"{key} = {value!r} (begun with {before[key]!r})"
+        for key, value in sorted(wanted.values.items())
+        if key not in _MAY_CHANGE and before[key] != value
     ]
     if begun.nodes != wanted.nodes:
         differences.append(f"--nodes {wanted.nodes} (begun with {begun.nodes})")

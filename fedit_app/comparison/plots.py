@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedit_app.comparison.summary import UNEDITED, Record, spread
+from fedit_app.comparison.summary import UNEDITED, Record, figure_of, spread
 from fedit_app.reporting.drawing import (
     BEFORE,
     MUTED,
@@ -36,7 +36,7 @@ def method_plot(comparison: Record) -> str:
     Returns:
         An `<svg>` element, or an empty string when nothing was measured.
     """
-    rows = [row for row in comparison["rows"] if _score(row)]
+    rows = [row for row in comparison["rows"] if figure_of(row, "score")]
     if comparison["axis"]:
         last = comparison["axis"]["values"][-1]
         rows = [row for row in rows if row["value"] == last]
@@ -45,7 +45,7 @@ def method_plot(comparison: Record) -> str:
     with drawing("method"):
         figure, axes = new_figure(0.9 + 0.42 * len(rows), width=1.25 * WIDTH)
         for place, row in enumerate(rows):
-            found = _score(row)
+            found = figure_of(row, "score")
             colour = BEFORE if row["strategy"] == UNEDITED else SERIES[0]
             axes.barh(place, found["mean"], height=0.62, color=colour)
             reach = found["mean"]
@@ -93,7 +93,7 @@ def axis_plot(comparison: Record) -> str:
         An `<svg>` element, or an empty string without an axis.
     """
     axis = comparison["axis"]
-    methods = _by_method([row for row in comparison["rows"] if _score(row)])
+    methods = _by_method([row for row in comparison["rows"] if figure_of(row, "score")])
     if not axis or not methods:
         return ""
     values = axis["values"]
@@ -103,7 +103,7 @@ def axis_plot(comparison: Record) -> str:
     with drawing("axis"):
         figure, axes = new_figure(3.2 + 0.27 * len(methods), width=1.25 * WIDTH)
         for name, rows in methods.items():
-            points = [(place_of[row["value"]], _score(row)) for row in rows]
+            points = [(place_of[row["value"]], figure_of(row, "score")) for row in rows]
             axes.errorbar(
                 [place for place, _ in points],
                 [found["mean"] for _, found in points],
@@ -147,12 +147,6 @@ def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _method(record: Record) -> str:
     return f"{record['strategy']}, {record['editor']}" if record["editor"] else record["strategy"]
-
-
-def _score(row: Record) -> Record | None:
-    """Mean and spread of a row's score; None where it was not measured."""
-    found = row["federation"].get("score")
-    return found if found and found["mean"] is not None else None
 
 
 def _said(found: Record) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedit_app.comparison.plan import Plan, PlannedRun
 from fedit_app.config import RunConfig
+from fedit_app.data.partitioning import take_over_partition
 from fedit_app.errors import FedEditError
 from fedit_app.federation.record import resumable_results
 from fedit_app.federation.strategies import keeps_its_state
@@ -120,7 +121,7 @@ def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
     for number, step in enumerate(left, start=1):
         logger.info("run %d of %d: %s", number, len(left), step.run.title)
         started = time.perf_counter()
-        reason = _run(step, simulate)
+        reason = _run(step, [other.run for other in steps], simulate)
         seconds = duration(time.perf_counter() - started)
         if reason:
             failures[step.run.name] = reason
@@ -130,12 +131,14 @@ def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
     return failures
 
 
-def _run(step: Step, simulate: Simulate) -> str:
+def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
     """Do one run; why it failed, empty if it did not."""
     folder = _folder(step.run)
     log = folder.parent / LOGS / f"{step.run.name}.log"
     if step.todo is Todo.RESTART:
         shutil.rmtree(folder)
+    if step.todo is not Todo.RESUME:
+        _share_partition(step, all_runs)
     log.parent.mkdir(parents=True, exist_ok=True)
     last_error = ""
     with log.open("a" if step.todo is Todo.RESUME else "w", encoding="utf-8") as stream:
@@ -154,6 +157,15 @@ def _run(step: Step, simulate: Simulate) -> str:
     if status == _COMPLETED:
         return ""
     return f"{last_error or status} (log: {LOGS}/{log.name})"
+
+
+def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:
+    """Take over who edits what from a run that has worked it out; a cluster takes a while."""
+    config = RunConfig.parse(step.run.values)
+    for other in all_runs:
+        if other.values["data-path"] == step.run.values["data-path"]:
+            if take_over_partition(config, step.nodes, _folder(other), _folder(step.run)):
+                return
 
 
 def _values(run: PlannedRun, todo: Todo) -> dict[str, Any]:

@@ -14,12 +14,8 @@ from fedit_app.reporting.metrics import value_of
 
 SCHEMA = 1
 UNEDITED = "unedited"
-SCOPES = ("own", "federation")
 _CENTRAL, _FEDAVG = "central", "fedavg"
-_COUNTS = (
-    *("requests", "optimised", "cached", "reused", "uploaded", "offered", "accepted", "rejected"),
-    *("conflicts", "bytes_up", "bytes_down"),
-)
+_NO_COUNTS = ("slot", "complete")
 _STAGES = ("edit", "reedit", "evaluate")
 
 Record = dict[str, Any]
@@ -54,7 +50,8 @@ def _run(planned: PlannedRun, reason: str) -> Record:
         "value": planned.value,
         "status": "completed",
         "reason": reason,
-        **dict.fromkeys((*SCOPES, "before", "slots", "costs")),
+        **dict.fromkeys(("before", "slots", "costs")),
+        "measured": {},
         "failed_nodes": 0,
     }
     folder = Path(str(planned.values["output-dir"]))
@@ -62,10 +59,11 @@ def _run(planned: PlannedRun, reason: str) -> Record:
     if todo is not Todo.DONE:
         return {**run, "status": "failed" if reason else "missing"}
     results = load_results(folder / "results.json")
+    summary = results["summary"]
     return {
         **run,
-        **{scope: results["summary"][scope] for scope in SCOPES},
-        "before": results["summary"]["before"],
+        "measured": {scope: found for scope, found in summary.items() if scope != "before"},
+        "before": summary["before"],
         "slots": [_slot(slot) for slot in results["slots"]],
         "costs": _costs(results),
         "failed_nodes": len({failure["node"] for failure in results["failed_nodes"]}),
@@ -74,13 +72,20 @@ def _run(planned: PlannedRun, reason: str) -> Record:
 
 def _slot(slot: Record) -> Record:
     nodes = list(slot["nodes"].values())
-    means = {scope: mean_metrics([node[scope] for node in nodes]) for scope in SCOPES}
-    return {"slot": slot["slot"], **means}
+    scopes = ("own", "federation")
+    return {
+        "slot": slot["slot"],
+        **{scope: mean_metrics([node[scope] for node in nodes]) for scope in scopes},
+    }
 
 
 def _costs(results: Record) -> Record:
+    """All slots' counts and bytes together, and seconds."""
     slots = results["slots"]
-    costs: Record = {name: sum(slot.get(name, 0) for slot in slots) for name in _COUNTS}
+    names = [name for name, count in slots[0].items() if isinstance(count, int)]
+    costs: Record = {
+        name: sum(slot[name] for slot in slots) for name in names if name not in _NO_COUNTS
+    }
     for stage in _STAGES:
         costs[f"{stage}_seconds"] = sum(slot["seconds"][stage] or 0 for slot in slots)
     costs["seconds"] = results["seconds"]["total"]
@@ -91,28 +96,27 @@ def _groups(runs: Sequence[Record]) -> list[list[Record]]:
     """The runs that differ in their seed alone, in the order of the plan."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for run in runs:
-        _, reference = _reference(run, runs, _CENTRAL)
-        _, averaged = _reference(run, runs, _FEDAVG)
-        score = value_of(run["federation"], "score")
-        run["retention"] = _ratio(score, reference)
-        run["ratio_to_fedavg"] = _ratio(score, averaged)
+        run["retention"] = _ratio(run, _counterpart(run, runs, _CENTRAL))
+        run["ratio_to_fedavg"] = _ratio(run, _counterpart(run, runs, _FEDAVG))
         groups.setdefault((run["editor"], run["value"], run["strategy"]), []).append(run)
     return list(groups.values())
 
 
-def _reference(
-    run: Record, runs: Sequence[Record], strategy: str
-) -> tuple[Record | None, float | None]:
-    """The run of a plain strategy that a run is compared with, and its federation score."""
+def _counterpart(run: Record, runs: Sequence[Record], strategy: str) -> Record | None:
+    """The run of a plain strategy with the same editor, seed and value."""
     same = ("editor", "seed", "value")
     for other in runs:
         if other["strategy"] == strategy and all(other[key] == run[key] for key in same):
-            return other, value_of(other["federation"], "score")
-    return None, None
+            return other
+    return None
 
 
-def _ratio(score: float | None, reference: float | None) -> float | None:
-    return None if score is None or not reference else score / reference
+def _ratio(run: Record, other: Record | None) -> float | None:
+    """A run's federation score as a multiple of another's; None if one is not known, or 0."""
+    if other is None:
+        return None
+    score, of = (value_of(r["measured"].get("federation"), "score") for r in (run, other))
+    return None if score is None or not of else score / of
 
 
 def _row(group: Sequence[Record]) -> Record:
@@ -122,7 +126,7 @@ def _row(group: Sequence[Record]) -> Record:
         "runs": len(group),
         "completed": len(done),
         "failed": [run["name"] for run in group if run["status"] == "failed"],
-        **{scope: _of_records(run[scope] for run in done) for scope in SCOPES},
+        "measured": _of_scopes([run["measured"] for run in done]),
         "retention": spread(run["retention"] for run in done),
         "ratio_to_fedavg": spread(run["ratio_to_fedavg"] for run in done),
         "costs": _of_records(run["costs"] for run in done),
@@ -140,22 +144,32 @@ def _unedited(runs: Sequence[Record]) -> list[Record]:
         }
         if not by_seed:
             continue
-        row = {"strategy": UNEDITED, "editor": None, "value": value, "runs": len(by_seed)}
-        records = list(by_seed.values())
-        means = {scope: _of_records(record[scope] for record in records) for scope in SCOPES}
-        empty = spread(())
         rows.append(
             {
-                **row,
-                "completed": len(by_seed),
-                "failed": [],
-                **means,
-                "retention": empty,
-                "ratio_to_fedavg": empty,
-                "costs": {},
+                **{"strategy": UNEDITED, "editor": None, "value": value},
+                **{"runs": len(by_seed), "completed": len(by_seed), "failed": []},
+                "measured": _of_scopes(list(by_seed.values())),
+                **{"retention": spread(()), "ratio_to_fedavg": spread(()), "costs": {}},
             }
         )
     return rows
+
+
+def _of_scopes(records: Sequence[Record]) -> dict[str, Record]:
+    scopes = dict.fromkeys(scope for record in records for scope in record)
+    return {scope: _of_records(record.get(scope) for record in records) for scope in scopes}
+
+
+def figure_of(row: Record, name: str) -> Record | None:
+    """Mean and spread of a figure of a row; None where it was not measured.
+
+    Args:
+        row: of a comparison.
+        name: `SCOPE.METRIC`, such as `own.score`; without a scope, of the federation's facts.
+    """
+    scope, _, metric = name.rpartition(".")
+    found = row["measured"].get(scope or "federation", {}).get(metric)
+    return found if found and found["mean"] is not None else None
 
 
 def _of_records(records: Iterable[Record | None]) -> Record:

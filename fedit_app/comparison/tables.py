@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from fedit_app.comparison.summary import SCOPES, Record
+from fedit_app.comparison.summary import Record, figure_of
 from fedit_app.reporting.formats import NOT_MEASURED, printable
 from fedit_app.reporting.table import plain_table
 
-METRICS = ("score", "efficacy", "paraphrase", "neighborhood", "accuracy")
+METRICS = ("own.score", "score", "efficacy", "paraphrase", "neighborhood", "accuracy")
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -27,22 +28,20 @@ def columns_and_rows(
 
     Args:
         comparison: what `summarise` returns.
-        metrics: of the federation's facts, any that `results.json` has; the own score stands
-            before them.
+        metrics: any that `results.json` has, see `figure_of`.
 
     Returns:
         Headings, and rows of as many cells: mean ± sample standard deviation.
     """
     axis = comparison["axis"]
-    headings = ["Strategy", "Editor", *([axis["key"]] if axis else []), "n", "Own score"]
-    headings += [name.replace("_", " ").capitalize() for name in metrics]
+    headings = ["Strategy", "Editor", *([axis["key"]] if axis else []), "n"]
+    headings += [re.sub(r"[._]", " ", name).capitalize() for name in metrics]
     headings += ["Of central", "x FedAvg", "v* computed"]
     rows = []
     for row in comparison["rows"]:
         cells = [row["strategy"], row["editor"] or ""]
         cells += [str(row["value"])] if axis else []
-        cells += [_count(row), _number(row["own"].get("score"), 3)]
-        cells += [_number(row["federation"].get(name), 3) for name in metrics]
+        cells += [_count(row), *(_number(figure_of(row, name), 3) for name in metrics)]
         cells += [_number(row["retention"], 3), _number(row["ratio_to_fedavg"], 2)]
         rows.append([*cells, _computed(row["costs"])])
     return headings, rows
@@ -124,12 +123,8 @@ def csv_table(comparison: Record) -> str:
 
 
 def _scopes(run: Record) -> list[tuple[str, Any]]:
-    before = run["before"] or {}
-    return [
-        *((scope, run[scope]) for scope in SCOPES),
-        *((f"before {scope}", before.get(scope)) for scope in SCOPES),
-        ("costs", run["costs"]),
-    ]
+    before = [(f"before {scope}", record) for scope, record in (run["before"] or {}).items()]
+    return [*run["measured"].items(), *before, ("costs", run["costs"])]
 
 
 def _markdown(text: str) -> str:

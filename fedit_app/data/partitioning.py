@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from fedit_app.data.overlap import Copy, Overlap, Slots, require_others, with_ov
 from fedit_app.data.sources import READERS, in_slots, node_files, read_data
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
-from fedit_app.files import write_json_atomic
+from fedit_app.files import replace_file, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,29 @@ def partitioned_nodes(config: RunConfig, count: int, run_folder: Path) -> list[s
             "name another folder"
         )
     return [node["name"] for node in kept["nodes"]]
+
+
+def take_over_partition(config: RunConfig, count: int, source: Path, run_folder: Path) -> bool:
+    """Copy the partition of another run, if it is the one that this run would work out.
+
+    Args:
+        config: the run configuration; the other run's has the same data-path.
+        count: number of virtual nodes.
+        source: run folder of the other run.
+        run_folder: where the copy goes.
+
+    Returns:
+        Whether it was copied.
+    """
+    index = source / "partition.json"
+    if not is_dealt_out(config) or not index.exists():
+        return False
+    if json.loads(index.read_text(encoding="utf-8"))["made_with"] != _made_with(config, count):
+        return False
+    shutil.copytree(source / "requests", run_folder / "requests", dirs_exist_ok=True)
+    with replace_file(run_folder / index.name) as temporary:
+        shutil.copyfile(index, temporary)
+    return True
 
 
 def check_partition(config: RunConfig, count: int) -> None:

@@ -51,6 +51,11 @@ class NodeSettings:
     state_dir: str = key(
         "state", "Folder of the node's ledgers: with the base model, its edited models."
     )
+    work_cache: str = key(
+        "",
+        "Folder in which optimised values are kept and found again by later runs, by hash and "
+        "without text; empty: none.",
+    )
     model: str = key(
         "",
         "The model: smollm2-135m (embedded), a Hugging Face folder, or a hub id; empty: what the "
@@ -186,6 +191,8 @@ class NodeFolder:
         given = {name: getattr(self.settings, name.replace("-", "_")) for name in NODE_KEYS}
         if self.settings.device_map and self.path(self.settings.device_map).is_file():
             given["device-map"] = str(self.path(self.settings.device_map))
+        if self.settings.work_cache:
+            given["work-cache"] = str(self.path(self.settings.work_cache))
         given |= {
             "model": self.model(),
             "data-path": str(self.data_path),

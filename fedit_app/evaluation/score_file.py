@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,8 +50,12 @@ class ScoreFile:
         return None if kept is None else RequestScore(**kept)
 
     def add(self, scores: Mapping[EditRequest, RequestScore]) -> None:
-        """Keep scores beside those that were found."""
-        self._kept |= {_hash(request): vars(score) for request, score in scores.items()}
+        """Keep scores beside those that were found; one with a NaN in it is not worth keeping."""
+        self._kept |= {
+            _hash(request): vars(score)
+            for request, score in scores.items()
+            if all(math.isfinite(v) for v in vars(score).values() if isinstance(v, float))
+        }
         write_json_atomic(self._file, self._kept)
 
 

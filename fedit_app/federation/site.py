@@ -14,7 +14,7 @@ from fedit_app.files import read_toml
 from fedit_app.keys import check_keys, key
 
 # Keys that a node's own configuration gives instead of the run's.
-NODE_KEYS = ("model", "data-path", "state-dir", "device", "dtype", "device-map")
+NODE_KEYS = ("model", "data-path", "state-dir", "work-cache", "device", "dtype", "device-map")
 
 
 def node_run_config(
@@ -23,7 +23,8 @@ def node_run_config(
     """The run configuration as it holds on one node: what belongs to the node is the node's.
 
     Model, data, state folder, device and precision are the node's own affair: the fingerprint
-    makes sure that all nodes have the same weights, wherever they lie.
+    makes sure that all nodes have the same weights, wherever they lie. A work-cache outlives the
+    run, so a node has one only if it says so itself.
 
     Args:
         run_config: Flower's run configuration.
@@ -37,7 +38,7 @@ def node_run_config(
         merged |= {"dataset": "jsonl", "partition": "file"}
     if "device" in own or "device-map" in own:
         merged |= {"device": "auto", "device-map": ""}
-    return merged | own
+    return merged | {"work-cache": ""} | own
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,9 @@ def _tiles(results: dict[str, Any], totals: dict[str, Any]) -> list[dict[str, st
         if summary[scope] is None:
             detail = "not measured"
         tiles.append(_tile(label, share(value_of(summary[scope], "score")), detail))
-    reused = f"{totals['optimised']:,} computed, {totals['reused']:,} reused"
+    cached = sum(slot.get("cached", 0) for slot in results["slots"])
+    reused = f"{totals['optimised'] - cached:,} computed, {totals['reused']:,} reused"
+    reused += f", {cached:,} from the work-cache" if cached else ""
     tiles.append(_tile("Edit requests", f"{totals['requests']:,}", reused))
     accepted = f"of {totals['offered']:,} offered, {plural(totals['conflicts'], 'conflict')}"
     tiles.append(_tile("MKVs accepted", f"{totals['accepted']:,}", accepted))

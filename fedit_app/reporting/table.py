@@ -151,9 +151,11 @@ def _title(results: dict[str, Any]) -> str:
 
 
 def _counts_line(results: dict[str, Any]) -> str:
+    cached = sum(slot.get("cached", 0) for slot in results["slots"])
+    found = f" ({cached:,} of them found in the work-cache)" if cached else ""
     return (
         f"{plural(total(results, 'requests'), 'request')}: "
-        f"{total(results, 'optimised'):,} optimised, {total(results, 'reused'):,} reused; "
+        f"{total(results, 'optimised'):,} optimised{found}, {total(results, 'reused'):,} reused; "
         f"{total(results, 'accepted'):,} of {plural(total(results, 'offered'), 'MKV')} accepted, "
         f"{plural(total(results, 'conflicts'), 'conflict')}"
     )

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from fedit_app import launch
+from fedit_app.data import partitioning
 from fedit_app.files import cache_dir
 from fedit_app.reporting import load_results
 
@@ -57,16 +59,18 @@ def test_compare(fedit, simulated, compared, tmp_path):
     comparison = json.loads((folder / "comparison.json").read_text())
     rows = {row["strategy"]: row for row in comparison["rows"]}
     assert list(rows) == ["unedited", *STRATEGIES.split(",")]
-    assert all(row["federation"]["score"]["n"] == 2 for row in rows.values())
+    assert all(row["measured"]["federation"]["score"]["n"] == 2 for row in rows.values())
     assert rows["central"]["retention"] == {"mean": 1.0, "sd": 0.0, "n": 2}
     for name in ("fedit", "local", "fedavg"):
         score = results(folder, f"{name}_memit_seed-1")["summary"]["federation"]["score"]
         (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
-        assert run["federation"]["score"] == score and len(run["slots"]) == 2
+        assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
     lines = said.out.splitlines()
     assert lines[0].split()[:3] == ["Strategy", "Editor", "n"] and lines[2].startswith("unedited")
     assert (folder / "comparison.md").read_text().count("\n") == 2 + 6
     assert r"fedit[selection=none] & memit & 2" in (folder / "comparison.tex").read_text()
+    page = (folder / "comparison.html").read_text()
+    assert page.count("<svg") == 2 and "fedit[selection=none]" in page and "<script" not in page
     with (folder / "comparison.csv").open() as stream:
         line = next(
             row
@@ -89,6 +93,47 @@ def test_the_work_cache_changes_nothing_but_the_time(fedit, simulated, compared,
         assert mkvs(tmp_path / "plain", name) == mkvs(compared, name), name
     assert not (tmp_path / "plain" / "work-cache").exists()
     assert not (cache_dir() / "values").exists()
+
+
+def test_the_requests_are_dealt_out_once_a_seed(fedit, simulated, tmp_path, monkeypatch):
+    written = []
+    plain = partitioning._write
+
+    def write(config, count, run_folder, index):
+        written.append(run_folder.name)
+        plain(config, count, run_folder, index)
+
+    monkeypatch.setattr(partitioning, "_write", write)
+    options = ("--nodes", 2, "--strategies", "local,fedit,local[requests-per-slot=1]")
+    assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
+    assert written == [
+        f"local{more}_memit_seed-{seed}" for seed in (1, 2) for more in ("", "-requests-per-slot-1")
+    ]
+    for seed in (1, 2):
+        parts = [
+            sorted(file.read_bytes() for file in (tmp_path / "all" / name / "requests").iterdir())
+            for name in (f"local_memit_seed-{seed}", f"fedit_memit_seed-{seed}")
+        ]
+        assert parts[0] == parts[1]
+
+
+def test_after_an_interruption(fedit, simulated, tmp_path, monkeypatch):
+    options = ("--nodes", 2, "--strategies", "local,central,fedit")
+    in_process = launch.simulate
+
+    def interrupted(app, config, nodes, on_line):
+        if config["strategy"] == "central":
+            raise KeyboardInterrupt
+        return in_process(app, config, nodes, on_line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "simulate", interrupted)
+        status, said = fedit("compare", *options)
+    assert status == 130 and [run["strategy"] for run in simulated] == ["local"]
+    status, said = fedit("compare", "--report-only")
+    assert status == 0 and "0 of 1" in said.out
+    assert fedit("compare", *options)[0] == 0
+    assert [run["strategy"] for run in simulated] == ["local", "central", "fedit"]
 
 
 def test_the_work_cache_holds_no_text(compared, facts):
@@ -123,9 +168,7 @@ def test_what_is_complete_is_not_repeated(fedit, simulated, compared, tmp_path):
         ("local", True),
     ]
     after = json.loads((tmp_path / "all" / "comparison.json").read_text())
-    assert [row["federation"] for row in after["rows"]] == [
-        row["federation"] for row in before["rows"]
-    ]
+    assert [row["measured"] for row in after["rows"]] == [row["measured"] for row in before["rows"]]
 
 
 def test_one_that_fails_does_not_stop_the_others(fedit, simulated, tmp_path):
@@ -170,9 +213,9 @@ def test_report_only(fedit, simulated, compared, tmp_path):
     shutil.copytree(compared, tmp_path / "all")
     for file in (tmp_path / "all").glob("comparison.*"):
         file.unlink()
-    status, said = fedit("compare", "--report-only", "--metrics", "accuracy,count")
+    status, said = fedit("compare", "--report-only", "--metrics", "accuracy,own.count")
     assert status == 0 and simulated == []
-    assert "Accuracy" in said.out and "Count" in said.out and "Efficacy" not in said.out
+    assert "Accuracy" in said.out and "Own count" in said.out and "Efficacy" not in said.out
     assert "Efficacy" not in (tmp_path / "all" / "comparison.md").read_text()
     assert fedit("compare", "--report-only", folder="none")[0] == 2
 

@@ -1,5 +1,7 @@
 """What the command line asks for, as runs; and what a folder was begun with."""
 
+import dataclasses
+
 import pytest
 
 from fedit_app.comparison.plan import (
@@ -165,6 +167,15 @@ def test_other_settings_are_named(tmp_path):
     assert "clamp = 0.6 (begun with 0.5), layers = '4-8' (begun with '')" in str(caught.value)
     assert "--nodes 2 (begun with 4), --axis top-k (begun with overlap)" in str(caught.value)
     assert "device" not in str(caught.value)
+
+
+def test_a_key_that_is_newer_than_the_folder(tmp_path):
+    made = plan(tmp_path)
+    older = {key: value for key, value in made.values.items() if key != "norm-guard"}
+    save_plan(dataclasses.replace(made, values=older))
+    assert joined(made).values == made.values
+    with pytest.raises(FedEditError, match=r"norm-guard = 3.0 \(begun with 2.0\)"):
+        joined(plan(tmp_path, {"norm-guard": 3.0}))
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -143,9 +143,11 @@ def test_what_the_app_is_told(node, tiny_folder, tmp_path):
     (node.folder / "map.json").write_text('{"": 0}')
     edit(node, 'model = ""', 'model = "model"')
     edit(node, 'device-map = ""', 'device-map = "map.json"')
+    edit(node, 'work-cache = ""', 'work-cache = "kept"')
     told = NodeFolder.open(node.folder).node_config()
     assert told["model"] == str(node.folder / "model")
     assert told["device-map"] == str(node.folder / "map.json")
+    assert told["work-cache"] == str(node.folder / "kept")
 
     edit(node, 'model = "model"', 'model = "org/name"')
     edit(node, "# worker-idle-seconds = 1800.0", "worker-idle-seconds = 0")

@@ -1,5 +1,6 @@
 """Scores of targets and requests against one plain forward pass a pair."""
 
+import math
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +11,7 @@ from fedit_app.editing.requests import EditRequest
 from fedit_app.evaluation import memory as memory_module
 from fedit_app.evaluation import scores as module
 from fedit_app.evaluation.memory import ScoreMemory
-from fedit_app.evaluation.scores import TargetScore, score_requests, score_targets
+from fedit_app.evaluation.scores import RequestScore, TargetScore, score_requests, score_targets
 
 PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]
 TARGETS = ["city", "of", "London", "Cardiff, a city of Wales", "€"]
@@ -295,6 +296,14 @@ def test_another_process_finds_the_scores_of_a_state(counted, tmp_path):
     files = list(tmp_path.glob("*.json"))
     assert len(files) == 2
     assert all(one.subject not in file.read_text() + file.name for file in files)
+
+
+def test_what_is_not_a_number_is_not_kept(tmp_path, monkeypatch):
+    nan = RequestScore(1.0, math.nan, None, 0.0, "likelihood")
+    monkeypatch.setattr(memory_module, "score_requests", lambda *_: [nan])
+    found = ScoreMemory().score(tiny.editable(), [make_request()], tmp_path)
+    assert list(found.values()) == [nan]
+    assert [file.read_text() for file in tmp_path.glob("*.json")] == ["{}\n"]
 
 
 def test_scores_that_cannot_be_read_are_computed(counted, tmp_path, log):

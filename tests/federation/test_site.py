@@ -44,6 +44,16 @@ def test_what_the_node_does_not_say_is_the_runs():
     assert (merged["model"], merged["state-dir"]) == ("run/model", "/run/state")
 
 
+def test_a_run_makes_no_node_keep_what_it_computes():
+    run = RUN | {"work-cache": "/run/cache"}
+    node = {"name": "a", "data-path": "/d"}
+
+    assert node_run_config(run, node)["work-cache"] == ""
+    assert node_run_config(run, node | {"work-cache": "/own"})["work-cache"] == "/own"
+    simulated = {"partition-id": 0, "num-partitions": 2}
+    assert node_run_config(run, simulated)["work-cache"] == "/run/cache"
+
+
 def test_a_simulation_knows_no_nodes_of_their_own():
     simulated = {"partition-id": 0, "num-partitions": 2, "model": "/own/model"}
 

@@ -1,4 +1,4 @@
-from fedit_app.reporting import comparison_table, summary_table
+from fedit_app.reporting import comparison_table, render_report, summary_table
 from fedit_app.reporting.formats import display_width
 
 
@@ -13,6 +13,16 @@ def test_summary_table(sample):
     assert "34 requests: 25 optimised, 9 reused; 108 of 138 MKVs accepted, 10 conflicts" in lines
     assert "4.1 MB up, 12.4 MB down; 6 min 25 s" in lines
     assert lines[-2:] == ["failed nodes:", "  town-hall (slot 2, reedit): no reply within 600 s"]
+
+
+def test_values_that_were_found_are_not_passed_off_as_computed(sample):
+    results = sample("completed")
+    for slot in results["slots"]:
+        slot["cached"] = 2
+    found = 2 * len(results["slots"])
+    assert f"25 optimised ({found} of them found in the work-cache), 9" in summary_table(results)
+    page = render_report(results)
+    assert f"{25 - found} computed, 9 reused, {found} from the work-cache" in page
 
 
 def test_columns_stand_under_each_other(sample):
