@@ -39,6 +39,7 @@ class LedgerEntry:
         overruled_by: id of the MKV about the same subject that holds in its stead; empty if this
             one holds.
         votes: how many organisations are known to want it.
+        warm_started: whether this node optimised its value from that of another MKV.
     """
 
     mkv: MKV
@@ -46,6 +47,7 @@ class LedgerEntry:
     requests: tuple[str, ...] = ()
     overruled_by: str = ""
     votes: int = 1
+    warm_started: bool = False
 
 
 @dataclass
@@ -84,7 +86,12 @@ class Ledger:
         for row in stored["entries"]:
             mkv = _read_mkv(folder, row["id"])
             ledger.entries[mkv.id] = LedgerEntry(
-                mkv, row["slot"], tuple(row["requests"]), row["overruled_by"], row["votes"]
+                mkv,
+                row["slot"],
+                tuple(row["requests"]),
+                row["overruled_by"],
+                row["votes"],
+                row.get("warm_started", False),
             )
         return ledger
 
@@ -155,6 +162,12 @@ class Ledger:
             self.entries[id_] = dataclasses.replace(self.entries[id_], votes=votes[id_])
         self._save()
 
+    def note_warm_starts(self, ids: Iterable[str]) -> None:
+        """Note which MKVs this node optimised from the values of others."""
+        for id_ in ids:
+            self.entries[id_] = dataclasses.replace(self.entries[id_], warm_started=True)
+        self._save()
+
     def hand_over(self, id_: str, to: str) -> None:
         """Let another MKV of the ledger fulfil all own requests of an MKV.
 
@@ -215,6 +228,7 @@ class Ledger:
                 "requests": list(entry.requests),
                 "overruled_by": entry.overruled_by,
                 "votes": entry.votes,
+                "warm_started": entry.warm_started,
             }
             for id_, entry in sorted(self.entries.items())
         ]
@@ -241,6 +255,18 @@ def read_index(folder: Path) -> dict:
             "another state-dir"
         )
     return stored
+
+
+def fulfilled_requests(folder: Path) -> dict[str, str]:
+    """Own request id -> id of the MKV that fulfils it, of a ledger folder; empty without one.
+
+    Raises:
+        FedEditError: its index cannot be read.
+    """
+    if not (folder / "index.json").exists():
+        return {}
+    rows = read_index(folder)["entries"]
+    return {request: row["id"] for row in rows for request in row["requests"]}
 
 
 def _mkv_file(folder: Path, id_: str) -> Path:

@@ -28,6 +28,7 @@ from fedit_app.federation.protocol import (
     Call,
     arrays_record,
     code_fingerprint,
+    note_seconds,
     pack,
     pack_error,
     unpack_arrays,
@@ -76,6 +77,7 @@ def answer(call: Call, content: RecordDict) -> Answer:
         found = Answer(pack_error(name, stage, error), sound=False)
     torch.cuda.empty_cache()  # others on this device may need what no model lies in
     seconds = time.perf_counter() - started
+    note_seconds(found.content, seconds)
     logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
     return found
 
@@ -109,6 +111,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         "node": participant.name,
         "requests": outcome.requests,
         "optimised": len(outcome.new),
+        "warm_started": outcome.warm_started,
         "reused": outcome.reused,
         "again": [mkv.id for mkv in outcome.again],
         "conflicts": [vars(conflict) for conflict in outcome.conflicts],

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from fedit_app.config import ConfigValue, RunConfig
-from fedit_app.data.federation_facts import facts_for
+from fedit_app.data.federation_facts import facts_for, facts_received
 from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
-from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.ledger import Ledger, fulfilled_requests
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
+from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.policy import sift_origins
 from fedit_app.federation.receiving import Receiver, ReeditOutcome
@@ -58,6 +60,7 @@ class EditOutcome:
         requests: how many requests the slot has.
         conflicts: MKVs about an own subject with another target, and which of the two holds.
         again: own MKVs of earlier slots that the pool has not.
+        warm_started: how many of the new ones were optimised from another MKV's value.
     """
 
     new: list[MKV]
@@ -65,6 +68,7 @@ class EditOutcome:
     again: list[MKV]
     requests: int
     conflicts: list[Conflict]
+    warm_started: int
 
 
 class Participant:
@@ -214,6 +218,8 @@ class Participant:
                 for mkv, group in zip(computed, groups.values(), strict=True)
             }
             ledger.accept(computed, slot, asked)
+            begun = zip(computed, starts, strict=True)
+            ledger.note_warm_starts(mkv.id for mkv, start in begun if start is not None)
             if not central:  # there, others' requests are no corrections of one's own
                 release_outdated(requests, earlier, ledger)
             fulfilled = ledger.fulfilled()
@@ -244,6 +250,7 @@ class Participant:
             again=[mkv for mkv in again if mkv.node == owner and mkv.id not in settled_here],
             requests=len(requests),
             conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
+            warm_started=sum(entry.warm_started for entry in new),
         )
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:
@@ -274,20 +281,26 @@ class Participant:
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False
     ) -> dict[str, Metrics | None]:
-        """Metrics of own facts and, in a simulation, of the federation's facts.
+        """Metrics of own facts and, in a simulation, of those received and the federation's.
 
         Args:
             slot: facts of the slots up to this one count, with the node's edits; 0: all facts,
                 with the unedited model.
             deltas: edit by these instead of a ledger: layer -> (d_model, d_ff).
             central: edit by the central ledger instead of the node's own.
+
+        Returns:
+            `own`, `received` and `federation`, see `aggregate`; `neutral`, see `neutral_scores`,
+            after the last slot with metrics = full. None is what is not known here.
         """
         last = slot or self.config.num_slots
         facts = {
             name: [request for requests in slots[:last] for request in requests]
             for name, slots in self.everybody().items()
         }
-        own, everything = facts[self.name], facts_for(self.name, facts)
+        scopes = {"own": facts[self.name], "received": [], "federation": []}
+        if self._peers:
+            scopes["federation"] = facts_for(self.name, facts)
         bench = self.workbench
         if slot == 0:
             state, deltas = _BASE, {}
@@ -295,16 +308,33 @@ class Participant:
             ledger = self.ledger(CENTRAL if central else "")
             state = " ".join(mkv.id for mkv in ledger.holding)
             deltas = bench.deltas(ledger) if len(ledger) else {}
+            if self._peers and not central:
+                scopes["received"] = self._received(facts, ledger)
         else:
             state = _digest(deltas)
+        full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
         with bench.model.edited(deltas):
-            scores = _memory.score(bench.model, state, [*own, *everything])
-        return {
-            "own": aggregate([scores[request] for request in own]),
-            "federation": aggregate([scores[request] for request in everything])
-            if self._peers
-            else None,
+            everything = [request for requests in scopes.values() for request in requests]
+            scores = _memory.score(bench.model, state, everything)
+            written = written_metrics(bench.model, scopes) if full else {}
+        found = {
+            scope: aggregate([scores[request] for request in requests], written.get(scope))
+            for scope, requests in scopes.items()
         }
+        neutral = None
+        if full and slot:
+            neutral = vars(neutral_scores(bench.model, deltas, own_text(bench.model)))
+        return {**found, "neutral": neutral}
+
+    def _received(
+        self, facts: Mapping[str, Sequence[EditRequest]], ledger: Ledger
+    ) -> list[EditRequest]:
+        """Facts of others that the node has from them; in a simulation their ledgers say which."""
+        fulfilled = {
+            name: fulfilled_requests(ledger_folder(self.config, self._run_id, name))
+            for name in facts
+        }
+        return facts_received(self.name, facts, fulfilled, {mkv.id for mkv in ledger.holding})
 
     def train(
         self, slot: int, deltas: dict[int, torch.Tensor]
