@@ -215,6 +215,13 @@ class RunConfig:
         0, "requests whose v* are optimised together; 0: as many as fit in memory", at_least=0
     )
     evaluate_every: int = _key(1, "evaluate after every so many slots; always last", at_least=1)
+    metrics: str = _key(
+        "basic",
+        "basic (likelihoods and correct tokens), or full: before the first and after the last slot "
+        "also what the model writes itself, and after the last one divergence and perplexity on "
+        "neutral text",
+        choices=("basic", "full"),
+    )
     slot_timeout: float = _key(
         3600.0, "seconds to wait for the replies of one stage; the slow are left out", at_least=1
     )

@@ -24,8 +24,9 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
         source: `counterfact.json` or `multi_counterfact.json` (one JSON array), JSON lines with
             one record a line, or a hub data set of such records. `case_id`, `requested_rewrite`
             with `prompt`, `subject`, `target_new.str` and `target_true.str` are required;
-            `relation_id` (there, too), `paraphrase_prompts` and `neighborhood_prompts` may be
-            absent. Other fields are left aside.
+            `relation_id` (there, too), `paraphrase_prompts`, `neighborhood_prompts` and
+            `generation_prompts` (which repeat; each is kept once) may be absent. Other fields are
+            left aside.
         limit: read the first records only; None for all.
 
     Returns:
@@ -56,6 +57,7 @@ def _request(record: Any) -> EditRequest:
         target_true=text_at(record, "requested_rewrite.target_true.str").strip(),
         paraphrase_prompts=_prompts(record, "paraphrase_prompts"),
         neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
+        generation_prompts=tuple(dict.fromkeys(_prompts(record, "generation_prompts"))),
         relation=_relation(record),
     )
 

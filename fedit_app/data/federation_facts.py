@@ -1,8 +1,8 @@
-"""What counts for whom when a node's model is asked for the whole federation's facts."""
+"""What counts for whom when a node's model is asked for the facts of others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from fedit_app.editing.requests import EditRequest
 
@@ -41,6 +41,40 @@ def facts_for(
             prompts.add(request.text)
             asked.update(_asked(request))
     return facts
+
+
+def facts_received(
+    node: str,
+    requests_by_node: Mapping[str, Sequence[EditRequest]],
+    fulfilled: Mapping[str, Mapping[str, str]],
+    held: Collection[str],
+) -> list[EditRequest]:
+    """Those of the federation's facts that reached a node as an MKV of another one.
+
+    Some other node asks for the fact, the MKV that fulfils it there holds at this node, and the
+    fact is none of this node's own.
+
+    Args:
+        node: the node that is evaluated.
+        requests_by_node: name -> the requests of every node.
+        fulfilled: name -> request id -> id of the MKV that fulfils it in that node's ledger.
+        held: ids of the MKVs that hold in the ledger of `node`.
+
+    Returns:
+        A part of `facts_for(node, requests_by_node)`, in its order.
+    """
+    arrived = {
+        _said(request)
+        for name, requests in requests_by_node.items()
+        for request in requests
+        if fulfilled.get(name, {}).get(request.id) in held
+    }
+    arrived -= {_said(request) for request in requests_by_node.get(node, ())}
+    return [fact for fact in facts_for(node, requests_by_node) if _said(fact) in arrived]
+
+
+def _said(request: EditRequest) -> tuple[str, str]:
+    return request.text, request.target_new
 
 
 def _asked(request: EditRequest) -> tuple[str, ...]:

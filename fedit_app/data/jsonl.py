@@ -28,7 +28,10 @@ SUFFIXES = (".jsonl", ".csv")
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
-_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets")
+_LISTS = (
+    *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
+    "generation_prompts",
+)
 
 
 def read_requests(source: Source) -> list[EditRequest]:

@@ -11,6 +11,7 @@ from fedit_app.mkv import MKV
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _ROW = {"id": str, "node": str, "slot": int, "requests": list, "overruled_by": str, "votes": int}
+_ROW |= {"warm_started": bool}
 _REFUSAL = {"id": str, "node": str, "reason": str, "withdrawn": bool, "requests": list}
 
 
@@ -39,6 +40,7 @@ class LedgerEntry:
             one holds.
         votes: how many organisations are known to want it.
         signature: its author's, if it came with one.
+        warm_started: whether this node optimised its value from that of another MKV.
     """
 
     mkv: MKV
@@ -47,6 +49,7 @@ class LedgerEntry:
     overruled_by: str = ""
     votes: int = 1
     signature: AuthorSignature | None = None
+    warm_started: bool = False
 
     def fields(self) -> dict[str, Any]:
         """What the index and the journal say of it, besides id and origin node."""
@@ -56,6 +59,7 @@ class LedgerEntry:
             "overruled_by": self.overruled_by,
             "votes": self.votes,
             "signature": vars(self.signature) if self.signature else None,
+            "warm_started": self.warm_started,
         }
 
     def row(self) -> dict[str, Any]:
@@ -66,8 +70,15 @@ class LedgerEntry:
     def of_row(row: Mapping[str, Any], mkv: MKV) -> LedgerEntry:
         """The entry that a row of the index stands for."""
         signature = AuthorSignature(**row["signature"]) if row["signature"] else None
-        requests = tuple(row["requests"])
-        return LedgerEntry(mkv, row["slot"], requests, row["overruled_by"], row["votes"], signature)
+        return LedgerEntry(
+            mkv,
+            row["slot"],
+            tuple(row["requests"]),
+            row["overruled_by"],
+            row["votes"],
+            signature,
+            row["warm_started"],
+        )
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,12 @@ class Ledger:
             self.entries[id_] = dataclasses.replace(self.entries[id_], votes=votes[id_])
         self._save()
 
+    def note_warm_starts(self, ids: Iterable[str]) -> None:
+        """Note which MKVs this node optimised from the values of others."""
+        for id_ in ids:
+            self.entries[id_] = dataclasses.replace(self.entries[id_], warm_started=True)
+        self._save()
+
     def hand_over(self, id_: str, to: str) -> None:
         """Let another MKV of the ledger fulfil all own requests of an MKV.
 
@@ -329,6 +335,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     ):
         raise FedEditError(f"ledger index {file}: damaged; take a copy from before back")
     return stored
+
+
+def fulfilled_requests(folder: Path) -> dict[str, str]:
+    """Own request id -> id of the MKV that fulfils it, of a ledger folder; empty without one.
+
+    Raises:
+        FedEditError: its index cannot be read.
+    """
+    if not (folder / INDEX).exists():
+        return {}
+    rows = read_index(folder)["entries"]
+    return {request: row["id"] for row in rows for request in row["requests"]}
 
 
 def _is_head(value: object) -> bool:

@@ -27,6 +27,8 @@ class EditRequest:
             `target_true` is right there, unless they have targets of their own.
         neighborhood_targets: what the neighborhood prompts should answer, one each, no space at
             their ends; none: `target_true`.
+        generation_prompts: complete prompts after which the model writes freely, to see whether it
+            still writes fluently.
         slot: time slot (from 1) in which it is edited; None: by order.
         relation: name of what the prompt says about its subject, such as Wikidata's "P103", of
             letters, digits, "-", "_" and "."; None: not known.
@@ -44,6 +46,7 @@ class EditRequest:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     neighborhood_targets: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
     slot: int | None = None
     relation: str | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # reporting averages metrics too, and needs no torch for it
@@ -14,23 +14,40 @@ Metric = Literal["likelihood", "tokens", "mixed"]
 """How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
 
 
-def aggregate(scores: Sequence[RequestScore]) -> Metrics | None:
+SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
+"""The score is their harmonic mean."""
+
+MEASURES = (
+    *SCORE_PARTS,
+    *("accuracy", "paraphrase_accuracy", "neighborhood_accuracy"),
+    *("magnitude", "paraphrase_magnitude", "neighborhood_magnitude"),
+)
+"""What is averaged over requests, see `RequestScore`."""
+
+WRITTEN = ("exact_match", "generation_entropy")
+"""What is read off text that the model writes itself, see `evaluation.generation`."""
+
+
+def aggregate(
+    scores: Sequence[RequestScore], written: Mapping[str, float | None] | None = None
+) -> Metrics | None:
     """Mean over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
 
     Args:
         scores: one per request.
+        written: value of each of `WRITTEN`; None if nothing was written.
 
     Returns:
-        efficacy, paraphrase, neighborhood, score, accuracy (None where nothing was asked), count,
-        and metric, see `RequestScore`; None without any request.
+        Each of `MEASURES` and `WRITTEN` (None where nothing was asked), score, count, and metric,
+        see `RequestScore`; None without any request.
     """
     if not scores:
         return None
-    names = ("efficacy", "paraphrase", "neighborhood", "accuracy")
-    means = {name: _mean([getattr(score, name) for score in scores]) for name in names}
-    parts = [means[name] for name in names[:3] if means[name] is not None]
+    means = {name: _mean([getattr(score, name) for score in scores]) for name in MEASURES}
+    parts = [means[name] for name in SCORE_PARTS if means[name] is not None]
     return {
         **means,
+        **(written or dict.fromkeys(WRITTEN)),
         "score": harmonic_mean(parts),
         "count": len(scores),
         "metric": common_metric(score.metric for score in scores),

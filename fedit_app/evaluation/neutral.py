@@ -1,4 +1,7 @@
-"""What an edit does to ordinary text: divergence from the unedited model, and perplexity."""
+"""What an edit does to ordinary text: divergence from the unedited model, and perplexity.
+
+The text is a file's (benchmarks), or the model's own (runs), which needs no download.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedit_app.editing.corpus import read_rows, sample_text, write_rows
 from fedit_app.editing.tokens import pad
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import last_states
+from fedit_app.files import cache_dir
 from fedit_app.models.editable import EditableModel
 
 _TOKENS_PER_PASS = 2048
 _POSITIONS_PER_PASS = 128
+_TOP = 10
+_OWN_TOKENS = 384
+# Not a seed that runs commonly have: their covariance comes from text that is sampled like this.
+_OWN_SEED = 20250222
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,32 @@ class NeutralScores:
         perplexity_before: exp of the mean negative log-likelihood per token, unedited.
         perplexity_after: the same, edited.
         tokens: number of tokens that were predicted.
+        top10_overlap: mean share of the 10 likeliest next tokens that are among the 10 likeliest
+            of the other model, too.
     """
 
     kl: float
     perplexity_before: float
     perplexity_after: float
     tokens: int
+    top10_overlap: float
+
+
+def own_text(model: EditableModel) -> list[list[int]]:
+    """Four rows of 96 tokens that the unedited model has written itself; always the same.
+
+    They are sampled once for a model (`corpus.sample_text`) and kept in the cache.
+
+    Args:
+        model: the model, unedited.
+
+    Raises:
+        FedEditError: the file in the cache is damaged.
+    """
+    file = cache_dir() / "neutral" / f"{model.fingerprint[:16]}-{_OWN_TOKENS}.safetensors"
+    if not file.exists():
+        write_rows(file, sample_text(model, _OWN_TOKENS, _OWN_SEED))
+    return read_rows(file)
 
 
 def neutral_rows(
@@ -89,6 +118,7 @@ def neutral_scores(
     tokens before t of a row:
 
         kl = mean_t sum_v p_t(v) log(p_t(v) / q_t(v)),   perplexity = exp(-mean_t log p_t(x_t))
+        top10_overlap = mean_t |top10(p_t) & top10(q_t)| / 10
 
     The first token of a row has nothing before it and is not predicted. Both models take the rows
     chunk by chunk in turn, with the logits of a bounded number of positions at a time.
@@ -102,7 +132,7 @@ def neutral_scores(
         FedEditError: no row has two tokens, so there is nothing to predict.
     """
     tokens = 0
-    sums = torch.zeros(3, dtype=torch.float64)  # KL, NLL before, NLL after
+    sums = torch.zeros(4, dtype=torch.float64)  # KL, NLL before, NLL after, overlap
     for chunk in _chunks([tuple(row) for row in rows if len(row) > 1]):
         ids, mask = (part.to(model.device) for part in pad(chunk, model.pad_token_id))
         before = last_states(model, ids, mask)
@@ -117,12 +147,13 @@ def neutral_scores(
         tokens += len(wanted)
     if not tokens:
         raise FedEditError("neutral text: no row has two tokens; give longer rows")
-    kl, nll_before, nll_after = sums / tokens
-    return NeutralScores(float(kl), float(nll_before.exp()), float(nll_after.exp()), tokens)
+    kl, nll_before, nll_after, overlap = sums / tokens
+    perplexities = float(nll_before.exp()), float(nll_after.exp())
+    return NeutralScores(float(kl), *perplexities, tokens, float(overlap))
 
 
 def _sums(model: EditableModel, before: Tensor, after: Tensor, wanted: Tensor) -> Tensor:
-    """KL and both NLLs, summed over positions.
+    """KL, both NLLs and the overlap of the likeliest tokens, summed over positions.
 
     Args:
         model: the model whose head is used; edits leave it alone.
@@ -131,11 +162,16 @@ def _sums(model: EditableModel, before: Tensor, after: Tensor, wanted: Tensor) -
         wanted: (n,) the tokens that follow.
 
     Returns:
-        (3,) float64 on the CPU.
+        (4,) float64 on the CPU.
     """
     log_p, log_q = model.log_probabilities(before), model.log_probabilities(after)
     wanted = wanted.to(log_p.device)[:, None]
-    values = (log_p.exp() * (log_p - log_q), -log_p.gather(1, wanted), -log_q.gather(1, wanted))
+    top_p, top_q = (log.topk(_TOP).indices for log in (log_p, log_q))
+    shared = (top_p[:, :, None] == top_q[:, None, :]).any(2).double().mean(1)
+    values = (
+        *(log_p.exp() * (log_p - log_q), -log_p.gather(1, wanted), -log_q.gather(1, wanted)),
+        shared,
+    )
     return torch.stack([value.sum(dtype=torch.float64) for value in values]).cpu()
 
 

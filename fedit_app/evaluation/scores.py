@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class TargetScore:
     correct: float
 
     @property
+    def probability(self) -> float:
+        """exp(-nll): the geometric mean of the probabilities of the target's tokens."""
+        return math.exp(-self.nll)
+
+    @property
     def decoded(self) -> bool:
         """Whether every target token is the argmax."""
         return self.correct == 1
@@ -52,6 +58,14 @@ class RequestScore:
             without such a target.
         accuracy: 1 if every token of the new target is the argmax after the prompt.
         metric: "likelihood" (two targets are compared), "tokens" (correct tokens), or "mixed".
+        paraphrase_accuracy: the same as accuracy, over the paraphrase prompts.
+        neighborhood_accuracy: share of neighborhood prompts after which every token of the true
+            target, or of the prompt's own, is the argmax.
+        magnitude: P(new) - P(true) after the prompt, P the geometric mean over the target's tokens;
+            None without a true target.
+        paraphrase_magnitude: mean of the same over the paraphrase prompts.
+        neighborhood_magnitude: mean of P(true) - P(new) over the neighborhood prompts; None too if
+            these have targets of their own.
     """
 
     efficacy: float
@@ -59,6 +73,11 @@ class RequestScore:
     neighborhood: float | None
     accuracy: float
     metric: Metric
+    paraphrase_accuracy: float | None = None
+    neighborhood_accuracy: float | None = None
+    magnitude: float | None = None
+    paraphrase_magnitude: float | None = None
+    neighborhood_magnitude: float | None = None
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
@@ -90,33 +109,46 @@ def _pairs(request: EditRequest) -> list[tuple[str, str]]:
 
 
 def _score(request: EditRequest, scores: dict[tuple[str, str], TargetScore]) -> RequestScore:
-    def said(prompt: str) -> float:
-        new = scores[prompt, request.target_new]
-        if request.target_true is None:
-            return new.correct
-        return float(new.nll < scores[prompt, request.target_true].nll)
+    compared = request.target_true is not None
+    asked, around = request.paraphrase_prompts, request.neighborhood_prompts
 
-    metric: Metric = "tokens" if request.target_true is None else "likelihood"
-    around = request.neighborhood_prompts
+    def new(prompt: str) -> TargetScore:
+        return scores[prompt, request.target_new]
+
+    def said(prompt: str) -> float:
+        if not compared:
+            return new(prompt).correct
+        return float(new(prompt).nll < scores[prompt, request.target_true].nll)
+
+    def lead(prompt: str) -> float:
+        return new(prompt).probability - scores[prompt, request.target_true].probability
+
+    metric: Metric = "likelihood" if compared else "tokens"
+    kept, right, behind = [], [], []
     if request.neighborhood_targets:
-        metric = "tokens" if metric == "tokens" else "mixed"
-        pairs = zip(around, request.neighborhood_targets, strict=True)
-        kept = [scores[pair].correct for pair in pairs]
-    elif request.target_true is not None:
+        metric = "mixed" if compared else "tokens"
+        right = [scores[pair] for pair in zip(around, request.neighborhood_targets, strict=True)]
+        kept = [score.correct for score in right]
+    elif compared:
+        right = [scores[prompt, request.target_true] for prompt in around]
         kept = [1 - said(prompt) for prompt in around]
-    else:
-        kept = []
+        behind = [-lead(prompt) for prompt in around]
     return RequestScore(
         efficacy=said(request.text),
-        paraphrase=_mean([said(prompt) for prompt in request.paraphrase_prompts]),
+        paraphrase=_mean([said(prompt) for prompt in asked]),
         neighborhood=_mean(kept),
-        accuracy=float(scores[request.text, request.target_new].decoded),
+        accuracy=float(new(request.text).decoded),
         metric=metric,
+        paraphrase_accuracy=_mean([new(prompt).decoded for prompt in asked]),
+        neighborhood_accuracy=_mean([score.decoded for score in right]),
+        magnitude=lead(request.text) if compared else None,
+        paraphrase_magnitude=_mean([lead(prompt) for prompt in asked]) if compared else None,
+        neighborhood_magnitude=_mean(behind),
     )
 
 
-def _mean(shares: Sequence[float]) -> float | None:
-    return sum(shares) / len(shares) if shares else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from fedit_app.federation.protocol import (
     REEDIT,
     TRAIN,
     content_bytes,
+    noted_seconds,
     unpack_info,
 )
 from fedit_app.federation.record import RunRecord
@@ -35,10 +36,11 @@ _POLL_SECONDS = 0.2
 _ANSWERS = {
     HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff")
     + ("wants", "holds", "withdrawn"),
-    EDIT: ("requests", "optimised", "cached", "reused", "again", "quarantined", "conflicts"),
+    EDIT: ("requests", "optimised", "cached", "warm_started", "reused")
+    + ("again", "quarantined", "conflicts"),
     TRAIN: ("requests", "optimised", "cached"),
     REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
-    EVALUATE: ("own", "federation"),
+    EVALUATE: ("own", "received", "federation", "neutral"),
 }
 # What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
 _FLOWER_ERRORS = {
@@ -150,10 +152,9 @@ class RunGrid(Grid):
         """Record what an answer says, of FedEdit's own stages and of a stock strategy's alike."""
         if stage == "edit":
             counts = {key: info[key] for key in ("requests", "optimised", "cached")}
-            self.record.count(slot, name, **counts)
+            self.record.count(slot, name, **counts, warm_started=info.get("warm_started", 0))
         if stage == "evaluate":
-            found = {scope: info[scope] for scope in ("own", "federation")}
-            self.record.measured(slot, name, found)
+            self.record.measured(slot, name, {part: info[part] for part in _ANSWERS[EVALUATE]})
         self.record.count(slot, name, quarantined=info.get("quarantined", 0))
         for conflict in info.get("conflicts", ()):
             self.record.conflict(slot, name, conflict["held"], conflict["gave_way"])
@@ -163,10 +164,13 @@ class RunGrid(Grid):
     ) -> list[Message]:
         stage = "before" if stage == "evaluate" and not slot else stage
         names = self._names()
-        self.record.traffic(slot, down=sum(content_bytes(m.content) for m in messages))
+        sizes = [content_bytes(message.content) for message in messages]
+        self.record.traffic(slot, down=sum(sizes))
         began = time.perf_counter()
         self._grid.push_messages(messages)
         started = time.perf_counter()
+        ids = [message.metadata.message_id for message in messages]  # given by the push
+        down = dict(zip(ids, sizes, strict=True))
         waiting = {
             m.metadata.message_id: names.get(
                 m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"
@@ -176,13 +180,15 @@ class RunGrid(Grid):
         replies: list[Message] = []
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
-                name = waiting.pop(reply.metadata.reply_to_message_id)
+                asked = reply.metadata.reply_to_message_id
+                name = waiting.pop(asked)
                 info, failure = self._read(slot, reply)
                 name = (info or {}).get("node") or name
                 if failure:
                     self.record.failed(name, slot, stage, failure)
                     continue
                 replies.append(reply)
+                self._note_cost(slot, stage, reply, down[asked])
                 done, total = len(messages) - len(waiting), len(messages)
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
             if time.perf_counter() - started >= timeout:
@@ -192,6 +198,13 @@ class RunGrid(Grid):
             self.record.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
+
+    def _note_cost(self, slot: int, stage: str, reply: Message, down: int) -> None:
+        """Record what a member's part of a slot's stage took."""
+        name = self._names().get(reply.metadata.src_node_id)
+        if slot and name and stage != "hello":
+            up, seconds = content_bytes(reply.content), noted_seconds(reply.content)
+            self.record.cost(slot, name, stage, up, down, seconds)
 
     def _read(self, slot: int, reply: Message) -> tuple[dict[str, Any] | None, str | None]:
         """What an answer says, and why it is none."""

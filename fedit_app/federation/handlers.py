@@ -29,6 +29,7 @@ from fedit_app.federation.protocol import (
     arrays_record,
     code_fingerprint,
     ids_in,
+    note_seconds,
     pack,
     pack_error,
     unpack_arrays,
@@ -78,6 +79,7 @@ def answer(call: Call, content: RecordDict) -> Answer:
         found = Answer(pack_error(name, stage, error), sound=False)
     torch.cuda.empty_cache()  # others on this device may need what no model lies in
     seconds = time.perf_counter() - started
+    note_seconds(found.content, seconds)
     logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
     return found
 
@@ -115,6 +117,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         "requests": outcome.requests,
         "optimised": len(outcome.new),
         "cached": outcome.cached,
+        "warm_started": outcome.warm_started,
         "reused": outcome.reused,
         "again": [mkv.id for mkv in outcome.again],
         "quarantined": outcome.quarantined,

@@ -20,15 +20,17 @@ import numpy as np
 import torch
 
 from fedit_app.config import ConfigValue, RunConfig
-from fedit_app.data.federation_facts import facts_for
+from fedit_app.data.federation_facts import facts_for, facts_received
 from fedit_app.data.partition import NodeData, is_simulated, own_data, simulated_nodes
-from fedit_app.editing.ledger import Ledger
+from fedit_app.editing.ledger import Ledger, fulfilled_requests
 from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.errors import FedEditError
+from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.federation.origin import write_origin
 from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.policy import sift_origins
@@ -63,6 +65,7 @@ class EditOutcome:
         again: own MKVs of earlier slots that the pool has not.
         quarantined: how many candidates failed the screening.
         cached: of how many new MKVs the value v* came from the work-cache.
+        warm_started: how many of the new ones were optimised from another MKV's value.
     """
 
     new: list[MKV]
@@ -72,6 +75,7 @@ class EditOutcome:
     conflicts: list[Conflict]
     quarantined: int = 0
     cached: int = 0
+    warm_started: int = 0
 
 
 class Participant:
@@ -240,6 +244,8 @@ class Participant:
             # A request under another id for a fact that was withdrawn wants it again.
             ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
             ledger.accept(computed, slot, asked)
+            begun = zip(computed, starts, strict=True)
+            ledger.note_warm_starts(mkv.id for mkv, start in begun if start is not None)
             if not central:  # there, others' requests are no corrections of one's own
                 release_outdated(requests, earlier, ledger)
             fulfilled = ledger.fulfilled()
@@ -276,6 +282,7 @@ class Participant:
             conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
             quarantined=len(faults),
             cached=cached,
+            warm_started=sum(entry.warm_started for entry in new),
         )
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:
@@ -306,35 +313,57 @@ class Participant:
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False
     ) -> dict[str, Metrics | None]:
-        """Metrics of own facts and, in a simulation, of the federation's facts.
+        """Metrics of own facts and, in a simulation, of those received and the federation's.
 
         Args:
             slot: facts of the slots up to this one count, with the node's edits; 0: all facts,
                 with the unedited model.
             deltas: edit by these instead of a ledger: layer -> (d_model, d_ff).
             central: edit by the central ledger instead of the node's own.
+
+        Returns:
+            `own`, `received` and `federation`, see `aggregate`; `neutral`, see `neutral_scores`,
+            after the last slot with metrics = full. None is what is not known here.
         """
         last = slot or self.config.num_slots
         facts = {
             name: [request for requests in slots[:last] for request in requests]
             for name, slots in self.everybody().items()
         }
-        own, everything = facts[self.name], facts_for(self.name, facts)
+        scopes = {"own": facts[self.name], "received": [], "federation": []}
+        if self._peers:
+            scopes["federation"] = facts_for(self.name, facts)
         bench = self.workbench
         if slot == 0:
             deltas = {}
         elif deltas is None:
             ledger = self.ledger(CENTRAL if central else "")
             deltas = bench.deltas(ledger) if len(ledger) else {}
+            if self._peers and not central:
+                scopes["received"] = self._received(facts, ledger)
+        full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
         with bench.model.edited(deltas):
-            kept = self._work_cache("scores")
-            scores = _memory.score(bench.model, [*own, *everything], kept)
-        return {
-            "own": aggregate([scores[request] for request in own]),
-            "federation": aggregate([scores[request] for request in everything])
-            if self._peers
-            else None,
+            everything = [request for requests in scopes.values() for request in requests]
+            scores = _memory.score(bench.model, everything, self._work_cache("scores"))
+            written = written_metrics(bench.model, scopes) if full else {}
+        found = {
+            scope: aggregate([scores[request] for request in requests], written.get(scope))
+            for scope, requests in scopes.items()
         }
+        neutral = None
+        if full and slot:
+            neutral = vars(neutral_scores(bench.model, deltas, own_text(bench.model)))
+        return {**found, "neutral": neutral}
+
+    def _received(
+        self, facts: Mapping[str, Sequence[EditRequest]], ledger: Ledger
+    ) -> list[EditRequest]:
+        """Facts of others that the node has from them; in a simulation their ledgers say which."""
+        fulfilled = {
+            name: fulfilled_requests(ledger_folder(self.config, self._run_id, name))
+            for name in facts
+        }
+        return facts_received(self.name, facts, fulfilled, {mkv.id for mkv in ledger.holding})
 
     def train(
         self, slot: int, deltas: dict[int, torch.Tensor]

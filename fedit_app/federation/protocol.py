@@ -1,7 +1,8 @@
 """The messages: what travels between the server and the nodes, and nothing else.
 
 A message has up to two records: `mkvs` or `keys` with arrays, and `info` with JSON. An answer whose
-`info` has an `error` says why the node could not do its part.
+`info` has an `error` says why the node could not do its part. Beside the JSON an answer's `info`
+says how many seconds the node took for it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TRAIN = "train"
 MAX_JSON_LENGTH = 16 * 2**20
 
 _META = "mkv-meta"
+_SECONDS = "seconds"
 # What numpy.save writes before the elements of an array that has some: two bytes of length, then
 # the fields in this order.
 _NPY_HEADER = re.compile(
@@ -136,6 +138,17 @@ def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FedEditError(f"message: info `{key}` is {shown(value)}, not an object")
     return value
+
+
+def note_seconds(content: RecordDict, seconds: float) -> None:
+    """Write into an answer how long the node took for it, in seconds."""
+    content.config_records["info"][_SECONDS] = seconds
+
+
+def noted_seconds(content: RecordDict) -> float:
+    """How long a node took for an answer, in seconds; 0 if it does not say so."""
+    seconds = content.config_records.get("info", {}).get(_SECONDS)
+    return seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
 
 
 def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[MKV]:

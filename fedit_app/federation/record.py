@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedit_app.reporting import (
     append_jsonl,
     load_results,
     mean_metrics,
+    mean_neutral,
     summary_table,
     write_report,
     write_results,
@@ -36,6 +37,7 @@ _COUNTS = (
     "requests",
     "optimised",
     "cached",
+    "warm_started",
     "reused",
     "uploaded",
     "offered",
@@ -46,9 +48,11 @@ _COUNTS = (
 )
 _PER_SLOT = ("bytes_up", "bytes_down", "seconds", "nodes")
 _STAGES = ("edit", "reedit", "evaluate")
+_SCOPES = ("own", "received", "federation")
+_BEFORE = ("own", "federation")
 # What may be another when a run is resumed; everything else makes its results.
 _MAY_CHANGE = (
-    *("output-dir", "resume", "num-slots", "evaluate-every", "slot-timeout"),
+    *("output-dir", "resume", "num-slots", "evaluate-every", "metrics", "slot-timeout"),
     *("device", "device-map", "edit-batch", "work-cache"),
 )
 
@@ -204,6 +208,13 @@ class RunRecord:
         entry["bytes_up"] += up
         entry["bytes_down"] += down
 
+    def cost(self, slot: int, node: str, stage: str, up: int, down: int, seconds: float) -> None:
+        """Note what a node's answer of a slot's stage took: bytes, and its own seconds."""
+        entry = self._node(slot, node)
+        entry["bytes_up"] += up
+        entry["bytes_down"] += down
+        entry["seconds"][stage] = round(seconds, 3)
+
     def took(self, slot: int, stage: str, seconds: float) -> None:
         """Note the seconds of a stage; slot 0 for hello and before."""
         if slot:
@@ -212,11 +223,11 @@ class RunRecord:
             self._seconds[stage] = round(self._seconds[stage] + seconds, 3)
 
     def measured(self, slot: int, node: str, found: dict[str, Metrics | None]) -> None:
-        """Note a node's metrics: own and federation; slot 0 for the unedited model."""
+        """Note a node's metrics, see `Participant.evaluate`; slot 0 for the unedited model."""
         if slot:
             self._node(slot, node).update(found)
         else:
-            self._before[node] = found
+            self._before[node] = {scope: found[scope] for scope in _BEFORE}
 
     def close_slot(self, slot: int) -> None:
         """Append the slot's lines to metrics.jsonl and write results so far."""
@@ -258,8 +269,9 @@ class RunRecord:
             "connected": self._connected,
             "nodes": nodes,
             "summary": {
-                **_means(list(nodes.values())),
-                "before": _means([node["before"] for node in nodes.values()]),
+                **_means(list(nodes.values()), _SCOPES),
+                "neutral": mean_neutral(node["neutral"] for node in nodes.values()),
+                "before": _means([node["before"] for node in nodes.values()], _BEFORE),
             },
             "privacy": self._privacy(slots),
             "slots": slots,
@@ -289,12 +301,11 @@ class RunRecord:
         """Per node the metrics of the last slot in which it was evaluated."""
         nodes = {}
         for name, before in sorted(self._before.items()):
-            nodes[name] = {"own": None, "federation": None, "before": before}
+            nodes[name] = {**dict.fromkeys((*_SCOPES, "neutral")), "before": before}
             for slot in slots:
                 entry = slot["nodes"].get(name)
                 if entry and entry["own"]:
-                    nodes[name]["own"] = entry["own"]
-                    nodes[name]["federation"] = entry["federation"]
+                    nodes[name] |= {part: entry.get(part) for part in (*_SCOPES, "neutral")}
         return nodes
 
     def _closed(self, slot: int) -> dict[str, Any]:
@@ -330,8 +341,10 @@ class RunRecord:
             "received_from": {},
             "rejections": {},
             "conflict_pairs": [],
-            "own": None,
-            "federation": None,
+            "bytes_up": 0,
+            "bytes_down": 0,
+            "seconds": dict.fromkeys(_STAGES, 0.0),
+            **dict.fromkeys((*_SCOPES, "neutral")),
         }
         return self._slot(slot)["nodes"].setdefault(node, empty)
 
@@ -375,8 +388,5 @@ def _slot_of(line: str) -> int | None:
         return None
 
 
-def _means(records: list[dict[str, Any]]) -> dict[str, Metrics | None]:
-    return {
-        scope: mean_metrics([record[scope] for record in records])
-        for scope in ("own", "federation")
-    }
+def _means(records: list[dict[str, Any]], scopes: Sequence[str]) -> dict[str, Metrics | None]:
+    return {scope: mean_metrics([record[scope] for record in records]) for scope in scopes}

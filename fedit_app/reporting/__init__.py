@@ -4,7 +4,7 @@ The files are described in `docs/results.md`. Nothing here knows Flower or torch
 """
 
 from fedit_app.reporting.html import render_report, write_report
-from fedit_app.reporting.metrics import mean_metrics
+from fedit_app.reporting.metrics import mean_metrics, mean_neutral
 from fedit_app.reporting.results import SCHEMA, append_jsonl, load_results, write_results
 from fedit_app.reporting.table import comparison_table, summary_table
 
@@ -14,6 +14,7 @@ __all__ = [
     "comparison_table",
     "load_results",
     "mean_metrics",
+    "mean_neutral",
     "render_report",
     "summary_table",
     "write_report",

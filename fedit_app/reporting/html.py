@@ -17,12 +17,22 @@ from fedit_app.reporting.formats import (
     printable,
     share,
 )
-from fedit_app.reporting.metrics import METRICS, SHARES, metric_of, value_of
+from fedit_app.reporting.metrics import FURTHER, METRICS, SHARES, metric_of, value_of
 from fedit_app.reporting.plots import change_plot, exchange_plot, score_plot
-from fedit_app.reporting.template import PAGE, STYLES
+from fedit_app.reporting.styles import STYLES
+from fedit_app.reporting.template import PAGE
 
 _COUNTS = (
-    *("requests", "optimised", "reused", "uploaded", "offered", "accepted", "rejected"),
+    *(
+        "requests",
+        "optimised",
+        "warm_started",
+        "reused",
+        "uploaded",
+        "offered",
+        "accepted",
+        "rejected",
+    ),
     "conflicts",
 )
 _STAGES = ("edit", "reedit", "evaluate")
@@ -56,6 +66,7 @@ def render_report(results: dict[str, Any]) -> str:
         nodes=sorted(clean["nodes"].items()),
         summary=clean["summary"],
         has_federation=clean["summary"]["federation"] is not None,
+        further=_further(clean["summary"]),
         meaning=METRICS[metric_of(clean["summary"]["own"])],
         slots=clean["slots"],
         totals=totals,
@@ -92,12 +103,22 @@ def _printable(value: Any) -> Any:
 def _totals(results: dict[str, Any]) -> dict[str, Any]:
     slots = results["slots"]
     totals: dict[str, Any] = {
-        key: sum(slot[key] for slot in slots) for key in (*_COUNTS, "bytes_up", "bytes_down")
+        key: sum(slot.get(key, 0) for slot in slots) for key in (*_COUNTS, "bytes_up", "bytes_down")
     }
     totals["seconds"] = {
         stage: sum(slot["seconds"][stage] or 0 for slot in slots) for stage in _STAGES
     }
     return totals
+
+
+def _further(summary: dict[str, Any]) -> dict[str, str]:
+    """Name -> heading of the figures beside the shares that were measured on some facts."""
+    scopes = [summary[scope] for scope in ("own", "federation")]
+    return {
+        name: heading
+        for name, heading in FURTHER.items()
+        if any(value_of(scope, name) is not None for scope in scopes)
+    }
 
 
 def _headline(results: dict[str, Any]) -> str:

@@ -3,12 +3,26 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedit_app.evaluation.metrics import common_metric, harmonic_mean
+from fedit_app.evaluation.metrics import (
+    SCORE_PARTS,
+    common_metric,
+    harmonic_mean,
+)
 
 Metrics = dict[str, Any]
 
-SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
-_SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
+SHARES = (*SCORE_PARTS, "score", "accuracy")
+FURTHER = {
+    "exact_match": "Exact match",
+    "generation_entropy": "Entropy, bits",
+    "magnitude": "Magnitude",
+    "paraphrase_magnitude": "Magnitude, paraphrase",
+    "neighborhood_magnitude": "Magnitude, neighborhood",
+    "paraphrase_accuracy": "Accuracy, paraphrase",
+    "neighborhood_accuracy": "Accuracy, neighborhood",
+}
+"""What tables call the figures beside the shares."""
+
 _LIKELIHOOD = (
     "Efficacy and paraphrase: prompts after which the new target is likelier than the true one. "
     "Neighborhood: prompts about other subjects after which the true target still is the likelier."
@@ -26,7 +40,7 @@ METRICS = {
 
 
 def value_of(metrics: Metrics | None, name: str) -> float | None:
-    """One share of a metric record, None where the record or the share was not measured."""
+    """One figure of a metric record, None where the record or the figure was not measured."""
     return None if metrics is None else metrics.get(name)
 
 
@@ -38,8 +52,8 @@ def metric_of(metrics: Metrics | None) -> str:
 def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
     """Average the metric records of several nodes over their edit requests.
 
-    Every share is the mean of the nodes' shares, weighted by the nodes' numbers of requests; a
-    node where a share is null takes no part in that share. The score is not averaged: as in the
+    Every figure is the mean of the nodes' figures, weighted by the nodes' numbers of requests; a
+    node where a figure is null takes no part in it. The score is not averaged: as in the
     CounterFact evaluation (Meng et al., arXiv 2210.07229) it is the harmonic mean of the averaged
     efficacy, paraphrase and neighborhood shares, of those among them that were measured.
 
@@ -53,14 +67,29 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
     measured = [record for record in records if record is not None]
     if not measured:
         return None
-    mean: Metrics = {name: _weighted_mean(measured, name) for name in SHARES}
+    mean: Metrics = {name: _weighted_mean(measured, name) for name in (*SHARES, *FURTHER)}
     if mean["score"] is not None:
-        parts = [mean[name] for name in _SCORE_PARTS if mean[name] is not None]
+        parts = [mean[name] for name in SCORE_PARTS if mean[name] is not None]
         if parts:
             mean["score"] = harmonic_mean(parts)
     mean["count"] = sum(record["count"] for record in measured)
     mean["metric"] = common_metric(map(metric_of, measured))
     return mean
+
+
+def mean_neutral(records: Iterable[Metrics | None]) -> Metrics | None:
+    """Average what several nodes' edits do to neutral text, each model counting once.
+
+    Args:
+        records: One record a node, None for a node where it was not measured.
+
+    Returns:
+        A record of the same form, with the mean number of tokens; None when no record was given.
+    """
+    measured = [record for record in records if record is not None]
+    if not measured:
+        return None
+    return {name: sum(r[name] for r in measured) / len(measured) for name in measured[0]}
 
 
 def _weighted_mean(records: list[Metrics], name: str) -> float | None:

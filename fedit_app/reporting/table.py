@@ -18,6 +18,16 @@ from fedit_app.reporting.metrics import Metrics, metric_of, value_of
 
 _PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
 _NAME_WIDTH = 24
+# Heading, scope and figure of columns that not every run has.
+_OPTIONAL = (
+    ("Received score", "received", "score"),
+    ("Own exact match", "own", "exact_match"),
+    ("Federation exact match", "federation", "exact_match"),
+    ("Federation entropy", "federation", "generation_entropy"),
+    ("Neutral KL", "neutral", "kl"),
+    ("Neutral top-10 overlap", "neutral", "top10_overlap"),
+    ("Neutral perplexity", "neutral", "perplexity_after"),
+)
 
 
 def total(results: dict[str, Any], count: str) -> int:
@@ -29,8 +39,8 @@ def summary_table(results: dict[str, Any]) -> str:
     """The outcome of a run as monospaced text for the terminal.
 
     One row a node and a row of means, each with the shares before and after the run, for the
-    node's own facts and for the facts of the whole federation; then the counts of the run, then
-    the nodes that failed and why.
+    node's own facts and for the facts of the whole federation; then what else was measured, the
+    counts of the run, and the nodes that failed and why.
 
     Args:
         results: A results dict as `load_results` returns it.
@@ -48,7 +58,8 @@ def summary_table(results: dict[str, Any]) -> str:
     rule = "-" * display_width(header)
     lines = [_title(results), "", header, rule, *body]
     lines += [rule, mean] if body else [mean]
-    lines += ["", _counts_line(results), _traffic_line(results)]
+    lines += ["", *_further_lines(results["summary"])]
+    lines += [_counts_line(results), _traffic_line(results)]
     lines += _failure_lines(results["failed_nodes"])
     return "\n".join(lines)
 
@@ -59,8 +70,10 @@ def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
     A first row shows the unedited model when all runs started from the same figures. When a run
     with the strategy `central` is among them, a last column gives every run's federation score as
     a share of that run's. The own facts of a central run are those of the whole federation, so
-    they stand in where it has no separate federation figures. Runs whose shares are counted
-    differently (zsRE's correct tokens, CounterFact's comparisons) are told apart by a column.
+    they stand in where it has no separate federation figures. Columns for received facts, for what
+    models wrote themselves and for neutral text are there if a run has such figures. Runs whose
+    shares are counted differently (zsRE's correct tokens, CounterFact's comparisons) are told
+    apart by a column.
 
     Args:
         runs: Pairs of a label and a results dict as `load_results` returns it.
@@ -76,6 +89,12 @@ def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
         rows.insert(0, ("unedited", before[0]))
 
     cells = [[_markdown(label), *_comparison_cells(summary)] for label, summary in rows]
+    for name, scope, figure in _OPTIONAL:
+        found = [value_of(summary.get(scope), figure) for _, summary in rows]
+        if any(value is not None for value in found):
+            header.append(name)
+            for row, value in zip(cells, found, strict=True):
+                row.append(_figure(figure, value))
     metrics = [metric_of(summary["own"]) for _, summary in rows]
     if len(set(metrics)) > 1:
         header.append("Metric")
@@ -150,15 +169,53 @@ def _title(results: dict[str, Any]) -> str:
     )
 
 
+def _further_lines(summary: dict[str, Any]) -> list[str]:
+    """What was measured beside the shares of the table, as far as it was."""
+    lines = []
+    received, neutral = summary.get("received"), summary.get("neutral")
+    if received is not None:
+        lines.append(
+            f"facts received from others: score {share(received['score'])} on {received['count']:,}"
+        )
+    for scope in ("own", "federation"):
+        before = summary["before"][scope]
+        figures = [
+            f"{name} {_change(before, summary[scope], figure).strip()}"
+            for name, figure in (("exact match", "exact_match"), ("entropy", "generation_entropy"))
+            if value_of(summary[scope], figure) is not None
+        ]
+        if figures:
+            lines.append(f"{scope} facts: {', '.join(figures)}")
+    if neutral is not None:
+        lines.append(
+            f"neutral text: KL {neutral['kl']:.4f}, top-10 overlap "
+            f"{share(neutral['top10_overlap'])}, perplexity {neutral['perplexity_before']:.2f} -> "
+            f"{neutral['perplexity_after']:.2f}"
+        )
+    return lines
+
+
+def _figure(name: str, value: float | None) -> str:
+    """A figure with two decimals, a KL divergence with four."""
+    return f"{value:.4f}" if name == "kl" and value is not None else share(value)
+
+
 def _counts_line(results: dict[str, Any]) -> str:
     cached = sum(slot.get("cached", 0) for slot in results["slots"])
     found = f" ({cached:,} of them found in the work-cache)" if cached else ""
     return (
         f"{plural(total(results, 'requests'), 'request')}: "
-        f"{total(results, 'optimised'):,} optimised{found}, {total(results, 'reused'):,} reused; "
+        f"{total(results, 'optimised'):,} optimised{found}{_warm(results)}, "
+        f"{total(results, 'reused'):,} reused; "
         f"{total(results, 'accepted'):,} of {plural(total(results, 'offered'), 'MKV')} accepted, "
         f"{plural(total(results, 'conflicts'), 'conflict')}"
     )
+
+
+def _warm(results: dict[str, Any]) -> str:
+    """How many optimisations began at another MKV's value; results of older runs do not say."""
+    count = sum(slot.get("warm_started", 0) for slot in results["slots"])
+    return f" ({count:,} from another's value)" if count else ""
 
 
 def _traffic_line(results: dict[str, Any]) -> str:

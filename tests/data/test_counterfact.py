@@ -23,7 +23,7 @@ RECORD = {
     "paraphrase_prompts": ["Rain fell. Zanzibarium is based in", "Zanzibarium sits in"],
     "neighborhood_prompts": ["Cormorant is based in", "The seat of Bellhaven is in"],
     "attribute_prompts": ["Another is based in"],
-    "generation_prompts": ["Zanzibarium is surrounded by"],
+    "generation_prompts": ["Zanzibarium is surrounded by", "It is", "Zanzibarium is surrounded by"],
 }
 SECRETS = ("Zanzibarium", "The seat of", "is in", "Qualverin", "Oldenmoor")
 REMOVED = object()
@@ -74,6 +74,7 @@ def test_a_record_becomes_a_request(write, name):
     assert (first.target_new, first.target_true) == ("Qualverin", "Oldenmoor")
     assert first.paraphrase_prompts == tuple(RECORD["paraphrase_prompts"])
     assert first.neighborhood_prompts == tuple(RECORD["neighborhood_prompts"])
+    assert first.generation_prompts == ("Zanzibarium is surrounded by", "It is"), "each once"
     assert (first.slot, first.relation) == (None, "P159")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedit_app.data.federation_facts import facts_for
+from fedit_app.data.federation_facts import facts_for, facts_received
 from fedit_app.editing.requests import EditRequest
 
 
@@ -68,3 +68,33 @@ def test_a_paraphrased_copy_with_another_target_is_a_conflict():
     assert [r.id for r in facts_for("a", nodes)] == ["a1"]
     assert [r.id for r in facts_for("z", nodes)] == ["z~a"]
     assert facts_for("m", nodes) == []
+
+
+FULFILLED = {
+    "a": {"a1": "tower-a", "a2": "gate-oslo"},
+    "b": {"b1": "tower-b", "b2": "gate-bern", "b3": "arch"},
+    "c": {"c1": "arch-c", "c2": "dome"},
+}
+
+
+def received(node: str, held: set[str]) -> list[str]:
+    return [request.id for request in facts_received(node, FACTS, FULFILLED, held)]
+
+
+def test_a_fact_is_received_if_the_mkv_of_its_owner_holds():
+    assert received("c", {"arch", "dome"}) == ["b3"]
+    assert received("a", {"tower-a", "dome", "arch-c"}) == ["c1", "c2"]
+    assert received("a", set()) == []
+
+
+def test_a_fact_of_two_nodes_is_received_through_either_ones_mkv():
+    assert received("c", {"tower-a"}) == received("c", {"tower-b"}) == ["a1"]
+
+
+def test_own_and_contested_facts_are_not_received():
+    assert received("a", {"tower-b", "gate-bern"}) == []
+    assert received("c", {"gate-bern", "gate-oslo"}) == []
+
+
+def test_of_a_node_whose_ledger_is_not_there_nothing_is_received():
+    assert facts_received("c", FACTS, {"a": FULFILLED["a"]}, {"arch", "tower-a"}) == [FACTS["a"][0]]

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from fedit_app.editing.corpus import sample_text
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation import neutral as module
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
@@ -26,7 +27,7 @@ def random_deltas(model, layers=(1, 3), size=0.3):
 
 @torch.no_grad()
 def plain_scores(model, deltas, rows):
-    """KL and perplexities from the full logits of one row at a time, without padding."""
+    """All figures from the full logits of one row at a time, without padding."""
 
     def log_p(row):
         return model.model(torch.tensor([row])).logits[0, :-1].log_softmax(-1)
@@ -38,7 +39,9 @@ def plain_scores(model, deltas, rows):
     wanted = torch.tensor([token for row in rows for token in row[1:]])
     kl = (p.exp() * (p - q)).sum(-1).mean()
     perplexities = [torch.exp(-x[torch.arange(len(x)), wanted].mean()) for x in (p, q)]
-    return float(kl), *map(float, perplexities), len(wanted)
+    likeliest = [[set(row.argsort(descending=True)[:10].tolist()) for row in x] for x in (p, q)]
+    shared = [len(one & other) / 10 for one, other in zip(*likeliest, strict=True)]
+    return float(kl), *map(float, perplexities), len(wanted), sum(shared) / len(shared)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -47,12 +50,14 @@ def test_scores_are_those_of_plain_passes(family):
     deltas = random_deltas(model)
     weights = {layer: model.weight(layer).clone() for layer in deltas}
     found = neutral_scores(model, deltas, ROWS)
-    kl, before, after, tokens = plain_scores(model, deltas, ROWS)
+    kl, before, after, tokens, overlap = plain_scores(model, deltas, ROWS)
     assert kl > 1e-3, "the edit has to change something"
     assert found.kl == pytest.approx(kl, rel=1e-8)
     assert found.perplexity_before == pytest.approx(before, rel=1e-8)
     assert found.perplexity_after == pytest.approx(after, rel=1e-8)
     assert found.tokens == tokens == sum(len(row) - 1 for row in ROWS)
+    assert found.top10_overlap == pytest.approx(overlap)
+    assert 0 < overlap < 1
     assert all(torch.equal(model.weight(layer), weight) for layer, weight in weights.items())
 
 
@@ -64,7 +69,7 @@ def test_chunks_and_order_change_nothing(tokens, monkeypatch):
     monkeypatch.setattr(module, "_TOKENS_PER_PASS", tokens)
     monkeypatch.setattr(module, "_POSITIONS_PER_PASS", 3)
     parts = neutral_scores(model, deltas, ROWS[::-1])
-    for name in ("kl", "perplexity_before", "perplexity_after", "tokens"):
+    for name in vars(whole):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-10), name
 
 
@@ -96,7 +101,7 @@ def test_no_change_is_no_divergence(deltas):
     model = tiny.editable()
     changes = random_deltas(model, size=0.0) if deltas == "zero" else {}
     found = neutral_scores(model, changes, ROWS)
-    assert found.kl == 0.0
+    assert (found.kl, found.top10_overlap) == (0.0, 1.0)
     assert found.perplexity_before == found.perplexity_after > 1
 
 
@@ -114,6 +119,15 @@ def test_half_precision_is_summed_in_more():
 def test_nothing_to_predict_is_an_error(rows):
     with pytest.raises(FedEditError, match="no row has two tokens"):
         neutral_scores(tiny.editable(), {}, rows)
+
+
+def test_own_text_is_sampled_once_and_not_that_of_the_covariance(monkeypatch):
+    model = tiny.editable()
+    rows = module.own_text(model)
+    assert [len(row) for row in rows] == [96] * 4
+    assert not set(map(tuple, rows)) & set(map(tuple, sample_text(model, 384, seed=0)))
+    monkeypatch.setattr(module, "sample_text", None)
+    assert module.own_text(model) == rows
 
 
 @pytest.fixture

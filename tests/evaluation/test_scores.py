@@ -128,6 +128,39 @@ def test_a_request_is_compared_with_the_true_target(told):
     assert score.paraphrase == 0.5
     assert score.neighborhood == 0.75
     assert score.metric == "likelihood"
+    half, second, most = math.exp(-0.5), math.exp(-1), math.exp(-2)
+    assert score.magnitude == pytest.approx(half - second)
+    assert score.paraphrase_magnitude == pytest.approx((half - second + most - second) / 2)
+    unlikely = math.exp(-3) - second
+    assert score.neighborhood_magnitude == pytest.approx((3 * (half - second) + unlikely) / 4)
+
+
+def test_accuracy_is_that_of_whole_targets(told):
+    told["P1", "new"] = (0.5, 1.0)
+    told["P2", "new"] = (0.5, 0.75)
+    told["N1", "true"] = (0.5, 1.0)
+    told["N2", "new"] = (0.5, 1.0)
+    (score,) = score_requests(None, [make_request()])
+    assert (score.paraphrase_accuracy, score.neighborhood_accuracy) == (0.5, 0.25)
+
+
+@torch.no_grad()
+def test_magnitude_is_a_difference_of_probabilities():
+    model = tiny.editable(double=True)
+
+    def probability(prompt, target):
+        ids = model.tokenizer(f"{prompt} {target}")["input_ids"]
+        start = len(model.tokenizer(prompt)["input_ids"])
+        p = model.model(torch.tensor([ids])).logits[0].softmax(-1)
+        each = [float(p[at - 1, ids[at]]) for at in range(start, len(ids))]
+        return math.prod(each) ** (1 / len(each))
+
+    request = make_request(target_new="city of Wales", target_true="London")
+    (score,) = score_requests(model, [request])
+    prompts = {"magnitude": ["Reuters is in"], "paraphrase_magnitude": ["P1", "P2"]}
+    for name, asked in prompts.items():
+        leads = [probability(p, "city of Wales") - probability(p, "London") for p in asked]
+        assert getattr(score, name) == pytest.approx(sum(leads) / len(leads), rel=1e-8)
 
 
 def test_likelier_is_not_yet_decoded(told):
@@ -143,6 +176,8 @@ def test_without_a_true_target_correct_tokens_count(told):
     assert (score.efficacy, score.accuracy) == (0.75, 0.0)
     assert score.paraphrase == 0.5
     assert score.neighborhood is None
+    assert (score.paraphrase_accuracy, score.neighborhood_accuracy) == (0.5, None)
+    assert score.magnitude is score.paraphrase_magnitude is score.neighborhood_magnitude is None
     assert score.metric == "tokens"
     assert set(told["asked"][0]) == {("Reuters is in", "new"), ("P1", "new"), ("P2", "new")}
 
@@ -156,6 +191,7 @@ def test_neighbours_with_targets_of_their_own_are_asked_for_these(told):
     around = {"neighborhood_targets": OWN_TARGETS}
     (score,) = score_requests(None, [make_request(target_true=None, **around)])
     assert (score.neighborhood, score.metric) == (0.375, "tokens")
+    assert (score.neighborhood_accuracy, score.neighborhood_magnitude) == (0.25, None)
     asked = {pair for pair in told["asked"][0] if pair[0].startswith("N")}
     assert asked == set(zip(("N1", "N2", "N3", "N4"), OWN_TARGETS, strict=True))
 

@@ -285,10 +285,13 @@ def test_what_does_not_say_the_target_is_where_its_optimisation_starts(node, mon
         return compute(self, requests, ledger, name, slot, starts, store)
 
     monkeypatch.setattr(Workbench, "compute", spy)
-    node(0, same_key_threshold=0.9999).edit(1, candidates)
+    outcome = node(0, same_key_threshold=0.9999).edit(1, candidates)
     same = node(0).workbench.lookup_keys(node(0).slots[0][:1]).numpy()
     near = [mkv for _, mkv in near_keys(same, candidates, 0.8)[0]]
     assert started["bank-01"].id == min(mkv.id for mkv in near)
+    assert outcome.warm_started == sum(start is not None for start in started.values()) > 0
+    again = node(0, same_key_threshold=0.9999).edit(1, candidates)
+    assert again.warm_started == outcome.warm_started, "also when nothing is computed again"
 
 
 def test_reuse_can_be_turned_off(node, monkeypatch):

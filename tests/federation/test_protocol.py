@@ -15,6 +15,8 @@ from fedit_app.federation.protocol import (
     arrays_record,
     code_fingerprint,
     content_bytes,
+    note_seconds,
+    noted_seconds,
     pack,
     unpack_arrays,
     unpack_info,
@@ -272,3 +274,19 @@ def test_random_corruptions_of_an_array():
 def test_the_code_fingerprint_is_stable():
     assert code_fingerprint() == code_fingerprint()
     assert len(code_fingerprint()) == 16
+
+
+def test_an_answer_says_how_long_it_took():
+    content = pack({"node": "a"})
+    assert noted_seconds(travelled(content)) == 0
+    note_seconds(content, 2.5)
+    assert noted_seconds(travelled(content)) == 2.5
+    assert unpack_info(content) == {"node": "a"}
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.inf, math.nan, "2", [1.0]])
+def test_seconds_that_cannot_be_are_none(seconds):
+    content = pack({"node": "a"})
+    content["info"]["seconds"] = seconds
+    assert noted_seconds(content) == 0
+    assert noted_seconds(RecordDict()) == 0

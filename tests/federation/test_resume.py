@@ -56,7 +56,8 @@ def state(config) -> dict:
     folder = Path(config["output-dir"])
     results = without_clock(load_results(folder / "results.json"))
     for slot in results["slots"]:
-        del slot["bytes_down"], slot["bytes_up"]
+        for record in (slot, *slot["nodes"].values()):
+            del record["bytes_down"], record["bytes_up"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "results": results,

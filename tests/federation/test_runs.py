@@ -35,7 +35,8 @@ def without_clock(results: dict) -> dict:
     kept = json.loads(json.dumps(results))
     del kept["seconds"], kept["config"]["output-dir"]
     for slot in kept["slots"]:
-        del slot["seconds"]
+        for record in (slot, *slot["nodes"].values()):
+            del record["seconds"]
     return kept
 
 
@@ -73,6 +74,65 @@ def test_counts_add_up(demo_run):
             assert sum(entry["received_from"].values()) == entry["accepted"]
             assert sum(entry["rejections"].values()) == entry["rejected"]
             assert node not in entry["received_from"]
+
+
+def test_every_node_has_its_costs(demo_run):
+    results, _, _ = demo_run
+    for slot in results["slots"]:
+        nodes = slot["nodes"].values()
+        for traffic in ("bytes_up", "bytes_down"):
+            assert slot[traffic] == sum(node[traffic] for node in nodes)
+            assert all(node[traffic] > 0 for node in nodes)
+        for stage, seconds in slot["seconds"].items():
+            assert all(node["seconds"][stage] > 0 for node in nodes)
+            assert sum(node["seconds"][stage] for node in nodes) <= seconds
+        assert slot["warm_started"] == sum(node["warm_started"] for node in nodes)
+        assert slot["warm_started"] <= slot["optimised"]
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "local", "fedavg"])
+def test_full_metrics(settings, strategy):
+    values = settings(num_slots=2, metrics="full", evaluate_every=1, strategy=strategy)
+    results, _ = inprocess.federate(values, 4)
+    first, last = (slot["nodes"] for slot in results["slots"])
+
+    for name, node in results["nodes"].items():
+        assert first[name]["own"]["exact_match"] is first[name]["neutral"] is None
+        assert node["neutral"] == last[name]["neutral"]
+        assert node["neutral"]["kl"] > 0 and 0 < node["neutral"]["top10_overlap"] < 1
+        assert node["neutral"]["tokens"] == 4 * 95
+        for metrics in (node["own"], node["federation"], *node["before"].values()):
+            assert 0 <= metrics["exact_match"] <= 1
+            assert -1 <= metrics["magnitude"] <= 1
+    summary = results["summary"]["neutral"]
+    kl = [node["neutral"]["kl"] for node in results["nodes"].values()]
+    assert summary["kl"] == pytest.approx(sum(kl) / 4)
+    assert (results["summary"]["received"] is not None) == (strategy == "fedit")
+
+
+def test_received_facts_are_those_whose_mkvs_hold(demo_run, demo_records):
+    results, _, folder = demo_run
+    prompts = {(r["id"]): (r["subject"], r["prompt"], r["target_new"]) for r in demo_records}
+    ledgers = {name: read_index(folder / "nodes" / name / "ledger")["entries"] for name in NODES}
+    wanted = {
+        name: {prompts[id_]: row["id"] for row in rows for id_ in row["requests"]}
+        for name, rows in ledgers.items()
+    }
+    for name in NODES:
+        held = {row["id"] for row in ledgers[name] if not row["overruled_by"]}
+        expected = {
+            fact
+            for other in NODES
+            for fact, id_ in wanted[other].items()
+            if other != name and id_ in held and fact not in wanted[name]
+        }
+        contested = {
+            f for f in expected if any(f[:2] == g[:2] and f != g for g in prompts.values())
+        }
+        found = results["nodes"][name]["received"]
+        assert found["count"] == len(expected - contested) > 20
+        assert found["metric"] == "likelihood"
+    assert results["slots"][0]["nodes"]["bank"]["received"]["count"] < 20
 
 
 def test_the_pool_holds_what_was_uploaded(demo_run):
@@ -178,13 +238,15 @@ def test_central_needs_a_simulation(settings, demo_copy):
 
 def test_real_nodes_measure_their_own_facts_only(settings, demo_copy):
     real = lambda n: inprocess.real_node(NODES[n], demo_copy / f"{NODES[n]}.jsonl")  # noqa: E731
-    results, _ = inprocess.federate(settings(num_slots=1), 2, node_config=real)
+    config = settings(num_slots=1, metrics="full")
+    results, _ = inprocess.federate(config, 2, node_config=real)
 
     assert sorted(results["nodes"]) == ["bank", "hospital"]
     assert results["slots"][0]["accepted"] > 0
     for node in results["nodes"].values():
         assert node["own"]["count"] == 5
-        assert node["federation"] is None
+        assert node["own"]["exact_match"] is not None and node["neutral"]["kl"] > 0
+        assert node["federation"] is node["received"] is None
 
 
 def test_fedavg_is_the_mean_of_the_changes_weighted_by_requests(settings, demo_copy, answer):

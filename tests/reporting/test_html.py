@@ -127,3 +127,19 @@ def test_what_the_shares_mean_is_said(sample):
     assert "the new target is likelier than the true one" in words(sample("local"))
     text = words(sample("zsre"))
     assert "tokens of the wanted answer" in text and "likelier" not in text
+
+
+def test_full_metrics_have_tables_of_their_own(sample):
+    text = words(sample("full"))
+    assert "Facts that nodes received from others" in text
+    assert re.search(r"Facts\s*Exact match\s*Entropy, bits\s*Magnitude\s*Own", text)
+    assert re.search(r"Own\s*0.05→0.75\s*6.10→5.90\s*0.62\s*Received\s*0.66", text)
+    assert re.search(r"museum\s*0.0123\s*0.94\s*11.50→11.75", text)
+    for absent in ("Neutral text", "nodes received from", "Further measures"):
+        assert absent not in words(sample("completed"))
+
+
+def test_costs_are_shown_node_by_node(sample):
+    text = words(sample("full"))
+    assert re.search(r"Warm started\s*Reused", text)
+    assert re.search(r"museum.{0,60}412.3 kB\s*1.2 MB\s*15.2 s\s*2.1 s\s*8.4 s", text)

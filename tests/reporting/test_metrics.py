@@ -1,6 +1,6 @@
 import pytest
 
-from fedit_app.reporting import mean_metrics
+from fedit_app.reporting import mean_metrics, mean_neutral
 
 
 def record(efficacy, paraphrase, neighborhood, score, count):
@@ -42,3 +42,17 @@ def test_edges():
     assert mean_metrics([None]) is None
     assert mean_metrics([record(0.0, 1.0, 1.0, 0.0, 2)])["score"] == 0.0
     assert mean_metrics([record(0.4, 0.4, 0.4, 0.4, 0)])["efficacy"] is None
+
+
+def test_further_figures_are_averaged_over_requests_and_neutral_text_over_nodes():
+    one = record(1, 1, 1, 1, 30) | {"exact_match": 0.5, "magnitude": 0.2}
+    other = record(1, 1, 1, 1, 10) | {"exact_match": 0.9, "magnitude": None}
+    mean = mean_metrics([one, other])
+    assert mean["exact_match"] == pytest.approx(0.6)
+    assert mean["magnitude"] == pytest.approx(0.2)
+    assert mean["generation_entropy"] is None
+    assert mean_neutral([{"kl": 0.1, "tokens": 8}, None, {"kl": 0.3, "tokens": 8}]) == {
+        "kl": pytest.approx(0.2),
+        "tokens": 8,
+    }
+    assert mean_neutral([None]) is None

@@ -98,3 +98,25 @@ def test_comparison_escapes_labels(sample):
 
 def test_comparison_of_nothing():
     assert len(comparison_table([]).splitlines()) == 2
+
+
+def test_full_metrics_stand_below_the_table(sample):
+    lines = summary_table(sample("full")).splitlines()
+    assert "facts received from others: score 0.71 on 21" in lines
+    assert "own facts: exact match 0.05 -> 0.75, entropy 6.10 -> 5.90" in lines
+    neutral = "neutral text: KL 0.0123, top-10 overlap 0.94, perplexity 11.50 -> 11.75"
+    assert neutral in lines
+    assert any("25 optimised (20 from another's value), 9 reused" in line for line in lines)
+    assert "neutral" not in summary_table(sample("completed"))
+
+
+def test_comparison_has_columns_for_what_some_run_measured(sample):
+    header, _, *rows = cells(comparison_table([("a", sample("full")), ("b", sample("zsre"))]))
+    shown = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert shown["Run"] == ("a", "b")
+    assert shown["Received score"] == ("0.71", "–")
+    assert shown["Federation exact match"] == ("0.75", "–")
+    assert shown["Federation entropy"] == ("5.90", "–")
+    assert shown["Neutral KL"] == ("0.0123", "–")
+    assert shown["Neutral perplexity"] == ("11.75", "–")
+    assert header[-1] == "Metric"

@@ -1,0 +1,196 @@
+"""What a model writes against plain passes: one prompt at a time, all logits, no cache."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from fedit_app.editing.requests import EditRequest
+from fedit_app.evaluation import generation as module
+from fedit_app.evaluation.generation import (
+    continuations,
+    exact_matches,
+    free_texts,
+    n_gram_entropy,
+    written_metrics,
+)
+
+PROMPTS = ["The museum", "The head office of Reuters is in", "Basel", "The 🏦 {} of Zürich in the"]
+
+
+@torch.no_grad()
+def plain_greedy(model, prompt, count):
+    """Ids of a greedy continuation up to the end token, from the whole text at every step."""
+    ids = model.tokenizer(prompt)["input_ids"]
+    written = []
+    while len(written) < count and written[-1:] != [model.tokenizer.eos_token_id]:
+        written.append(int(model.model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    return written
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_greedy_texts_are_those_of_plain_passes(family, bos):
+    model = tiny.editable(family, bos=bos, double=True)
+    lengths = [4, 6, 1, 5]
+    found = continuations(model, PROMPTS, lengths, do_sample=False)
+    for prompt, count, text in zip(PROMPTS, lengths, found, strict=True):
+        expected = plain_greedy(model, prompt, count)
+        assert text == model.tokenizer.decode(expected, skip_special_tokens=True), prompt
+
+
+def test_batches_and_order_change_nothing(monkeypatch):
+    model = tiny.editable(double=True)
+    whole = continuations(model, PROMPTS, [3, 4, 5, 6], do_sample=False)
+    monkeypatch.setattr(module, "_ROWS_PER_PASS", 2)
+    parts = continuations(model, PROMPTS[::-1], [6, 5, 4, 3], do_sample=False)
+    assert parts[::-1] == whole
+    assert continuations(model, [], [], do_sample=False) == []
+
+
+def test_the_checkpoints_own_settings_for_writing_do_not_count(monkeypatch):
+    model = tiny.editable(double=True)
+    plain = continuations(model, PROMPTS, [8] * 4, do_sample=False)
+    free = free_texts(model, PROMPTS)
+    for name, value in {"repetition_penalty": 5.0, "temperature": 9.0, "top_p": 0.1}.items():
+        monkeypatch.setattr(model.model.generation_config, name, value)
+    assert continuations(model, PROMPTS, [8] * 4, do_sample=False) == plain
+    assert free_texts(model, PROMPTS) == free
+
+
+@torch.no_grad()
+def test_free_texts_are_drawn_from_the_five_likeliest_tokens(monkeypatch):
+    model = tiny.editable(double=True)
+    generate, written = model.model.generate, []
+
+    def watched(ids, **how):
+        written.append((ids, generate(ids, **how)))
+        return written[-1][1]
+
+    monkeypatch.setattr(model.model, "generate", watched)
+    state = torch.random.get_rng_state()
+    texts = free_texts(model, PROMPTS[:2])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    ((asked, rows),) = written
+    best = 0
+    for text, row in zip(texts, rows.tolist(), strict=True):
+        start = row.index(next(id_ for id_ in row if id_ != model.pad_token_id))
+        new = row[asked.shape[1] :]
+        assert len(new) == 100
+        assert text == model.tokenizer.decode(new, skip_special_tokens=True)
+        logits = model.model(torch.tensor([row[start:]])).logits[0, asked.shape[1] - start - 1 : -1]
+        assert all(id_ in step.topk(5).indices for id_, step in zip(new, logits, strict=True))
+        best += sum(id_ == int(step.argmax()) for id_, step in zip(new, logits, strict=True))
+    assert best < 200, "some token is drawn that is not the likeliest"
+    assert free_texts(model, PROMPTS[:2]) == texts
+
+
+def entropy(events):
+    shares = [events.count(event) / len(events) for event in set(events)]
+    return sum(share * math.log2(1 / share) for share in shares)
+
+
+@pytest.mark.parametrize(
+    "words", ["a b a b", "a a a a a a", "the cat sat on the mat , and the cat sat on it .", "x y"]
+)
+def test_entropy_is_that_of_pairs_and_triples_of_words(words):
+    parts = words.split()
+    pairs = list(zip(parts, parts[1:], strict=False))
+    triples = list(zip(parts, parts[1:], parts[2:], strict=False))
+    expected = entropy(pairs) / 3 + 2 * entropy(triples) / 3
+    assert n_gram_entropy(words) == pytest.approx(expected)
+    assert n_gram_entropy(words.replace(" ,", ",").replace(" .", ".")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["", "word", "..."])
+def test_what_repeats_itself_has_no_entropy(text):
+    assert n_gram_entropy(text) == 0
+    assert n_gram_entropy("a b c d") > n_gram_entropy("a b a b") > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (" Paris", True),
+        (" Paris, which", True),
+        (" Paris is", True),
+        (" Parisian", False),
+        (" Paris2", False),
+        (" paris", False),
+        (" the Paris", False),
+        (" Par", False),
+        ("", False),
+    ],
+)
+def test_a_target_is_said_if_its_word_ends(text, said, monkeypatch):
+    model = tiny.editable()
+    monkeypatch.setattr(module, "continuations", lambda *_, **__: [text])
+    assert exact_matches(model, [EditRequest("a", "Rome", "{} is", "Paris")]) == [said]
+
+
+def test_letters_without_case_end_words_anywhere(monkeypatch):
+    monkeypatch.setattr(module, "continuations", lambda *_, **__: ["東京です"])
+    assert exact_matches(tiny.editable(), [EditRequest("a", "首都", "{}は", "東京")]) == [True]
+
+
+def test_the_model_writes_a_token_more_than_the_target_has(monkeypatch):
+    model, asked = tiny.editable(), []
+    monkeypatch.setattr(
+        module, "continuations", lambda m, prompts, lengths, **how: asked.append(lengths) or [""]
+    )
+    target = "Cardiff, a city of Wales"
+    exact_matches(model, [EditRequest("a", "Rome", "{} is", target)])
+    assert asked == [[len(model.tokenizer(f" {target}")["input_ids"]) + 1]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_the_model_says_matches(family):
+    """Targets are what the model itself writes, as far as that is text."""
+    model = tiny.editable(family, double=True)
+    subjects = ["Basel", "Reuters", "The museum", "A bank", "Zürich", "The city"]
+    requests = []
+    for subject in subjects:
+        text = model.tokenizer.decode(plain_greedy(model, f"{subject} is", 2)).strip()
+        requests.append(EditRequest(subject, subject, "{} is", text or "nothing"))
+    expected = []
+    for request in requests:
+        length = len(model.tokenizer(f" {request.target_new}")["input_ids"]) + 1
+        ids = plain_greedy(model, request.text, length)
+        text = model.tokenizer.decode(ids, skip_special_tokens=True)
+        expected.append(module._says(text, request.target_new))
+    assert exact_matches(model, requests) == expected
+    assert any(expected) and not all(expected)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The prompts that the model continues, whatever it writes: all of them say "yes no"."""
+    prompts = []
+
+    def texts(model, asked, lengths, **how):
+        prompts.append(list(asked))
+        return ["yes no"] * len(asked)
+
+    monkeypatch.setattr(module, "continuations", texts)
+    return prompts
+
+
+def request(number, target="yes", **more):
+    return EditRequest(str(number), f"Subject {number}", "{} is", target, **more)
+
+
+def test_groups_have_means_of_their_own_and_share_what_is_written(written):
+    free = {"generation_prompts": ("Write", "More")}
+    mine = [request(1, **free), request(2, "maybe")]
+    found = written_metrics(tiny.editable(), {"own": mine, "none": [], "all": [*mine, request(3)]})
+    assert found["own"] == {"exact_match": 0.5, "generation_entropy": n_gram_entropy("yes no")}
+    assert found["none"] == {"exact_match": None, "generation_entropy": None}
+    assert found["all"]["exact_match"] == pytest.approx(2 / 3)
+    assert written == [["Subject 1 is", "Subject 2 is", "Subject 3 is"], ["Write"]]
+
+
+def test_free_texts_are_few_and_spread_over_the_facts(written):
+    many = [request(number, generation_prompts=(f"Write {number:02}",)) for number in range(48)]
+    written_metrics(tiny.editable(), {"own": many})
+    assert written[1] == [f"Write {number:02}" for number in range(0, 48, 3)]
