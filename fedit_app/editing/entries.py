@@ -17,11 +17,11 @@ _REFUSAL = {"id": str, "node": str, "reason": str, "withdrawn": bool, "requests"
 
 @dataclass(frozen=True)
 class AuthorSignature:
-    """An author's signature of an MKV, as it came with it.
+    """An author's signature of an MKV, kept as it came.
 
     Attributes:
-        public_key: the author's public key, hexadecimal.
-        signature: the signature, hexadecimal.
+        public_key: the author's public key, as text.
+        signature: the signature, as text.
     """
 
     public_key: str

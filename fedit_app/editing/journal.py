@@ -27,10 +27,8 @@ Record = dict[str, Any]
 """A record: sequence, time (UTC), change, mkv (id), node (its origin), slot, reason, set (fields of
 the entry or refusal and their new values), probes (see `Step.probes`), previous, hash."""
 
-_FIELDS = frozenset(
-    ("sequence", "time", "change", "mkv", "node", "slot", "reason")
-    + ("set", "probes", "previous", "hash")
-)
+_TEXTS = ("time", "change", "mkv", "node", "reason", "previous", "hash")
+_FIELDS = frozenset((*_TEXTS, "sequence", "slot", "set", "probes"))
 
 
 @dataclass(frozen=True)
@@ -275,8 +273,10 @@ def _parsed(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(record, dict) and record.keys() == _FIELDS
-    return record if known and isinstance(record["set"], dict) else None
+    if not isinstance(record, dict) or record.keys() != _FIELDS:
+        return None
+    sound = isinstance(record["set"], dict) and all(isinstance(record[n], str) for n in _TEXTS)
+    return record if sound else None
 
 
 def _canonical(record: Record) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from fedit_app.ledgers.places import Place
 from fedit_app.reporting.formats import byte_size, plural, printable
 
 _MOST_DAMAGES = 20
-_HEX = re.compile(r"(?:[0-9a-f]{2})+")
 
 
 def verify(place: Place, known_head: str = "") -> tuple[str, bool]:
@@ -63,7 +61,6 @@ def _damages(folder: Path, index: Mapping[str, Any], known_head: str) -> Iterato
     yield from _against_journal(index, records)
     for row in index["entries"]:
         yield from _against_file(folder, row, index["fingerprint"])
-        yield from _signature(row)
 
 
 def _against_journal(index: Mapping[str, Any], records: list[Record]) -> Iterator[str]:
@@ -98,11 +95,3 @@ def _against_file(folder: Path, row: Mapping[str, Any], fingerprint: str) -> Ite
         yield f"MKV {row['id']}: its file is of another fingerprint, {mkv.fingerprint}"
     if mkv.node != row["node"]:
         yield f"MKV {row['id']}: its file names node {mkv.node!r}, the index {row['node']!r}"
-
-
-def _signature(row: Mapping[str, Any]) -> Iterator[str]:
-    """A signature that is there can be read; the chain proves that it is the one that came."""
-    if row["signature"] is not None:
-        for name, text in row["signature"].items():
-            if not _HEX.fullmatch(text):
-                yield f"MKV {row['id']}: {name} of its signature is not hexadecimal"

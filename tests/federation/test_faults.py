@@ -184,6 +184,24 @@ def test_a_real_node_without_a_name(run, demo_copy):
     assert "name missing" in results["failed_nodes"][0]["reason"]
 
 
+@pytest.mark.parametrize("what", ["wants", "holds", "withdrawn"])
+def test_a_node_that_lists_no_ids(run, settings, answer, what):
+    config, matches = settings(num_slots=1), at(HELLO)
+
+    def tamper(node_id, message):
+        if not matches(node_id, message):
+            return None
+        reply = answer(message, config, 1)
+        info = json.loads(reply.content["info"]["json"])
+        reply.content["info"]["json"] = json.dumps(info | {what: [["0" * 32]]})
+        return reply
+
+    results = run(tamper, num_slots=1)
+    assert faults(results) == [("hospital", 0, "hello")]
+    assert f"`{what}` is a list, not a list of strings" in results["failed_nodes"][0]["reason"]
+    assert sorted(results["nodes"]) == ["bank", "museum", "newsroom"]
+
+
 @pytest.fixture
 def upload(settings, answer):
     """Gives `upload(change)`: the hospital's first upload is changed on its way."""

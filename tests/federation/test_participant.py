@@ -548,3 +548,45 @@ def test_under_a_quorum_rivals_of_own_facts_do_not_come_in_by_the_side_door(
 
     foreign = [entry for entry in bank.ledger().entries.values() if not entry.requests]
     assert bool(foreign) is (quorum == 1)
+
+
+def test_what_was_rolled_back_is_not_accepted_again(node):
+    offered = node(2).edit(1, []).new
+    bank = node(0)
+    bank.edit(1, [])
+    bank.reedit(1, offered)
+    bank.ledger().refuse([offered[0].id], "rolled back")
+
+    assert node(0).reedit(2, offered).rejections == {"known": 4, "rolled back": 1}
+    assert offered[0].id not in bank.ledger().entries
+    hello = bank.hello(3)
+    assert offered[0].id in hello["holds"], "so that it is not even offered"
+    assert hello["withdrawn"] == []
+
+
+def test_what_was_rolled_back_is_not_reused(node, monkeypatch):
+    monkeypatch.setattr(Workbench, "patched", everything_says_the_target)
+    candidates = node(3).edit(1, []).new  # newsroom-01 is bank-01
+    ledger = node(0).ledger()
+    ledger.accept(candidates, 1)
+    ledger.refuse([mkv.id for mkv in candidates], "rolled back")
+    outcome = node(0).edit(1, candidates)
+
+    assert outcome.reused == []
+    assert len(outcome.new) == 5
+
+
+def test_the_request_of_a_withdrawn_mkv_is_set_aside(node):
+    first = node(0).edit(1, []).new
+    ledger = node(0).ledger()
+    gone = first[0].id
+    (request,) = ledger.entries[gone].requests
+    ledger.refuse([gone], "withdrawn", withdrawn=True)
+    outcome = node(0).edit(1, [])
+
+    assert sorted(mkv.id for mkv in outcome.new) == sorted(mkv.id for mkv in first[1:])
+    assert node(0).hello(2)["withdrawn"] == [gone]
+    assert request not in node(0).ledger().fulfilled()
+    node(0).ledger().allow([gone])
+    node(0).edit(1, [])
+    assert request in node(0).ledger().fulfilled()
