@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from fedit_app.files import replace_file, write_json_atomic
 from fedit_app.mkv import MKV, from_bytes, to_bytes
 
 _VERSION = 2
+_ID = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -233,14 +235,29 @@ def read_index(folder: Path) -> dict:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FedEditError(f"ledger {folder}: not found; did this node edit in the run?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FedEditError(f"ledger index {file}: cannot be read ({error})") from None
     if not isinstance(stored, dict) or stored.get("version") != _VERSION:
         raise FedEditError(
             f"ledger index {file}: not of version {_VERSION}; use the FedEdit that made it, or "
             "another state-dir"
         )
+    if not isinstance(stored.get("fingerprint"), str) or not _are_rows(stored.get("entries")):
+        raise FedEditError(f"ledger index {file}: damaged; take a copy from before back")
     return stored
+
+
+def _are_rows(value: object) -> bool:
+    kinds = {"id": str, "node": str, "slot": int, "requests": list, "overruled_by": str}
+    kinds |= {"votes": int}
+    return isinstance(value, list) and all(
+        isinstance(row, dict)
+        and row.keys() == kinds.keys()
+        and all(type(row[name]) is kind for name, kind in kinds.items())
+        and _ID.fullmatch(row["id"])  # it becomes the name of a file
+        and all(isinstance(request, str) for request in row["requests"])
+        for row in value
+    )
 
 
 def _mkv_file(folder: Path, id_: str) -> Path:

@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedit_app.errors import FedEditError
+from fedit_app.federation.checks import ANSWERS, require, text
 from fedit_app.federation.protocol import (
     EDIT,
     EVALUATE,
@@ -32,13 +33,7 @@ from fedit_app.federation.record import RunRecord
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_ANSWERS = {
-    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff", "wants", "holds"),
-    EDIT: ("requests", "optimised", "reused", "again", "quarantined", "conflicts"),
-    TRAIN: ("requests", "optimised"),
-    REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
-    EVALUATE: ("own", "federation"),
-}
+_LONGEST_REASON = 2000
 # What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
 _FLOWER_ERRORS = {
     1: "the node could not load the app; see its log",
@@ -179,7 +174,8 @@ class RunGrid(Grid):
                 info, failure = self._read(slot, reply)
                 if stage == "hello" and info is not None:
                     self.greeted.add(reply.metadata.src_node_id)
-                name = (info or {}).get("node") or name
+                said = (info or {}).get("node")
+                name = said if said and text(said) else name
                 if failure:
                     self.record.failed(name, slot, stage, failure)
                 else:
@@ -207,9 +203,13 @@ class RunGrid(Grid):
         except FedEditError as error:
             return None, str(error)
         if "error" in info:
-            return info, str(info["error"])
-        missing = [key for key in _ANSWERS[reply.metadata.message_type] if key not in info]
-        return info, f"its answer lacks {', '.join(missing)}" if missing else None
+            error = info["error"]
+            return info, error[:_LONGEST_REASON] if isinstance(error, str) else "it gave no reason"
+        try:
+            require(info, ANSWERS[reply.metadata.message_type], "its answer")
+        except FedEditError as error:
+            return None, str(error)
+        return info, None
 
     def get_node_ids(self) -> list[int]:
         """Flower's ids of the members, in the order of their names."""
