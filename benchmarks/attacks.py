@@ -9,7 +9,8 @@ Reading. From what a client (or the server) sees of an MKV an attacker with the 
   "subject 1" and "subject 10" in the same way. "tokens" is the share of the subject's tokens that a
   search over tokens finds without any candidates, for a few MKVs.
 
-Each line is a defence; its score is that of the model edited with what the defence leaves.
+Each line is a defence; its score is that of the model edited with what the defence leaves, and
+"refused" the share of the MKVs that another node's screening would then not take.
 
 Poisoning. A node has accepted honest MKVs and is offered an attacker's. "success" is the share of
 the chosen facts for which the model then says the attacker's target; neighborhood, KL and
@@ -58,7 +59,8 @@ from fedit_app.models.loading import load_model
 logger = logging.getLogger("fedit_app.benchmarks")
 
 _CONTEXTS = 5
-_READING = ("epsilon", "target 1", "target 10", "subject 1", "subject 10", "tokens", "score")
+_READING = ("epsilon", "refused", "target 1", "target 10", "subject 1", "subject 10", "tokens")
+_READING += ("score",)
 _POISONING = ("offered", "accepted", "success", "neighborhood", "kl", "perplexity")
 
 
@@ -151,6 +153,7 @@ def _reading(
         mkvs = defended(bench, defence, honest)
         found = reader.read([defence.seen(mkv) for mkv in mkvs])
         found["epsilon"] = defence.epsilon(len(bench.settings.layers))
+        found["refused"] = len(bench.screen.faults(mkvs)) / len(mkvs)
         ledger = Ledger(bench.fingerprint)
         ledger.accept(mkvs[: options.edited], 1)
         with bench.edited(ledger) as model:

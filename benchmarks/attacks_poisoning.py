@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -49,6 +50,11 @@ class Node:
     probes: Sequence[EditRequest]
     text: Sequence[tuple[int, ...]]
     _measured: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def wrong_answers(self) -> list[MKV]:
+        """The attacker's MKVs of the chosen facts, honest in everything but the target."""
+        return self.bench.compute(self.chosen, Ledger(self.bench.fingerprint), _EVE, 2)
 
     def ledger(self) -> Ledger:
         """A new ledger with the honest MKVs, in memory."""
@@ -128,13 +134,8 @@ def _made(node: Node, keys: np.ndarray, shifts: np.ndarray, like: MKV) -> MKV:
     )
 
 
-def _wrong_answers(node: Node) -> list[MKV]:
-    """Honest in everything but the target."""
-    return node.bench.compute(node.chosen, Ledger(node.bench.fingerprint), _EVE, 2)
-
-
 def _huge(node: Node) -> list[MKV]:
-    return [_made(node, mkv.keys, mkv.shifts * 30, mkv) for mkv in _wrong_answers(node)]
+    return [_made(node, mkv.keys, mkv.shifts * 30, mkv) for mkv in node.wrong_answers]
 
 
 def _directions(rng: np.random.Generator, count: int, like: np.ndarray) -> np.ndarray:
@@ -167,7 +168,7 @@ def _within_bounds(node: Node) -> list[MKV]:
     """Honest keys of subjects that the node has not, and the largest shifts that pass."""
     rng = np.random.default_rng(0)
     shift_norms = node.bench.usual_norms[1] * BOUNDS["shift norm"] * 0.9
-    honest = _wrong_answers(node)
+    honest = node.wrong_answers
     shifts = _directions(rng, len(honest), honest[0].shifts) * shift_norms[:, None]
     return [_made(node, m.keys, shift, m) for m, shift in zip(honest, shifts, strict=True)]
 
@@ -185,7 +186,7 @@ def _replays(node: Node) -> list[MKV]:
 
 ATTACKS: dict[str, Callable[[Node], list[MKV]]] = {
     "nothing": lambda node: [],
-    "wrong answers": _wrong_answers,
+    "wrong answers": lambda node: node.wrong_answers,
     "huge shifts": _huge,
     "random vectors": _random,
     "common direction": _common,

@@ -18,7 +18,6 @@ from fedit_app.federation.protocol import (
     HELLO,
     VERSION,
     code_fingerprint,
-    ids_in,
     pack,
     unpack_arrays,
     unpack_info,
@@ -44,10 +43,10 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
     if not replies:
         raise FedEditError("no node can take part; see the reasons above")
     infos = {name: unpack_info(reply.content) for name, reply in replies.items()}
-    fingerprints = {name: fingerprint_of(info["components"]) for name, info in infos.items()}
-    counts = Counter(fingerprints[name] for name in sorted(fingerprints))
+    measures = {name: _measures(info) for name, info in infos.items()}
+    counts = Counter(measures[name] for name in sorted(measures))
     chosen = counts.most_common(1)[0][0]
-    reference = infos[min(name for name, found in fingerprints.items() if found == chosen)]
+    reference = infos[min(name for name, found in measures.items() if found == chosen)]
     if config.strategy == "central" and not reference["simulated"]:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
     _admit(grid, replies, reference)
@@ -79,11 +78,18 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     return names
 
 
-def lookup_of(content: RecordDict) -> np.ndarray:
-    """(n, d_ff) lookup keys that came with an answer; none if there are none."""
+def lookup_of(content: RecordDict, d_ff: int) -> np.ndarray:
+    """(n, d_ff) lookup keys that came with an answer; none if there are none.
+
+    Raises:
+        FedEditError: what came is something else.
+    """
     if "keys" not in content.array_records:
-        return np.zeros((0, 0), np.float32)
-    return unpack_arrays(content, "keys")["lookup"]
+        return np.zeros((0, d_ff), np.float32)
+    found = unpack_arrays(content, "keys").get("lookup", np.zeros(0))
+    if found.ndim != 2 or found.shape[1] != d_ff:
+        raise FedEditError(f"lookup keys of shape {found.shape} found; they have to be (n, {d_ff})")
+    return found
 
 
 def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Message]:
@@ -122,15 +128,17 @@ def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]
             grid.record.failed(name, 0, "hello", _difference(info, reference))
             continue
         try:
-            lists = [ids_in(info[what], what) for what in ("wants", "holds", "withdrawn")]
+            lookup = lookup_of(reply.content, reference["d_ff"])
         except FedEditError as error:
             grid.record.failed(name, 0, "hello", str(error))
             continue
         grid.members[name] = Member(
             name,
             reply.metadata.src_node_id,
-            lookup_of(reply.content),
-            *lists,
+            lookup,
+            set(info["wants"]),
+            set(info["holds"]),
+            set(info["withdrawn"]),
         )
         names.append(name)
     return names
@@ -143,6 +151,12 @@ def _wait_for_nodes(grid: RunGrid, timeout: float) -> list[int]:
             raise FedEditError(f"no node connected within {timeout:g} s (slot-timeout)")
         time.sleep(0.5)
     return ids
+
+
+def _measures(info: dict[str, Any]) -> tuple[object, ...]:
+    """What MKVs are measured on, as a node says it."""
+    shapes = (tuple(info["layers"]), info["d_model"], info["d_ff"])
+    return fingerprint_of(info["components"]), *shapes
 
 
 def _difference(found: dict[str, Any], reference: dict[str, Any]) -> str:

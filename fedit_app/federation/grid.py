@@ -18,6 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedit_app.errors import FedEditError
+from fedit_app.federation.checks import ANSWERS, require, text
 from fedit_app.federation.protocol import (
     EDIT,
     EVALUATE,
@@ -33,15 +34,7 @@ from fedit_app.federation.record import RunRecord
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_ANSWERS = {
-    HELLO: ("node", "simulated", "components", "layers", "d_model", "d_ff")
-    + ("wants", "holds", "withdrawn"),
-    EDIT: ("requests", "optimised", "cached", "warm_started", "reused")
-    + ("again", "quarantined", "conflicts"),
-    TRAIN: ("requests", "optimised", "cached"),
-    REEDIT: ("received_from", "rejections", "quarantined", "conflicts"),
-    EVALUATE: ("own", "received", "federation", "neutral"),
-}
+_LONGEST_REASON = 2000
 # What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
 _FLOWER_ERRORS = {
     1: "the node could not load the app; see its log",
@@ -154,7 +147,7 @@ class RunGrid(Grid):
             counts = {key: info[key] for key in ("requests", "optimised", "cached")}
             self.record.count(slot, name, **counts, warm_started=info.get("warm_started", 0))
         if stage == "evaluate":
-            self.record.measured(slot, name, {part: info[part] for part in _ANSWERS[EVALUATE]})
+            self.record.measured(slot, name, {part: info[part] for part in ANSWERS[EVALUATE]})
         self.record.count(slot, name, quarantined=info.get("quarantined", 0))
         for conflict in info.get("conflicts", ()):
             self.record.conflict(slot, name, conflict["held"], conflict["gave_way"])
@@ -183,7 +176,8 @@ class RunGrid(Grid):
                 asked = reply.metadata.reply_to_message_id
                 name = waiting.pop(asked)
                 info, failure = self._read(slot, reply)
-                name = (info or {}).get("node") or name
+                said = (info or {}).get("node")
+                name = said if said and text(said) else name
                 if failure:
                     self.record.failed(name, slot, stage, failure)
                     continue
@@ -218,9 +212,13 @@ class RunGrid(Grid):
         except FedEditError as error:
             return None, str(error)
         if "error" in info:
-            return info, str(info["error"])
-        missing = [key for key in _ANSWERS[reply.metadata.message_type] if key not in info]
-        return info, f"its answer lacks {', '.join(missing)}" if missing else None
+            error = info["error"]
+            return info, error[:_LONGEST_REASON] if isinstance(error, str) else "it gave no reason"
+        try:
+            require(info, ANSWERS[reply.metadata.message_type], "its answer")
+        except FedEditError as error:
+            return None, str(error)
+        return info, None
 
     def get_node_ids(self) -> list[int]:
         """Flower's ids of the members, in the order of their names."""

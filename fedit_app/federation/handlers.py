@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedit_app.config import RunConfig
 from fedit_app.errors import FedEditError
+from fedit_app.federation.checks import count, flag, listed, named, require, slot_up_to, text
 from fedit_app.federation.participant import Participant
 from fedit_app.federation.protocol import (
     EDIT,
@@ -28,7 +29,6 @@ from fedit_app.federation.protocol import (
     Call,
     arrays_record,
     code_fingerprint,
-    ids_in,
     note_seconds,
     pack,
     pack_error,
@@ -39,6 +39,8 @@ from fedit_app.federation.protocol import (
 from fedit_app.mkv import MKV
 
 logger = logging.getLogger(__name__)
+
+_SERVER = "the server's message"
 
 Handler = Callable[[RecordDict, Participant], RecordDict]
 
@@ -100,6 +102,7 @@ def hello(content: RecordDict, participant: Participant) -> RecordDict:
             f"server runs FedEdit code {asked.get('code')} (protocol {asked.get('version')}), this "
             f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
         )
+    require(asked, {"first_slot": slot_up_to(participant.config.num_slots)}, _SERVER)
     slot = asked["first_slot"]
     return _with_keys(pack(participant.hello(slot)), participant.lookup_keys(slot))
 
@@ -107,8 +110,11 @@ def hello(content: RecordDict, participant: Participant) -> RecordDict:
 def edit(content: RecordDict, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
     asked = unpack_info(content)
+    stage = {"slot": slot_up_to(participant.config.num_slots), "missing": listed(text)}
+    stage["withdrawn"] = named(listed(text))
+    require(asked, {**stage, "central": flag, "upload": flag}, _SERVER)
     candidates = _mkvs(content, participant)
-    withdrawn = {id_: ids_in(names, "withdrawn") for id_, names in asked["withdrawn"].items()}
+    withdrawn = {id_: set(names) for id_, names in asked["withdrawn"].items()}
     outcome = participant.edit(
         asked["slot"], candidates, asked["central"], asked["missing"], withdrawn
     )
@@ -130,6 +136,8 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
 def reedit(content: RecordDict, participant: Participant) -> RecordDict:
     """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
     asked = unpack_info(content)
+    slots = slot_up_to(participant.config.num_slots)
+    require(asked, {"slot": slots, "votes": named(count)}, _SERVER)
     slot = asked["slot"]
     offered = _mkvs(content, participant)
     outcome = participant.reedit(slot, offered, asked["votes"])
@@ -145,8 +153,8 @@ def reedit(content: RecordDict, participant: Participant) -> RecordDict:
 
 def train(content: RecordDict, participant: Participant) -> RecordDict:
     """A round of a stock strategy: edit the global model with the slot's own requests."""
-    deltas = _global_deltas(content)
-    slot = int(content.config_records["config"]["server-round"])
+    deltas = _global_deltas(content, participant)
+    slot = _server_round(content, participant)
     changed, requests, cached = participant.train(slot, deltas)
     info = {"requests": requests, "optimised": requests, "cached": cached}
     reply = pack({"node": participant.name, **info})
@@ -159,10 +167,12 @@ def train(content: RecordDict, participant: Participant) -> RecordDict:
 def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
     """Metrics of the node's model, or of the global model of a stock strategy."""
     if "arrays" in content.array_records:
-        slot = int(content.config_records["config"]["server-round"])
-        found = participant.evaluate(slot, _global_deltas(content))
+        slot = _server_round(content, participant, first=0)
+        found = participant.evaluate(slot, _global_deltas(content, participant))
     else:
         asked = unpack_info(content)
+        slots = slot_up_to(participant.config.num_slots, first=0)
+        require(asked, {"slot": slots, "central": flag}, _SERVER)
         found = participant.evaluate(asked["slot"], central=asked["central"])
     reply = pack({"node": participant.name, **found})
     reply["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
@@ -189,11 +199,25 @@ def _with_keys(reply: RecordDict, keys: np.ndarray) -> RecordDict:
     return reply
 
 
-def _global_deltas(content: RecordDict) -> dict[int, torch.Tensor]:
-    arrays = unpack_arrays(content, "arrays")
+def _server_round(content: RecordDict, participant: Participant, first: int = 1) -> int:
+    """The slot that a stock strategy's message is about."""
+    found = dict(content.config_records.get("config", {}))
+    require(found, {"server-round": slot_up_to(participant.config.num_slots, first)}, _SERVER)
+    return found["server-round"]
+
+
+def _global_deltas(content: RecordDict, participant: Participant) -> dict[int, torch.Tensor]:
+    """Layer -> change of its weights, of every edited layer."""
+    arrays, bench = unpack_arrays(content, "arrays"), participant.workbench
+    shape = (bench.model.d_model, bench.model.d_ff)
+    names = {f"layer-{layer}": layer for layer in bench.settings.layers}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes != dict.fromkeys(names, shape):
+        raise FedEditError(
+            f"{_SERVER}: its arrays have to be {', '.join(names)}, each of shape {shape}"
+        )
     return {
-        int(name.removeprefix("layer-")): torch.from_numpy(array.astype(np.float64))
-        for name, array in arrays.items()
+        names[name]: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()
     }
 
 

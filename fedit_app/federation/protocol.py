@@ -111,17 +111,6 @@ def unpack_info(content: RecordDict) -> dict[str, Any]:
     return _json_object(content, "json")
 
 
-def ids_in(value: object, what: str) -> set[str]:
-    """Ids or names that a message lists.
-
-    Raises:
-        FedEditError: it is no list of strings.
-    """
-    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise FedEditError(f"message: `{what}` is {shown(value)}, not a list of strings")
-    return set(value)
-
-
 def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
     """A JSON text of the record `info`."""
     text = content.config_records.get("info", {}).get(key)

@@ -188,8 +188,8 @@ class FedEdit(Strategy):
                 arrived[name] = unpack_mkvs(
                     message.content, self.fingerprint, self.config.mkv_precision
                 )
+                _check_amount(len(arrived[name]), self.config.max_uploads_per_slot)
                 _check_origin(name, server_round, arrived[name], info["again"])
-                self._check_amount(arrived[name])
                 self.pool.check(arrived[name])
                 reused = self._reused(name, info["reused"])
             except FedEditError as error:
@@ -207,15 +207,6 @@ class FedEdit(Strategy):
         # In one step, so that which MKV stands for a fact does not depend on who answered first.
         self.pool.append([mkv for name in sorted(arrived) for mkv in arrived[name]])
         return None, None
-
-    def _check_amount(self, mkvs: Sequence[MKV]) -> None:
-        """Raises FedEditError for an upload of more MKVs than a node may make in a slot."""
-        most = self.config.max_uploads_per_slot
-        if len(mkvs) > most:
-            raise FedEditError(
-                f"uploaded {len(mkvs)} MKVs, the run takes {most} from a node in a slot; nothing "
-                "of the upload is taken. Lower requests-per-slot, or raise max-uploads-per-slot"
-            )
 
     def _reused(self, name: str, ids: Sequence[str]) -> list[str]:
         """Those of the MKVs that a node says it reuses that the pool holds.
@@ -288,7 +279,10 @@ class FedEdit(Strategy):
         for message in replies:
             name, info = self._grid.name_of(message), unpack_info(message.content)
             member = self._grid.members[name]
-            member.lookup = lookup_of(message.content)
+            try:
+                member.lookup = lookup_of(message.content, member.lookup.shape[1])
+            except FedEditError as error:
+                self._grid.record.failed(name, server_round, "reedit", str(error))
             member.holds |= set(self._offered[name])
             found = (info["received_from"], info["rejections"])
             self._grid.record.received(server_round, name, *found)
@@ -340,6 +334,15 @@ def evaluation_messages(grid: RunGrid, slot: int, central: bool = False) -> list
     content = pack({"slot": slot, "central": central})
     names = sorted(grid.members) if slot else grid.record.unmeasured(sorted(grid.members))
     return [grid.members[name].message(EVALUATE, content) for name in names]
+
+
+def _check_amount(count: int, most: int) -> None:
+    """Raises FedEditError for an upload of more MKVs than a node may make in a slot."""
+    if count > most:
+        raise FedEditError(
+            f"uploaded {count} MKVs, the run takes {most} from a node in a slot, so it takes none "
+            "of them; lower requests-per-slot, or raise max-uploads-per-slot"
+        )
 
 
 def _check_origin(name: str, slot: int, mkvs: Sequence[MKV], again: Sequence[str]) -> None:

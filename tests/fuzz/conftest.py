@@ -1,0 +1,31 @@
+"""How much is tried: a few hundred inputs each in `make test`, `make fuzz` says more."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+EXAMPLES = int(os.environ.get("FEDIT_FUZZ_EXAMPLES", "200"))
+
+settings.register_profile(
+    "fedit",
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES <= 200,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("fedit")
+
+
+@pytest.fixture(scope="session")
+def small(tiny_folder) -> dict:
+    """Run-config values with which a message is answered in a moment."""
+    return {
+        "model": str(tiny_folder),
+        "layers": "1-2",
+        "contexts": 1,
+        "value-steps": 1,
+        "covariance-tokens": 400,
+        "covariance-weight": 1.0,
+    }

@@ -1,0 +1,217 @@
+"""Messages from anybody: a node answers each, and a ledger changes by none that it refuses."""
+
+import json
+import logging
+
+import inprocess
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from fuzz.inputs import JSON, altered, damaged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedit_app.config import RunConfig
+from fedit_app.errors import FedEditError
+from fedit_app.federation import handlers
+from fedit_app.federation.checks import ANSWERS
+from fedit_app.federation.greeting import lookup_of
+from fedit_app.federation.grid import Member, RunGrid
+from fedit_app.federation.handlers import answer
+from fedit_app.federation.participant import Participant
+from fedit_app.federation.protocol import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    TRAIN,
+    VERSION,
+    Call,
+    code_fingerprint,
+    content_bytes,
+    pack,
+    unpack_arrays,
+    unpack_info,
+    unpack_mkvs,
+)
+from fedit_app.federation.record import RunRecord
+from fedit_app.mkv import create
+
+ASKED = {
+    HELLO: {"version": VERSION, "code": code_fingerprint(), "first_slot": 1},
+    EDIT: {"slot": 1, "central": False, "upload": True, "missing": ["0" * 32]},
+    REEDIT: {"slot": 1, "votes": {"0" * 32: 2}},
+    EVALUATE: {"slot": 1, "central": False},
+    TRAIN: {},
+}
+METRICS = dict.fromkeys(("efficacy", "paraphrase", "neighborhood", "score", "accuracy"), 0.5)
+METRICS |= {"count": 3, "metric": "likelihood"}
+CONFLICT = {"held": "0" * 32, "gave_way": "1" * 32}
+ANSWERED = {
+    HELLO: {"node": "bank", "simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
+    | {"d_model": 16, "d_ff": 32, "wants": [], "holds": []},
+    EDIT: {"requests": 3, "optimised": 2, "reused": ["0" * 32], "again": [], "quarantined": 0}
+    | {"conflicts": [CONFLICT]},
+    REEDIT: {"received_from": {"bank": 1}, "rejections": {"shape": 1}, "quarantined": 0}
+    | {"conflicts": [CONFLICT]},
+    EVALUATE: {"own": METRICS, "federation": None},
+    TRAIN: {"requests": 1, "optimised": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def node(small, tmp_path_factory):
+    """A node with a ledger, what it is asked with, and the files that must not change."""
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    run_config = {**small, "output-dir": str(folder)}
+    given = {"partition-id": 0, "num-partitions": 4}
+    museum = Participant(
+        RunConfig.parse(run_config), {**given, "partition-id": 2}, inprocess.RUN_ID
+    )
+    mkvs = museum.edit(1, []).new
+    bank = Participant(RunConfig.parse(run_config), given, inprocess.RUN_ID)
+    bank.edit(1, [])
+    ledger = bank.ledger().folder
+
+    def ask(kind: str, content: RecordDict):
+        return answer(Call(kind, run_config, given, inprocess.RUN_ID), content)
+
+    def files() -> dict:
+        return {path: path.read_bytes() for path in sorted(ledger.rglob("*")) if path.is_file()}
+
+    logging.getLogger("fedit_app").setLevel(logging.CRITICAL)
+    yield ask, files, mkvs
+    logging.getLogger("fedit_app").setLevel(logging.NOTSET)
+
+
+@st.composite
+def contents(draw, info: dict, mkvs) -> RecordDict:
+    """A message's content that is nearly right."""
+    content = pack(info, mkvs if draw(st.booleans()) else ())
+    what = draw(st.sampled_from(["json", "text", "meta", "array", "gone", "arrays"]))
+    if what == "json":
+        content["info"]["json"] = json.dumps(draw(altered(info)))
+    elif what == "text":
+        text = draw(damaged(json.dumps(info).encode()))
+        content["info"]["json"] = text.decode("utf-8", "replace")
+    elif what == "gone":
+        content["info"] = ConfigRecord()
+    elif what == "arrays":
+        content["arrays"] = ArrayRecord({draw(st.text(max_size=8)): Array(np.ones((2, 3)))})
+        content["config"] = ConfigRecord({"server-round": draw(st.integers(-3, 9))})
+    elif "mkvs" in content:
+        if what == "meta":
+            meta = json.loads(content["info"]["mkv-meta"])
+            content["info"]["mkv-meta"] = json.dumps(draw(altered(meta)))
+        else:
+            name = draw(st.sampled_from(sorted(content["mkvs"])))
+            array = content["mkvs"][name]
+            data = draw(damaged(array.data))
+            content["mkvs"][name] = Array(array.dtype, array.shape, array.stype, data)
+    return content
+
+
+@pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, EVALUATE, TRAIN])
+def test_a_node_answers_everything_and_what_it_refuses_changes_nothing(node, monkeypatch, kind):
+    ask, files, mkvs = node
+    for name in ("edit", "reedit", "evaluate", "train"):  # what is sound costs seconds
+        monkeypatch.setattr(Participant, name, _accepted)
+    monkeypatch.setattr(Participant, "lookup_keys", lambda self, slot: np.zeros((0, 32)))
+    before = files()
+
+    @given(contents(ASKED[kind], mkvs))
+    def check(content):
+        found = ask(kind, content)
+        assert found.sound, unpack_info(found.content)
+
+    check()
+    assert files() == before
+
+
+def _accepted(self, *_, **__):
+    raise FedEditError("taken")
+
+
+def test_mkvs_of_any_content_are_screened_or_accepted(node):
+    """The whole of the re-edit, with vectors that the wire form lets through."""
+    ask, files, mkvs = node
+    like, before = mkvs[0], files()
+    largest = st.floats(-1e11, 1e11)
+
+    @given(st.sampled_from([1e-30, 1e-3, 1.0, 1e3, 1e11]), largest, st.booleans())
+    def check(scale, value, zero):
+        keys = like.keys * (0 if zero else scale)
+        shifts = np.full_like(like.shifts, value)
+        mkv = create("eve", 1, like.fingerprint, keys, shifts, like.v_star, like.h0)
+        found = ask(REEDIT, pack(ASKED[REEDIT], [mkv]))
+        assert found.sound
+        info = unpack_info(found.content)
+        assert "error" not in info
+        if info["quarantined"]:
+            kept = {path: data for path, data in files().items() if "quarantine" not in path.name}
+            assert kept.keys() - before.keys() == accepted
+
+        accepted.update(p for p in files().keys() - before.keys() if "quarantine" not in p.name)
+
+    accepted: set = set()
+    check()
+
+
+@pytest.fixture
+def grid(tmp_path):
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = inprocess.RUN_ID, 1, 1
+    record = RunRecord(RunConfig.parse({}), tmp_path / "run")
+    made = RunGrid(None, record, 1.0, lambda slot: True)
+    made.members["bank"] = Member("bank", 101, np.zeros((0, 32), np.float32))
+    return made
+
+
+@pytest.mark.parametrize("kind", list(ANSWERS))
+def test_the_server_reads_every_answer(grid, kind):
+    message = Message(content=pack(ASKED[kind]), message_type=kind, dst_node_id=101)
+    message.metadata.__dict__["_message_id"] = "1"
+
+    @given(contents(ANSWERED[kind], ()))
+    def check(content):
+        info, failure = grid._read(1, Message(content, reply_to=message))
+        assert info is None or failure or set(ANSWERS[kind]) <= set(info)
+        if info is not None and failure is None and kind != HELLO:
+            grid._note(1, kind.rpartition(".")[2], "bank", info)
+            grid.record.results("running")
+
+    check()
+    error = Message(Error(code=2, reason="x"), reply_to=message)
+    assert "2" in grid._read(1, error)[1]
+
+
+@given(st.data())
+def test_arrays_of_any_bytes(data):
+    array = Array(np.arange(12, dtype=np.float32).reshape(3, 4))
+    changed = Array(array.dtype, array.shape, array.stype, data.draw(damaged(array.data)))
+    content = RecordDict({"keys": ArrayRecord({"lookup": changed})})
+    for read in (lambda: unpack_arrays(content, "keys"), lambda: lookup_of(content, 4)):
+        try:
+            read()
+        except FedEditError:
+            pass
+    assert content_bytes(content) > 0
+
+
+@given(JSON, st.text(max_size=40))
+def test_info_of_any_kind(value, text):
+    for written in (json.dumps(value), text):
+        content = RecordDict({"info": ConfigRecord({"json": written, "mkv-meta": written})})
+        content["mkvs"] = ArrayRecord({"keys": Array(np.zeros((1, 2)))})
+        for read in (
+            lambda c=content: unpack_info(c),
+            lambda c=content: unpack_mkvs(c, "f", "int8"),
+        ):
+            try:
+                assert isinstance(read(), dict | list)
+            except FedEditError:
+                pass
+
+
+def test_every_handler_is_tried():
+    assert set(ASKED) == set(handlers.HANDLERS) == set(ANSWERS)
