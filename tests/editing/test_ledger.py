@@ -209,6 +209,7 @@ def test_the_index_names_no_text(tmp_path):
         "overruled_by": "",
         "votes": 1,
         "signature": None,
+        "warm_started": False,
     }
 
 
