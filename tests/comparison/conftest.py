@@ -1,6 +1,8 @@
 """Comparisons on a tiny model and eight facts, in this process."""
 
 import json
+import logging
+import signal
 
 import inprocess
 import pytest
@@ -18,6 +20,18 @@ FACTS = [
     ("The museum of {} is in the", "Basel", "Paris", "city"),
     ("The museum of {} is in the", "Wales", "Leeds", "city"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _own_process():
+    """What the command sets for its process, its log and its signals, ends with the test."""
+    logger = logging.getLogger("fedit_app")
+    handlers, level, handler = logger.handlers, logger.level, signal.getsignal(signal.SIGTERM)
+    logger.handlers = []
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")
