@@ -208,6 +208,7 @@ def test_the_index_names_no_text(tmp_path):
         "requests": ["fact-1"],
         "overruled_by": "",
         "votes": 1,
+        "warm_started": False,
     }
 
 
