@@ -24,6 +24,10 @@ MEASURES = (
 )
 """What is averaged over requests, see `RequestScore`."""
 
+_PROBABILITIES = tuple(name for name in MEASURES if name.endswith("magnitude"))
+# Beyond them, a probability depends on what else was in its batch.
+_DIGITS = 4
+
 WRITTEN = ("exact_match", "generation_entropy")
 """What is read off text that the model writes itself, see `evaluation.generation`."""
 
@@ -38,12 +42,14 @@ def aggregate(
         written: value of each of `WRITTEN`; None if nothing was written.
 
     Returns:
-        Each of `MEASURES` and `WRITTEN` (None where nothing was asked), score, count, and metric,
-        see `RequestScore`; None without any request.
+        Each of `MEASURES` and `WRITTEN` (None where nothing was asked; magnitudes with four
+        decimals), score, count, and metric, see `RequestScore`; None without any request.
     """
     if not scores:
         return None
     means = {name: _mean([getattr(score, name) for score in scores]) for name in MEASURES}
+    for name in _PROBABILITIES:
+        means[name] = None if means[name] is None else round(means[name], _DIGITS)
     parts = [means[name] for name in SCORE_PARTS if means[name] is not None]
     return {
         **means,
