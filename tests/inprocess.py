@@ -1,5 +1,6 @@
 """A grid without Ray: real messages, serialised and back, to the real ClientApp in this process."""
 
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +13,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedit_app.federation.client import app as client_app
 from fedit_app.federation.server import run_federation
+from fedit_app.mkv.federation_key import FederationKey
 
 RUN_ID = 7
+_secrets = tempfile.TemporaryDirectory()
 
 
 class InProcessGrid(Grid):
@@ -102,8 +105,18 @@ class InProcessGrid(Grid):
 
 
 def real_node(name: str, file: Path, idle: float = 0) -> dict:
-    """The node configuration of a real node; with `idle` 0 this process answers for it."""
-    return {"name": name, "data-path": str(file), "worker-idle-seconds": idle}
+    """The node configuration of a real node; with `idle` 0 this process answers for it.
+
+    All of them have the same federation key.
+    """
+    key = Path(_secrets.name) / "federation.key"
+    FederationKey.shared_by_all_at(key)
+    return {
+        "name": name,
+        "data-path": str(file),
+        "federation-key": str(key),
+        "worker-idle-seconds": idle,
+    }
 
 
 def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:

@@ -15,6 +15,7 @@ from fedit_app.editing.workbench import fingerprint_of
 from fedit_app.errors import FedEditError
 from fedit_app.federation.grid import Member, RunGrid
 from fedit_app.federation.protocol import (
+    FEDERATION_KEY,
     HELLO,
     VERSION,
     code_fingerprint,
@@ -133,8 +134,10 @@ def _difference(found: dict[str, Any], reference: dict[str, Any]) -> str:
         for part, value in reference["components"].items()
         if found["components"].get(part) != value
     ]
-    return (
-        "fingerprint differs in "
-        + ", ".join(parts)
-        + "; use the federation's model, editor settings and seed"
-    )
+    remedy = "use the federation's model, editor settings and seed"
+    if found["components"].get(FEDERATION_KEY) != reference["components"].get(FEDERATION_KEY):
+        remedy = (
+            "get the key file from an organisation whose key has that id (`fedit node key show "
+            "DIR`), then `fedit node key take DIR FILE`"
+        )
+    return f"fingerprint differs in {', '.join(parts)}; {remedy}"
