@@ -104,17 +104,19 @@ class InProcessGrid(Grid):
         return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
 
 
-def real_node(name: str, file: Path, idle: float = 0) -> dict:
-    """The node configuration of a real node; with `idle` 0 this process answers for it.
+def federation_key() -> str:
+    """The file of the federation key that all real nodes of the tests have."""
+    file = Path(_secrets.name) / "federation.key"
+    FederationKey.shared_by_all_at(file)
+    return str(file)
 
-    All of them have the same federation key.
-    """
-    key = Path(_secrets.name) / "federation.key"
-    FederationKey.shared_by_all_at(key)
+
+def real_node(name: str, file: Path, idle: float = 0) -> dict:
+    """The node configuration of a real node; with `idle` 0 this process answers for it."""
     return {
         "name": name,
         "data-path": str(file),
-        "federation-key": str(key),
+        "federation-key": federation_key(),
         "worker-idle-seconds": idle,
     }
 

@@ -59,17 +59,6 @@ class Policy:
         kind=tuple,
         example=("hospital-b", "court"),
     )
-    peers: str = key(
-        "",
-        "folder of the other nodes' public keys, NAME.pub, as `fedit node trust` fills it: MKVs "
-        "are accepted only from nodes with a key there, and with their signature; empty: from "
-        "all, and signatures are not looked at",
-    )
-    unsealed: bool = key(
-        False,
-        "true: the node takes part in runs that are not sealed as well: their server can read its "
-        "MKVs, or the change of its weights",
-    )
     probes: str = key(
         "",
         "file of facts that a re-edit may not spoil, in the format of edit requests; a re-edit "
@@ -80,6 +69,17 @@ class Policy:
         "share of the probes that a re-edit may spoil: 0 none of them, 0.05 one in twenty",
         at_least=0,
         at_most=1,
+    )
+    peers: str = key(
+        "",
+        "folder of the other nodes' public keys, NAME.pub, as `fedit node trust` fills it: MKVs "
+        "are accepted only from nodes with a key there, and with their signature; empty: from "
+        "all, and signatures are not looked at",
+    )
+    unsealed: bool = key(
+        False,
+        "true: the node takes part in runs that are not sealed as well: their server can read its "
+        "MKVs, or the change of its weights",
     )
 
     def require_readable(self, what: str) -> None:
