@@ -59,6 +59,7 @@ class Deployment:
             data,
             str(model),
             "cpu",
+            next((other.federation_key for other in self.nodes.values()), None),
         )
         self.nodes[name] = node
         return node

@@ -250,6 +250,19 @@ class RunConfig:
         "folder (absolute) in which optimised values v* and scores are kept and those of earlier "
         "runs found: exact, by hash, no text in it; a real node has its own or none; empty: none",
     )
+    sealed: str = _key(
+        "auto",
+        "whether nodes seal what they send, so that the server can rank MKVs and not read them: "
+        "auto (on real nodes, not in a simulation), on, off; nodes that average weights cannot",
+        choices=("auto", "on", "off"),
+    )
+    sketch_width: int = _key(
+        256,
+        "sealed: numbers in the sketch by which the server compares vectors; more rank more "
+        "exactly and tell more",
+        at_least=16,
+        at_most=4096,
+    )
     device: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: str = _key(
         "auto",

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,6 +88,36 @@ def write_json_atomic(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_private(file: Path, content: bytes, replace: bool = False) -> None:
+    """Write a file that only its owner can read.
+
+    Args:
+        file: the file.
+        content: what goes into it.
+        replace: whether a file that is there already is replaced.
+
+    Raises:
+        FedEditError: there is one already.
+    """
+    if file.exists() and not replace:
+        raise FedEditError(f"{file} exists already; keys are never overwritten")
+    with replace_file(file) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(content)
+
+
+def check_private(file: Path) -> None:
+    """Make sure that nobody but its owner may read a private key.
+
+    Raises:
+        FedEditError: others may, or it is missing.
+    """
+    if not file.is_file():
+        raise FedEditError(f"{file}: no such file")
+    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise FedEditError(f"{file}: others may read this private key; run chmod 600 {file}")
 
 
 def read_toml(file: Path, place: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedit_app.errors import FedEditError
-from fedit_app.mkv import MKV, SIGNATURES, MKVPool
+from fedit_app.mkv import SIGNATURES, MKVPool, Record, SealedMKV
 from fedit_app.mkv.check import check
 from fedit_app.mkv.prune import Criteria, Pruning, plan, prune
 from fedit_app.mkv.similarity import cosines, unit_rows
@@ -131,6 +131,9 @@ def _similarities(pool: MKVPool, fingerprint: str, seed: int) -> str:
     what = f"{len(mkvs):,} of {len(ids):,}, drawn with seed {seed},"
     what = f"all {len(ids):,}" if len(mkvs) == len(ids) else what
     title = f"Cosines between facts ({what} of fingerprint {printable(fingerprint)[:_SHORT]}):"
+    if isinstance(mkvs[0], SealedMKV):
+        error = 1 / units.shape[1] ** 0.5
+        title = f"{title[:-1]}, of sketches, which err by up to {error:.2f}:"
     return f"{title}\n\n{plain_table(('cosine', *shares), rows)}"
 
 
@@ -213,8 +216,14 @@ def _only_row(pool: MKVPool, beginning: str) -> dict:
     return rows[0]
 
 
-def _vectors(mkv: MKV) -> str:
+def _vectors(mkv: Record) -> str:
     """Shapes and lengths of an MKV's vectors, a row per layer for keys and shifts."""
+    if isinstance(mkv, SealedMKV):
+        width = mkv.signature("key").size
+        return (
+            f"sealed: {byte_size(len(mkv.payload))} that only nodes with the federation key can "
+            f"open, and sketches of {width} numbers"
+        )
     rows = [("v*", mkv.v_star), ("h0", mkv.h0), ("v* - h0", mkv.delta)]
     rows += [(f"key, layer {n + 1}", key) for n, key in enumerate(mkv.keys)]
     rows += [(f"shift, layer {n + 1}", shift) for n, shift in enumerate(mkv.shifts)]
@@ -239,11 +248,28 @@ def verify(source: str) -> tuple[str, bool]:
                 printable(f"MKV {damage.id}: {damage.reason}" if damage.id else damage.reason)
             )
     if not count:
-        return f"{plural(len(pool), 'MKV')} checked: the pool is sound\n", True
+        sealed = _sealed(pool)
+        unseen = (
+            f"; {plural(sealed, 'MKV')} of it sealed: that the payloads open, and are what ids and "
+            "sketches say, only nodes can check, and do when they are sent them"
+        )
+        sound = f"{plural(len(pool), 'MKV')} checked: the pool is sound{unseen if sealed else ''}"
+        return f"{sound}\n", True
     if count > _MOST_DAMAGES:
         lines.append(f"... and {count - _MOST_DAMAGES:,} more")
     lines.append(f"the pool is damaged: {plural(count, 'finding')}; take a copy from before back")
     return "\n".join(lines) + "\n", False
+
+
+def _sealed(pool: MKVPool) -> int:
+    """How many MKVs of a sound pool are sealed: of a fingerprint all are, or none."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for row in pool.rows(["id", "fingerprint"]):
+        counts[row["fingerprint"]] += 1
+        first.setdefault(row["fingerprint"], row["id"])
+    found = pool.fetch(list(first.values()))
+    return sum(counts[mkv.fingerprint] for mkv in found if isinstance(mkv, SealedMKV))
 
 
 def pruned(source: str, criteria: Criteria, dry_run: bool) -> str:

@@ -1,5 +1,6 @@
 """A grid without Ray: real messages, serialised and back, to the real ClientApp in this process."""
 
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
@@ -12,8 +13,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedit_app.federation.client import app as client_app
 from fedit_app.federation.server import run_federation
+from fedit_app.mkv.federation_key import FederationKey
 
 RUN_ID = 7
+_secrets = tempfile.TemporaryDirectory()
 
 
 class InProcessGrid(Grid):
@@ -101,9 +104,21 @@ class InProcessGrid(Grid):
         return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
 
 
+def federation_key() -> str:
+    """The file of the federation key that all real nodes of the tests have."""
+    file = Path(_secrets.name) / "federation.key"
+    FederationKey.shared_by_all_at(file)
+    return str(file)
+
+
 def real_node(name: str, file: Path, idle: float = 0) -> dict:
     """The node configuration of a real node; with `idle` 0 this process answers for it."""
-    return {"name": name, "data-path": str(file), "worker-idle-seconds": idle}
+    return {
+        "name": name,
+        "data-path": str(file),
+        "federation-key": federation_key(),
+        "worker-idle-seconds": idle,
+    }
 
 
 def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:

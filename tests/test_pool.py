@@ -8,6 +8,8 @@ import pytest
 
 from fedit_app.cli import main
 from fedit_app.mkv import MKVPool, create, to_bytes
+from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.sealer import Sealer
 
 WIDTH = 8
 TABLE = "mkvs"
@@ -406,4 +408,69 @@ def test_pruning_notices_a_writer(fedit, folder, monkeypatch):
     assert status == 2
     assert "written to meanwhile" in err
     assert len(rows(folder)) == 8
+    assert fedit("verify", folder)[0] == 0
+
+
+# Sealed pools
+
+
+@pytest.fixture
+def sealed(tmp_path, mkvs):
+    """The same pool, sealed: (folder, name -> sealed MKV)."""
+    sealer = Sealer(FederationKey.new(), "sealed-f", "f", 256)
+    names = [name for name, one in mkvs.items() if one.fingerprint == "f"]
+    found = dict(zip(names, sealer.seal([mkvs[name] for name in names]), strict=True))
+    folder = tmp_path / "sealed" / "pool"
+    for one in found.values():
+        MKVPool(str(folder)).append([one])
+    return folder, found
+
+
+def test_a_sealed_pool_is_looked_at_like_an_open_one(fedit, sealed):
+    folder, found = sealed
+    _, out, _ = fedit("stats", folder)
+    assert "6 MKVs of 4 facts: 2 folded under another of the same fact" in out
+    assert "of sketches, which err by up to 0.06:" in out
+    assert cells(out, "court") == ["2", "1", "0", "2", "0"]
+
+    _, out, _ = fedit("list", folder, "--node", "school")
+    assert found["school-3"].id in out and "2 MKVs" in out
+    _, out, _ = fedit("show", folder, found["school-0"].id[:12])
+    assert "that only nodes with the federation key can open, and sketches of 256" in out
+    assert f"fact         {found['bank-0'].id}" in out
+
+
+def test_what_can_be_checked_of_a_sealed_pool(fedit, sealed):
+    folder, found = sealed
+    status, out, _ = fedit("verify", folder)
+    assert status == 0
+    assert "the pool is sound; 6 MKVs of it sealed: that the payloads open" in out
+
+    table = lancedb.connect(str(folder)).open_table(TABLE)
+    table.update(where=f"id = '{found['bank-0'].id}'", values={"slot": 9})
+    status, out, _ = fedit("verify", folder)
+    assert status == 1
+    assert f"MKV {found['bank-0'].id}: column slot is 9, its payload says 1" in out
+
+
+def test_what_is_sealed_goes_with_the_node_that_sealed_it(fedit, sealed):
+    """bank-1 was uploaded by the court as well, but names the bank."""
+    folder, found = sealed
+    status, out, _ = fedit("prune", folder, "--node", "bank")
+
+    assert status == 0
+    assert "2 of 6 MKVs taken out, 1 fact lost" in out
+    assert "0 MKVs kept for other nodes" in out
+    left = rows(folder)
+    assert not {found["bank-0"].id, found["bank-1"].id} & set(left)
+    assert left[found["school-0"].id]["fact"] == found["court-0"].id
+    assert fedit("verify", folder)[0] == 0
+
+
+def test_what_is_sealed_by_a_node_that_stays_stays(fedit, sealed):
+    folder, found = sealed
+    _, out, _ = fedit("prune", folder, "--node", "court")
+
+    assert "1 MKV kept for other nodes" in out
+    assert rows(folder)[found["bank-1"].id]["nodes"] == ["bank"]
     assert fedit("verify", folder)[0] == 0

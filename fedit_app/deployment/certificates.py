@@ -9,7 +9,6 @@ import base64
 import hashlib
 import ipaddress
 import ssl
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedit_app.errors import FedEditError
-from fedit_app.files import replace_file
+from fedit_app.mkv.authorship import openssh_line
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
@@ -223,12 +222,6 @@ def make_node_key() -> Pair:
     return Pair(openssh_line(key.public_key()).encode() + b"\n", private)
 
 
-def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
-    """A public key in OpenSSH's form, one line without a comment."""
-    encoded = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return encoded.decode()
-
-
 def read_public_key(file: Path) -> str:
     """The public key of a node, one line in OpenSSH's form without a comment.
 
@@ -270,33 +263,3 @@ def key_fingerprint(public: str) -> str:
     """
     digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
-
-
-def write_private(file: Path, content: bytes, replace: bool = False) -> None:
-    """Write a file that only its owner can read.
-
-    Args:
-        file: the file.
-        content: what goes into it.
-        replace: whether a file that is there already is replaced.
-
-    Raises:
-        FedEditError: there is one already.
-    """
-    if file.exists() and not replace:
-        raise FedEditError(f"{file} exists already; keys are never overwritten")
-    with replace_file(file) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(content)
-
-
-def check_private(file: Path) -> None:
-    """Make sure that nobody but its owner may read a private key.
-
-    Raises:
-        FedEditError: others may, or it is missing.
-    """
-    if not file.is_file():
-        raise FedEditError(f"{file}: no such file")
-    if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise FedEditError(f"{file}: others may read this private key; run chmod 600 {file}")

@@ -60,11 +60,28 @@ def _add_node(commands: Any) -> None:
         "--model", default="", metavar="PATH", help="folder or hub id; default: the run's"
     )
     init.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    init.add_argument(
+        "--federation-key",
+        type=Path,
+        metavar="FILE",
+        help="the key that all nodes share; default: make one, to be given to the others",
+    )
     register = _command(
         commands, "register", "show what the server's operator needs", _node_register
     )
     register.add_argument("--new-key", action="store_true", help="make a new key pair first")
     _command(commands, "start", "run the node until it is ended", _node_start)
+    trust = _command(commands, "trust", "accept the signatures of another node", _node_trust)
+    trust.add_argument("name", metavar="NAME", help="the other node's name")
+    trust.add_argument("public_key", type=Path, metavar="FILE.pub", help="its public key")
+    key = commands.add_parser("key", help="the federation key, which all nodes share")
+    keys = key.add_subparsers(required=True, metavar="COMMAND")
+    new = keys.add_parser("new", help="make one, to be given to all nodes")
+    new.add_argument("file", type=Path, metavar="FILE", help="a file that does not exist")
+    new.set_defaults(command=_node_key_new)
+    _command(keys, "show", "show the id of a node's key, not the key", _node_key_show)
+    take = _command(keys, "take", "give a node the key of a file", _node_key_take)
+    take.add_argument("file", type=Path, metavar="FILE", help="as another organisation has it")
 
 
 def _command(commands: Any, name: str, text: str, call: Any) -> argparse.ArgumentParser:
@@ -165,8 +182,52 @@ def _node_init(options: argparse.Namespace) -> int:
         options.data,
         options.model,
         options.device,
+        options.federation_key,
     )
     return _say(next_steps(node))
+
+
+def _node_trust(options: argparse.Namespace) -> int:
+    from fedit_app.deployment.node_folder import PEERS, NodeFolder, trust_peer
+
+    node = NodeFolder.open(options.folder)
+    fingerprint = trust_peer(node, options.name, options.public_key)
+    lines = [
+        f"{options.name} may sign with {fingerprint}",
+        "Compare this with what its operator sees by `fedit node register`.",
+    ]
+    if not node.policy.peers:
+        lines.append(
+            f'Signatures are not looked at yet: peers = "{PEERS}" in [policy] of node.toml'
+        )
+    return _say("\n".join(lines))
+
+
+def _node_key_new(options: argparse.Namespace) -> int:
+    from fedit_app.mkv.federation_key import FederationKey
+
+    key = FederationKey.new()
+    key.write(options.file)
+    return _say(
+        f"{options.file}: federation key {key.id}; give it to every node of the federation, and to "
+        "nobody else, the server's operator included"
+    )
+
+
+def _node_key_show(options: argparse.Namespace) -> int:
+    from fedit_app.deployment.node_folder import NodeFolder
+    from fedit_app.mkv.federation_key import FederationKey
+
+    file = NodeFolder.open(options.folder).federation_key
+    return _say(f"{file}: federation key {FederationKey.read(file).id}" if file else "none")
+
+
+def _node_key_take(options: argparse.Namespace) -> int:
+    from fedit_app.deployment.node_folder import NodeFolder, take_federation_key
+
+    node = NodeFolder.open(options.folder)
+    key = take_federation_key(node, options.file)
+    return _say(f"{node.federation_key}: federation key {key.id}; it counts at once")
 
 
 def _node_register(options: argparse.Namespace) -> int:

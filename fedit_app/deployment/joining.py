@@ -9,7 +9,6 @@ import tomli_w
 
 from fedit_app.data.jsonl import read_requests
 from fedit_app.deployment.addresses import Unreachable
-from fedit_app.deployment.certificates import check_private
 from fedit_app.deployment.fleet import (
     check_clock,
     clock_offset,
@@ -19,7 +18,8 @@ from fedit_app.deployment.fleet import (
 from fedit_app.deployment.foreground import alone, foreground
 from fedit_app.deployment.node_folder import NodeFolder, handover
 from fedit_app.errors import FedEditError
-from fedit_app.files import replace_file
+from fedit_app.files import check_private, replace_file
+from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.processes import free_port, tool
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ def join_federation(node: NodeFolder) -> int:
     with alone(node.home):
         read_private_key(node)
         check_private(node.node_key)
+        if node.federation_key is not None:
+            FederationKey.read(node.federation_key)
         requests = read_requests(node.data_path)
         wait_for_server(node)
         with foreground(_command(node), node.home) as process:

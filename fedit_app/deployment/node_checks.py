@@ -16,10 +16,8 @@ from safetensors import safe_open
 from fedit_app.data.jsonl import read_requests
 from fedit_app.deployment.addresses import is_free
 from fedit_app.deployment.certificates import (
-    check_private,
     expires,
     key_fingerprint,
-    openssh_line,
     read_public_key,
 )
 from fedit_app.deployment.checks import FAIL, GIGABYTE, OK, WARN, Finding, attempt
@@ -28,7 +26,10 @@ from fedit_app.deployment.foreground import is_running
 from fedit_app.deployment.node_folder import NodeFolder, handover
 from fedit_app.deployment.serving import SOON
 from fedit_app.editing.ledger import Ledger, read_index
-from fedit_app.files import cache_dir
+from fedit_app.federation.identity import read_peers
+from fedit_app.files import cache_dir, check_private
+from fedit_app.mkv.authorship import openssh_line
+from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import DTYPES, model_shape, resolve_device, resolve_model
 
@@ -44,6 +45,7 @@ def node(found: NodeFolder) -> list[Finding]:
     """
     return [
         *attempt("key", lambda: _key(found)),
+        *attempt("federation key", lambda: _federation_key(found)),
         *attempt("data", lambda: _data(found)),
         *attempt("policy", lambda: _policy(found)),
         *attempt("state", lambda: _state(found)),
@@ -68,6 +70,23 @@ def _key(found: NodeFolder) -> Iterable[Finding]:
             yield Finding(WARN, "key", text)
 
 
+def _federation_key(found: NodeFolder) -> Iterable[Finding]:
+    file = found.federation_key
+    if file is not None:
+        key = FederationKey.read(file)
+        text = f"{file.name}: id {key.id}; must be the same on all nodes, and not on the server"
+        yield Finding(OK, "federation key", text)
+    elif found.policy.unsealed:
+        text = "none: what this node sends can be read by the server, as its policy allows"
+        yield Finding(WARN, "federation key", text)
+    else:
+        text = (
+            "none, and the policy forbids runs that are not sealed: name a file of the key as "
+            "federation-key in node.toml"
+        )
+        yield Finding(FAIL, "federation key", text)
+
+
 def _data(found: NodeFolder) -> Iterable[Finding]:
     requests = read_requests(found.data_path)
     slots = Counter(request.slot or 1 for request in requests)
@@ -78,6 +97,8 @@ def _data(found: NodeFolder) -> Iterable[Finding]:
 def _policy(found: NodeFolder) -> Iterable[Finding]:
     policy = found.policy
     parts = ["uploads its MKVs" if policy.upload else "receives only"]
+    if policy.unsealed:
+        parts.append("lets servers read what it sends")
     if policy.most_accepted_per_slot is not None:
         parts.append(f"accepts at most {policy.most_accepted_per_slot} a slot")
     if policy.trusted_nodes is not None:
@@ -85,6 +106,9 @@ def _policy(found: NodeFolder) -> Iterable[Finding]:
     if policy.screening != 1:
         bounds = f"with {policy.screening:g} times the bounds" if policy.screening else "off"
         parts.append(f"screening {bounds}")
+    if policy.peers:
+        peers = ", ".join(sorted(read_peers(Path(policy.peers))))
+        parts.append(f"asks for the signatures of {peers or 'nobody'}")
     if policy.probes:
         probes = len(read_requests(Path(policy.probes)))
         parts.append(f"{probes} probes, of which {policy.probe_budget:.0%} may be lost")

@@ -11,15 +11,17 @@ from fedit_app.deployment.certificates import (
     key_fingerprint,
     make_node_key,
     read_public_key,
-    write_private,
 )
 from fedit_app.deployment.services import write_services
 from fedit_app.errors import FedEditError
+from fedit_app.federation.protocol import FEDERATION_KEY
 from fedit_app.federation.site import NODE_KEYS, Policy
-from fedit_app.files import read_toml, replace_file
+from fedit_app.files import read_toml, replace_file, write_private
 from fedit_app.keys import NAME_RULE, check_keys, commented_keys, is_name, key
+from fedit_app.mkv.federation_key import FederationKey
 
 NODE_FILE = "node.toml"
+PEERS = "peers"
 _HEAD = """\
 # A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
 # A change counts from the next start of the node on; one of the policy at once.
@@ -44,6 +46,11 @@ class NodeSettings:
     )
     node_key: str = key(
         "", "The node's private key, by which the server knows it. It never leaves this machine."
+    )
+    federation_key: str = key(
+        "federation.key",
+        "The key that all nodes of the federation share, and the server has not: with it they seal "
+        "what they send. Empty: the node takes part in runs only that are not sealed.",
     )
     data_path: str = key(
         "", "Edit requests, a file of JSON lines. No text of them leaves this machine."
@@ -167,6 +174,17 @@ class NodeFolder:
         return self.node_key.with_name(f"{self.settings.name}.pub")
 
     @property
+    def federation_key(self) -> Path | None:
+        """The file of the federation key; None if the node is to have none."""
+        given = self.settings.federation_key
+        return self.path(given) if given else None
+
+    @property
+    def peers(self) -> Path:
+        """The folder of the public keys of the nodes that this one trusts."""
+        return Path(self.policy.peers) if self.policy.peers else self.folder / PEERS
+
+    @property
     def data_path(self) -> Path:
         """The file of edit requests."""
         return self.path(self.settings.data_path)
@@ -199,6 +217,9 @@ class NodeFolder:
             "state-dir": str(self.state_dir),
         }
         own = {"name": self.settings.name, "node-file": str(self.folder / NODE_FILE)}
+        if self.federation_key is not None:
+            own[FEDERATION_KEY] = str(self.federation_key)
+        own["node-key"] = str(self.node_key)
         worker = {
             "worker-idle-seconds": self.settings.worker_idle_seconds,
             "worker-memory-gb": self.settings.worker_memory_gb,
@@ -215,10 +236,11 @@ def init_node(
     data: Path | None = None,
     model: str = "",
     device: str = "auto",
+    federation_key: Path | None = None,
 ) -> NodeFolder:
-    """Make a node's folder: key pair, node.toml, start script and systemd unit.
+    """Make a node's folder: key pair, federation key, node.toml, start script, systemd unit.
 
-    A key that the folder holds already is kept.
+    Keys that the folder holds already are kept.
 
     Args:
         folder: the folder; made if it does not exist.
@@ -228,6 +250,7 @@ def init_node(
         data: the file of edit requests; None: to be written into node.toml.
         model: see `NodeSettings`.
         device: see `NodeSettings`.
+        federation_key: the federation's key, which is copied; None: a new one is made.
 
     Raises:
         FedEditError: the folder is a node's already, or a value is wrong.
@@ -240,6 +263,7 @@ def init_node(
     _check_name(name, "--name")
     if superlink:
         split(superlink, "--superlink")
+    shared = FederationKey.new() if federation_key is None else FederationKey.read(federation_key)
     for option, file in (("--ca-cert", ca_cert), ("--data", data)):
         if file is not None and not file.expanduser().is_file():
             raise FedEditError(f"{option} {file}: no such file")
@@ -260,6 +284,8 @@ def init_node(
         _write(folder / "ca.crt", ca_cert.expanduser().read_bytes())
     if not node.node_key.exists():
         _make_key(node)
+    if not node.federation_key.exists():
+        shared.write(node.federation_key)
     write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
     text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
     _write(folder / NODE_FILE, text.encode())
@@ -271,6 +297,48 @@ def renew_key(node: NodeFolder) -> None:
     if node.node_key.exists():
         node.node_key.replace(node.node_key.with_suffix(".key.old"))
     _make_key(node)
+
+
+def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
+    """Add a public key to those that another node may sign with.
+
+    Args:
+        node: the node that is to trust.
+        name: the other node's name.
+        file: its public key.
+
+    Returns:
+        The fingerprint of the key.
+
+    Raises:
+        FedEditError: the name cannot be one, or the file holds no public key.
+    """
+    _check_name(name, "NAME")
+    public = read_public_key(file.expanduser())
+    listed = node.peers / f"{name}.pub"
+    before = listed.read_text(encoding="ascii") if listed.exists() else ""
+    if public not in before.splitlines():
+        _write(listed, f"{before}{public}\n".encode())
+    return key_fingerprint(public)
+
+
+def take_federation_key(node: NodeFolder, file: Path) -> FederationKey:
+    """Give a node the federation key of a file; the old one is kept as federation.key.old.
+
+    Raises:
+        FedEditError: the file holds no key, or node.toml says that the node has none.
+    """
+    if node.federation_key is None:
+        raise FedEditError(
+            f"{node.folder / NODE_FILE}: federation-key is empty; name a file there first"
+        )
+    taken = FederationKey.read(file.expanduser())
+    if node.federation_key.exists():
+        if FederationKey.read(node.federation_key) == taken:
+            return taken
+        node.federation_key.replace(node.federation_key.with_suffix(".key.old"))
+    taken.write(node.federation_key)
+    return taken
 
 
 def _make_key(node: NodeFolder) -> None:
@@ -292,14 +360,18 @@ def _write(file: Path, content: bytes) -> None:
 def next_steps(node: NodeFolder) -> str:
     """What to do with a new node's folder, for its operator."""
     where, missing = node.folder, _to_be_given(node)
+    key = FederationKey.read(node.federation_key)
     first = f"Write into {NODE_FILE}: {', '.join(missing)}" if missing else f"Read {NODE_FILE}"
     return f"""\
 node folder {where}
 
 1. {first}
 2. {handover(node)}
-3. Check:  fedit doctor {where}
-4. Start:  fedit node start {where}
+3. All nodes need the same federation key; {node.federation_key.name} has the id {key.id}.
+   The first organisation gives its file to the others, but not to the server's operator; there:
+     fedit node key take DIR FILE
+4. Check:  fedit doctor {where}
+5. Start:  fedit node start {where}
    or with systemd: {where / f"fedit-node-{node.settings.name}.service"}
 """
 

@@ -16,11 +16,10 @@ from fedit_app.deployment.certificates import (
     handshake_problem,
     issue_server_certificate,
     make_authority,
-    write_private,
 )
 from fedit_app.deployment.services import write_services
 from fedit_app.errors import FedEditError
-from fedit_app.files import read_toml, replace_file
+from fedit_app.files import read_toml, replace_file, write_private
 from fedit_app.keys import check_keys, commented_keys, key
 
 SERVER_FILE = "server.toml"

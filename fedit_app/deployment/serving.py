@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 import httpx
 
 from fedit_app.deployment.addresses import Unreachable, is_free, join
-from fedit_app.deployment.certificates import check_private, expires
+from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.foreground import alone, foreground
 from fedit_app.deployment.gate import GATE_PATH
 from fedit_app.deployment.registry import registered_nodes
 from fedit_app.deployment.server_folder import ServerFolder
 from fedit_app.deployment.superlink import OPTION
 from fedit_app.errors import FedEditError
+from fedit_app.files import check_private
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from fedit_app.editing.workbench import fingerprint_of
 from fedit_app.errors import FedEditError
 from fedit_app.federation.grid import Member, RunGrid
 from fedit_app.federation.protocol import (
+    FEDERATION_KEY,
     HELLO,
     VERSION,
     code_fingerprint,
@@ -34,7 +35,7 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
         config: the run configuration.
 
     Returns:
-        The introduction of one member: components, layers, d_model, d_ff.
+        The introduction of one member: components, layers, d_model, d_ff; and lookup_width.
 
     Raises:
         FedEditError: no node can take part.
@@ -49,6 +50,8 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
     reference = infos[min(name for name, found in measures.items() if found == chosen)]
     if config.strategy == "central" and not reference["simulated"]:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
+    sealed = FEDERATION_KEY in reference["components"]
+    reference["lookup_width"] = config.sketch_width if sealed else reference["d_ff"]
     _admit(grid, replies, reference)
     logger.info("%d nodes take part: %s", len(grid.members), ", ".join(sorted(grid.members)))
     return reference
@@ -78,17 +81,19 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     return names
 
 
-def lookup_of(content: RecordDict, d_ff: int) -> np.ndarray:
-    """(n, d_ff) lookup keys that came with an answer; none if there are none.
+def lookup_of(content: RecordDict, width: int) -> np.ndarray:
+    """(n, width) lookup keys, or sketches of them, of an answer; none if there are none.
 
     Raises:
         FedEditError: what came is something else.
     """
     if "keys" not in content.array_records:
-        return np.zeros((0, d_ff), np.float32)
+        return np.zeros((0, width), np.float32)
     found = unpack_arrays(content, "keys").get("lookup", np.zeros(0))
-    if found.ndim != 2 or found.shape[1] != d_ff:
-        raise FedEditError(f"lookup keys of shape {found.shape} found; they have to be (n, {d_ff})")
+    if found.ndim != 2 or found.shape[1] != width:
+        raise FedEditError(
+            f"lookup keys of shape {found.shape} found; they have to be (n, {width})"
+        )
     return found
 
 
@@ -128,7 +133,7 @@ def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]
             grid.record.failed(name, 0, "hello", _difference(info, reference))
             continue
         try:
-            lookup = lookup_of(reply.content, reference["d_ff"])
+            lookup = lookup_of(reply.content, reference["lookup_width"])
         except FedEditError as error:
             grid.record.failed(name, 0, "hello", str(error))
             continue
@@ -165,8 +170,10 @@ def _difference(found: dict[str, Any], reference: dict[str, Any]) -> str:
         for part, value in reference["components"].items()
         if found["components"].get(part) != value
     ]
-    return (
-        "fingerprint differs in "
-        + ", ".join(parts)
-        + "; use the federation's model, editor settings and seed"
-    )
+    remedy = "use the federation's model, editor settings and seed"
+    if found["components"].get(FEDERATION_KEY) != reference["components"].get(FEDERATION_KEY):
+        remedy = (
+            "get the key file from an organisation whose key has that id (`fedit node key show "
+            "DIR`), then `fedit node key take DIR FILE`"
+        )
+    return f"fingerprint differs in {', '.join(parts)}; {remedy}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedit_app.config import RunConfig
 from fedit_app.errors import FedEditError
 from fedit_app.federation.checks import count, flag, listed, named, require, slot_up_to, text
+from fedit_app.federation.envelope import Envelope
 from fedit_app.federation.participant import Participant
 from fedit_app.federation.protocol import (
     EDIT,
@@ -34,9 +35,8 @@ from fedit_app.federation.protocol import (
     pack_error,
     unpack_arrays,
     unpack_info,
-    unpack_mkvs,
 )
-from fedit_app.mkv import MKV
+from fedit_app.federation.reconcile import Conflict
 
 logger = logging.getLogger(__name__)
 
@@ -103,52 +103,54 @@ def hello(content: RecordDict, participant: Participant) -> RecordDict:
             f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
         )
     require(asked, {"first_slot": slot_up_to(participant.config.num_slots)}, _SERVER)
-    slot = asked["first_slot"]
-    return _with_keys(pack(participant.hello(slot)), participant.lookup_keys(slot))
+    slot, envelope = asked["first_slot"], participant.envelope
+    info = participant.hello(slot)
+    lists = ("wants", "holds", "withdrawn")
+    info |= {name: [*map(envelope.id_out, info[name])] for name in lists}
+    return _with_keys(pack(info), participant, slot)
 
 
 def edit(content: RecordDict, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
-    asked = unpack_info(content)
+    asked, envelope = unpack_info(content), participant.envelope
     stage = {"slot": slot_up_to(participant.config.num_slots), "missing": listed(text)}
     stage["withdrawn"] = named(listed(text))
     require(asked, {**stage, "central": flag, "upload": flag}, _SERVER)
-    candidates = _mkvs(content, participant)
-    withdrawn = {id_: set(names) for id_, names in asked["withdrawn"].items()}
-    outcome = participant.edit(
-        asked["slot"], candidates, asked["central"], asked["missing"], withdrawn
-    )
+    candidates = envelope.unpack(content).mkvs
+    missing = [envelope.id_in(id_) for id_ in asked["missing"]]
+    withdrawn = {envelope.id_in(id_): set(names) for id_, names in asked["withdrawn"].items()}
+    outcome = participant.edit(asked["slot"], candidates, asked["central"], missing, withdrawn)
     info = {
         "node": participant.name,
         "requests": outcome.requests,
         "optimised": len(outcome.new),
         "cached": outcome.cached,
         "warm_started": outcome.warm_started,
-        "reused": outcome.reused,
-        "again": [mkv.id for mkv in outcome.again],
+        "reused": [envelope.id_out(id_) for id_ in outcome.reused],
+        "again": [envelope.id_out(mkv.id) for mkv in outcome.again],
         "quarantined": outcome.quarantined,
-        "conflicts": [vars(conflict) for conflict in outcome.conflicts],
+        "conflicts": _conflicts(outcome.conflicts, envelope),
     }
     upload = asked["upload"] and participant.policy.upload
-    return pack(info, [*outcome.new, *outcome.again] if upload else ())
+    return envelope.pack(info, [*outcome.new, *outcome.again] if upload else ())
 
 
 def reedit(content: RecordDict, participant: Participant) -> RecordDict:
     """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
-    asked = unpack_info(content)
+    asked, envelope = unpack_info(content), participant.envelope
     slots = slot_up_to(participant.config.num_slots)
     require(asked, {"slot": slots, "votes": named(count)}, _SERVER)
-    slot = asked["slot"]
-    offered = _mkvs(content, participant)
-    outcome = participant.reedit(slot, offered, asked["votes"])
+    slot, offered = asked["slot"], envelope.unpack(content)
+    votes = {envelope.id_in(id_): count for id_, count in asked["votes"].items()}
+    outcome = participant.reedit(slot, offered.mkvs, votes)
     info = {
         "node": participant.name,
         "received_from": outcome.received_from,
-        "rejections": outcome.rejections,
+        "rejections": {**outcome.rejections, **offered.rejections},
         "quarantined": outcome.quarantined,
-        "conflicts": [vars(conflict) for conflict in outcome.conflicts],
+        "conflicts": _conflicts(outcome.conflicts, envelope),
     }
-    return _with_keys(pack(info), participant.lookup_keys(slot + 1))
+    return _with_keys(pack(info), participant, slot + 1)
 
 
 def train(content: RecordDict, participant: Participant) -> RecordDict:
@@ -188,14 +190,15 @@ HANDLERS: dict[str, Handler] = {
 }
 
 
-def _mkvs(content: RecordDict, participant: Participant) -> list[MKV]:
-    bench = participant.workbench
-    return unpack_mkvs(content, bench.fingerprint, bench.precision)
+def _conflicts(conflicts: Sequence[Conflict], envelope: Envelope) -> list[dict[str, str]]:
+    return [{side: envelope.id_out(id_) for side, id_ in vars(c).items()} for c in conflicts]
 
 
-def _with_keys(reply: RecordDict, keys: np.ndarray) -> RecordDict:
+def _with_keys(reply: RecordDict, participant: Participant, slot: int) -> RecordDict:
+    """The reply with the lookup keys of a slot, if it has any."""
+    keys = participant.lookup_keys(slot)
     if len(keys):
-        reply["keys"] = arrays_record({"lookup": keys.astype(np.float32)})
+        reply["keys"] = arrays_record({"lookup": participant.envelope.lookup(keys)})
     return reply
 
 

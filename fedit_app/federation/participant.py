@@ -31,6 +31,8 @@ from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import Metrics, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
+from fedit_app.federation.envelope import Envelope, SealedEnvelope, federation_key
+from fedit_app.federation.identity import identity_of
 from fedit_app.federation.origin import write_origin
 from fedit_app.federation.paths import ledger_folder, run_folder
 from fedit_app.federation.policy import sift_origins
@@ -95,6 +97,8 @@ class Participant:
         folder = run_folder(config, run_id)
         self._data = own_data(config, node_config, folder)
         self.name = self._data.name
+        self._key = federation_key(config, node_config, run_id, self.policy)
+        self._identity = identity_of(self.name, node_config, self.policy)
         self._peers: list[NodeData] = []
         if is_simulated(node_config):
             self._peers = simulated_nodes(config, int(node_config["num-partitions"]), folder)
@@ -108,6 +112,14 @@ class Participant:
     def workbench(self) -> Workbench:
         """The model and its tools, loaded once per process."""
         return workbench_for(self.config)
+
+    @functools.cached_property
+    def envelope(self) -> Envelope:
+        """What turns this node's MKVs into what the server gets, and back."""
+        bench = self.workbench
+        if self._key is None:
+            return Envelope(bench, self._identity)
+        return SealedEnvelope(bench, self._identity, self._key, self.config.sketch_width)
 
     def everybody(self) -> dict[str, list[list[EditRequest]]]:
         """Every node's requests per slot; in a simulation only, elsewhere just the node's own.
@@ -175,7 +187,7 @@ class Participant:
             "node": self.name,
             "simulated": bool(self._peers),
             "requests": requests,
-            "components": bench.components,
+            "components": self.envelope.components,
             "layers": list(bench.settings.layers),
             "d_model": bench.model.d_model,
             "d_ff": bench.model.d_ff,
@@ -377,7 +389,15 @@ class Participant:
         Returns:
             The change with the node's own edits added, the number of requests, and of how many the
             value v* came from the work-cache.
+
+        Raises:
+            FedEditError: the run is to be sealed.
         """
+        if self._key is not None:
+            raise FedEditError(
+                f"strategy {self.config.strategy}: sends the change of the weights to the server, "
+                "which cannot be sealed; choose sealed = off"
+            )
         bench, requests = self.workbench, self.slots[slot - 1]
         local, store = Ledger(bench.fingerprint), self._value_store()
         with bench.model.edited(deltas):

@@ -41,6 +41,11 @@ def ledger_folder(config: RunConfig, run_id: int, node: str) -> Path:
     return node_folder(config, run_id, node) / "ledger"
 
 
+def simulated_key_file(config: RunConfig, run_id: int) -> Path:
+    """Where the nodes of a simulation keep their federation key, beside their ledgers."""
+    return _nodes_root(config, run_id) / "federation.key"
+
+
 def worker_folder(state_dir: str, node: str) -> Path:
     """Where a real node's resident process lives, run after run: `worker` under `state-dir`/NODE.
 

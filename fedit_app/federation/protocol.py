@@ -1,8 +1,8 @@
 """The messages: what travels between the server and the nodes, and nothing else.
 
-A message has up to two records: `mkvs` or `keys` with arrays, and `info` with JSON. An answer whose
-`info` has an `error` says why the node could not do its part. Beside the JSON an answer's `info`
-says how many seconds the node took for it.
+A message has up to two records: one with arrays (`mkvs`, `sealed-mkvs` or `keys`), and `info` with
+JSON. An answer whose `info` has an `error` says why the node could not do its part. Beside the JSON
+an answer's `info` says how many seconds the node took for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedit_app.config import ConfigValue
 from fedit_app.errors import FedEditError, shown
 from fedit_app.files import source_hash
-from fedit_app.mkv import MKV, decode, encode
+from fedit_app.mkv import KINDS, OPEN, Record, decode_records, encode_records
 
 VERSION = 3
 HELLO = "query.hello"
@@ -29,11 +29,15 @@ REEDIT = "train.reedit"
 EVALUATE = "evaluate"
 TRAIN = "train"
 
+# The part of a fingerprint that tells sealed runs, and which key the nodes have.
+FEDERATION_KEY = "federation-key"
+
 # Of one JSON text: what the names of 100,000 MKVs need.
 MAX_JSON_LENGTH = 16 * 2**20
 
 _META = "mkv-meta"
 _SECONDS = "seconds"
+_RECORDS = {kind: f"{kind}s" for kind in KINDS}
 # What numpy.save writes before the elements of an array that has some: two bytes of length, then
 # the fields in this order.
 _NPY_HEADER = re.compile(
@@ -71,17 +75,17 @@ class Call:
         return str(self.node_config.get("name", ""))
 
 
-def pack(info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
+def pack(info: Mapping[str, Any], mkvs: Sequence[Record] = ()) -> RecordDict:
     """A message's content.
 
     Args:
         info: what JSON can hold; never text of a request.
-        mkvs: MKVs of one fingerprint and one precision.
+        mkvs: MKVs of one fingerprint, all open (and then of one precision) or all sealed.
     """
     content = RecordDict({"info": ConfigRecord({"json": json.dumps(dict(info))})})
     if mkvs:
-        arrays, meta = encode(mkvs)
-        content["mkvs"] = arrays_record(arrays)
+        kind, arrays, meta = encode_records(mkvs)
+        content[_RECORDS[kind]] = arrays_record(arrays)
         content["info"][_META] = json.dumps(meta)
     return content
 
@@ -140,26 +144,33 @@ def noted_seconds(content: RecordDict) -> float:
     return seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
 
 
-def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[MKV]:
-    """The MKVs of a message, checked.
+def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[Record]:
+    """The MKVs of a message, checked, open or sealed as they were sent.
 
     Args:
         content: the message's content.
-        fingerprint: the one that they must have.
-        precision: the one that they must have.
+        fingerprint: the one that they must have. That of sealed MKVs is another than that of open
+            ones, so it says which of the two are expected.
+        precision: the one that open ones must have.
 
     Raises:
         FedEditError: they are damaged, or of another fingerprint or precision.
     """
-    if "mkvs" not in content.array_records:
+    kinds = [kind for kind, name in _RECORDS.items() if name in content.array_records]
+    if not kinds:
         return []
+    if len(kinds) > 1:
+        raise FedEditError("message: open and sealed MKVs in one")
     meta = _json_object(content, _META)
-    for name, wanted in (("fingerprint", fingerprint), ("precision", precision)):
-        if meta.get(name) != wanted:
+    wanted = {"fingerprint": fingerprint}
+    if kinds[0] == OPEN:
+        wanted["precision"] = precision
+    for name, value in wanted.items():
+        if meta.get(name) != value:
             raise FedEditError(
-                f"MKVs of {name} {shown(meta.get(name))} sent, {wanted!r} is expected"
+                f"MKVs of {name} {shown(meta.get(name))} sent, {value!r} is expected"
             )
-    return decode(unpack_arrays(content, "mkvs"), meta)
+    return decode_records(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta)
 
 
 def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from fedit_app.errors import FedEditError
 from fedit_app.federation.greeting import gather, welcome
 from fedit_app.federation.grid import RunGrid
 from fedit_app.federation.paths import pool_location, run_folder
+from fedit_app.federation.protocol import FEDERATION_KEY
 from fedit_app.federation.record import RunRecord
 from fedit_app.federation.strategies import (
     FedEdit,
@@ -70,6 +71,11 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         same = SameFact(same_key=config.same_key_threshold)
         pool = MKVPool(pool_location(config, context.run_id), same, config.pool_index)
         strategy = factory(config, pool, fingerprint)
+        if FEDERATION_KEY in reference["components"] and not isinstance(strategy, FedEdit):
+            raise FedEditError(
+                f"strategy {config.strategy}: averages weights, which the server has to read for "
+                "that; choose sealed = off, and unsealed = true in the policy of every node"
+            )
         resumed = {}
         if record.first_slot > 1:
             if not isinstance(strategy, FedEdit):

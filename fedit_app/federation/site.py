@@ -77,6 +77,29 @@ class Policy:
         at_least=0,
         at_most=1,
     )
+    peers: str = key(
+        "",
+        "folder of the other nodes' public keys, NAME.pub, as `fedit node trust` fills it: MKVs "
+        "are accepted only from nodes with a key there, and with their signature; empty: from "
+        "all, and signatures are not looked at",
+    )
+    unsealed: bool = key(
+        False,
+        "true: the node takes part in runs that are not sealed as well: their server can read its "
+        "MKVs, or the change of its weights",
+    )
+
+    def require_readable(self, what: str) -> None:
+        """Raises FedEditError unless the node lets the server read what it sends.
+
+        Args:
+            what: what asks for it.
+        """
+        if not self.unsealed:
+            raise FedEditError(
+                f"{what}: the server could read what this node sends, and its policy forbids that; "
+                "its operator may set unsealed = true in [policy] of node.toml"
+            )
 
     @staticmethod
     def parse(values: Mapping[str, Any], place: str, folder: Path) -> Policy:
@@ -85,12 +108,20 @@ class Policy:
         Args:
             values: key -> value.
             place: where they stand, for errors.
-            folder: what a relative path of the probes is relative to.
+            folder: what a relative path is relative to.
 
         Raises:
-            FedEditError: naming every key that is wrong, or the probes file that is missing.
+            FedEditError: naming every key that is wrong, or the file or folder that is missing.
         """
         policy = Policy(**check_keys(Policy, values, place))
+        if policy.peers:
+            peers = folder / Path(policy.peers).expanduser()
+            if not peers.is_dir():
+                raise FedEditError(
+                    f"{place}: peers = {policy.peers!r} is no folder that exists; `fedit node "
+                    "trust` makes it"
+                )
+            policy = Policy(**{**vars(policy), "peers": str(peers)})
         if not policy.probes:
             if policy.probe_budget:
                 raise FedEditError(f"{place}: probe-budget is set, but probes names no file")

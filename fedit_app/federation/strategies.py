@@ -24,7 +24,7 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
-from fedit_app.mkv import MKV, MKVPool, Ranked, SelectionConfig
+from fedit_app.mkv import MKVPool, Ranked, Record, SelectionConfig
 from fedit_app.mkv.withdraw import withdraw, withdrawn
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class FedEdit(Strategy):
             config.top_k,
         )
         self._grid: RunGrid | None = None
-        self._own: dict[str, list[MKV]] = {}
+        self._own: dict[str, list[Record]] = {}
         self._offered: dict[str, list[str]] = {}
 
     def summary(self) -> None:
@@ -70,7 +70,7 @@ class FedEdit(Strategy):
             self.config.signature,
         )
 
-    def select(self, own: Mapping[str, Sequence[MKV]]) -> dict[str, list[Ranked]]:
+    def select(self, own: Mapping[str, Sequence[Record]]) -> dict[str, list[Ranked]]:
         """Which MKVs of the pool every node is served, the most similar first.
 
         Args:
@@ -345,7 +345,7 @@ def _check_amount(count: int, most: int) -> None:
         )
 
 
-def _check_origin(name: str, slot: int, mkvs: Sequence[MKV], again: Sequence[str]) -> None:
+def _check_origin(name: str, slot: int, mkvs: Sequence[Record], again: Sequence[str]) -> None:
     """Raises FedEditError for an upload that is not a node's own, or of a slot to come."""
     for mkv in mkvs:
         if mkv.node != name or (mkv.slot > slot and mkv.id not in again):

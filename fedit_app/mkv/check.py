@@ -9,10 +9,10 @@ import numpy as np
 
 from fedit_app.errors import FedEditError
 from fedit_app.mkv.pool import ROWS_WITH_PAYLOAD, MKVPool
-from fedit_app.mkv.record import MKV, SIGNATURES
+from fedit_app.mkv.record import SIGNATURES
+from fedit_app.mkv.records import record_from_bytes
 from fedit_app.mkv.rows import COLUMNS, vectors_of
 from fedit_app.mkv.similarity import unit_rows
-from fedit_app.mkv.wire import from_bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def check(pool: MKVPool) -> Iterator[Damage]:
 
     Every payload has to decode and to hash to the row's id, the columns have to be those of the
     payload, no id may occur twice, and every fact has to be that of a canonical MKV of the pool
-    with the same fingerprint. Memory grows with the ids of the pool, not with its vectors.
+    with the same fingerprint. Of a sealed MKV what stands outside is checked; what its payload
+    holds, and that its id and sketches are those of it, only nodes can tell, and do. Memory grows
+    with the ids of the pool, not with its vectors.
     """
     canonical: dict[str, str] = {}  # id -> fingerprint
     folded: list[tuple[str, str, str]] = []  # id, fact, fingerprint
@@ -62,7 +64,7 @@ def check(pool: MKVPool) -> Iterator[Damage]:
 
 def _wrong(row: dict, signatures: dict[str, np.ndarray]) -> Iterator[str]:
     try:
-        mkv: MKV = from_bytes(row["payload"])
+        mkv = record_from_bytes(row["payload"])
     except FedEditError as error:
         yield f"its payload is damaged: {error}"
         return

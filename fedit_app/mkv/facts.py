@@ -12,7 +12,7 @@ import numpy as np
 from fedit_app.errors import FedEditError
 from fedit_app.mkv.blocks import MOST_ROWS, SignatureBlock
 from fedit_app.mkv.nearest import Match, nearest
-from fedit_app.mkv.record import MKV
+from fedit_app.mkv.records import Record
 from fedit_app.mkv.similarity import cosines, unit_rows
 
 
@@ -39,33 +39,33 @@ class SameFact:
                 raise FedEditError(f"{name} {value} found; it is a cosine, -1 to 1")
 
 
-def same_fact(a: MKV, b: MKV, config: SameFact) -> bool:
+def same_fact(a: Record, b: Record, config: SameFact) -> bool:
     """Whether two MKVs stand for the same fact.
 
     MKVs of different fingerprints or shapes never do; nor does one with a zero vector. The answer
-    is the same on every machine (see `similarity`).
+    is the same on every machine (see `similarity`). Of sealed MKVs the sketches are compared.
     """
-    if a.fingerprint != b.fingerprint or a.keys.shape != b.keys.shape:
+    if a.fingerprint != b.fingerprint:
         return False
-    return (
-        _cosine(a.lookup_key, b.lookup_key) >= config.same_key
-        and _cosine(a.delta, b.delta) >= config.same_value
-        and _cosine(a.shifts.ravel(), b.shifts.ravel()) >= config.same_shifts
+    least = (config.same_key, config.same_value, config.same_shifts)
+    return all(
+        one.shape == other.shape and _cosine(one, other) >= cosine
+        for one, other, cosine in zip(a.fact_vectors, b.fact_vectors, least, strict=True)
     )
 
 
 def near_keys(
-    mkvs: Sequence[MKV], blocks: Iterable[SignatureBlock], same_key: float
+    mkvs: Sequence[Record], blocks: Iterable[SignatureBlock], same_key: float
 ) -> list[list[Match]]:
     """For every MKV the candidates with a key cosine of at least `same_key`, the nearest first."""
-    keys = {"": np.stack([mkv.lookup_key for mkv in mkvs])}
+    keys = {"": np.stack([mkv.signature("key") for mkv in mkvs])}
     return nearest(keys, blocks, same_key, None)[""]
 
 
 def assign_facts(
-    new: Sequence[MKV],
+    new: Sequence[Record],
     pooled: Sequence[Sequence[Match]],
-    canonical: Mapping[str, MKV],
+    canonical: Mapping[str, Record],
     config: SameFact,
 ) -> dict[str, str]:
     """The id of the MKV that stands for the fact of each new MKV.
@@ -97,14 +97,14 @@ def assign_facts(
     return facts
 
 
-def _as_blocks(mkvs: Sequence[MKV]) -> Iterator[SignatureBlock]:
+def _as_blocks(mkvs: Sequence[Record]) -> Iterator[SignatureBlock]:
     for start in range(0, len(mkvs), MOST_ROWS):
         part = mkvs[start : start + MOST_ROWS]
         yield SignatureBlock(
             ids=[mkv.id for mkv in part],
             nodes=[mkv.node for mkv in part],
             slots=[mkv.slot for mkv in part],
-            vectors=unit_rows(np.stack([mkv.lookup_key for mkv in part])),
+            vectors=unit_rows(np.stack([mkv.signature("key") for mkv in part])),
         )
 
 

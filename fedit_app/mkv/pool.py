@@ -15,7 +15,8 @@ from fedit_app.mkv.blocks import MOST_ROWS, SignatureBlock, rows_per_block
 from fedit_app.mkv.facts import SameFact, assign_facts, near_keys
 from fedit_app.mkv.index import INDEXES, SignatureIndex, block_of
 from fedit_app.mkv.nearest import Match, nearest
-from fedit_app.mkv.record import MKV, check_signature
+from fedit_app.mkv.record import check_signature
+from fedit_app.mkv.records import Record, record_from_bytes
 from fedit_app.mkv.rows import (
     COLUMNS,
     check_schema,
@@ -26,7 +27,6 @@ from fedit_app.mkv.rows import (
     to_rows,
 )
 from fedit_app.mkv.selection import Ranked, SelectionConfig, select
-from fedit_app.mkv.wire import from_bytes
 from fedit_app.mkv.withdrawals import Withdrawals
 
 TABLE = "mkvs"
@@ -38,6 +38,8 @@ _CACHE_BYTES = 128 * 2**20
 
 class MKVPool:
     """A store of MKVs in which each id occurs once, and each fact has one canonical MKV.
+
+    MKVs may be sealed: then it ranks and folds them by their sketches.
 
     One process at a time appends to it.
 
@@ -82,7 +84,7 @@ class MKVPool:
         """Whether anything was ever appended."""
         return self._table is not None
 
-    def append(self, mkvs: Sequence[MKV]) -> list[str]:
+    def append(self, mkvs: Sequence[Record]) -> list[str]:
         """Adds the MKVs whose id the pool does not hold yet, in one atomic step.
 
         Each gets the id of the MKV that stands for its fact: a canonical one of the pool that is
@@ -102,7 +104,7 @@ class MKVPool:
         schema = schema_for(mkvs[0]) if self._table is None else self._table.schema
         for mkv in mkvs:
             check_widths(mkv, schema)
-        uploads: dict[str, list[MKV]] = {}
+        uploads: dict[str, list[Record]] = {}
         for mkv in mkvs:
             uploads.setdefault(mkv.id, []).append(mkv)
         known = {row["id"]: row["nodes"] for row in self._rows(list(uploads), ["id", "nodes"])}
@@ -129,7 +131,7 @@ class MKVPool:
         merge.when_not_matched_insert_all().execute(rows)
         return [mkv.id for mkv in new]
 
-    def check(self, mkvs: Sequence[MKV]) -> None:
+    def check(self, mkvs: Sequence[Record]) -> None:
         """Raises FedEditError if `append` would refuse one of these MKVs."""
         for mkv in mkvs if self._table is not None else ():
             check_widths(mkv, self._table.schema)
@@ -154,7 +156,7 @@ class MKVPool:
         """Who withdrew which MKVs."""
         return Withdrawals(self._database)
 
-    def fetch(self, ids: Sequence[str]) -> list[MKV]:
+    def fetch(self, ids: Sequence[str]) -> list[Record]:
         """The MKVs with these ids, in this order.
 
         Raises:
@@ -165,7 +167,7 @@ class MKVPool:
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise FedEditError(f"pool: no MKV with id {', '.join(missing[:5])}{more}")
-        return [from_bytes(found[id_]) for id_ in ids]
+        return [record_from_bytes(found[id_]) for id_ in ids]
 
     def batches(self, columns: Sequence[str], rows: int = MOST_ROWS) -> Iterator[pa.RecordBatch]:
         """These columns of every MKV, folded ones too, in the order of appending.
@@ -313,7 +315,7 @@ class MKVPool:
         index = SignatureIndex(self._table, kind)
         return index if index.ready() else None
 
-    def _facts_of(self, new: Sequence[MKV]) -> dict[str, str]:
+    def _facts_of(self, new: Sequence[Record]) -> dict[str, str]:
         """id -> fact of MKVs that the pool does not hold."""
         facts: dict[str, str] = {}
         for fingerprint in dict.fromkeys(mkv.fingerprint for mkv in new):

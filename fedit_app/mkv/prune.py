@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from fedit_app.errors import FedEditError
 from fedit_app.mkv.pool import MKVPool
+from fedit_app.mkv.records import record_from_bytes
 from fedit_app.mkv.rows import to_rows
-from fedit_app.mkv.wire import from_bytes
+from fedit_app.mkv.sealed import SealedMKV
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Pruning:
 def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
     """What taking out the MKVs that meet the criteria would do; nothing is changed.
 
-    A fact whose canonical MKV goes is stood for by the first of the others by (slot, id).
+    A fact whose canonical MKV goes is stood for by the first of the others by (slot, id). An MKV
+    that is sealed or signed is bound to the name of the node that did it, so it goes with that
+    node, whoever else uploaded it; in the next run these upload it again.
 
     Raises:
         FedEditError: a node, fingerprint or id is named that the pool does not have.
     """
-    removed, kept_for, lost = set(), {}, set()
+    removed, kept_for, canonical = set(), {}, set()
     seen: dict[str, set] = {"nodes": set(), "fingerprints": set(), "ids": set()}
     columns = ["id", "nodes", "slot", "fingerprint", "fact"]
     for row in pool.rows(columns):
@@ -81,10 +84,10 @@ def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
         others = [node for node in row["nodes"] if node not in criteria.nodes]
         if criteria.nodes and others:
             kept_for[row["id"]] = others
-            continue
-        removed.add(row["id"])
+        else:
+            removed.add(row["id"])
         if row["fact"] == row["id"]:
-            lost.add(row["id"])
+            canonical.add(row["id"])
     for name, found in seen.items():
         missing = sorted(getattr(criteria, name) - found)
         if missing:
@@ -92,6 +95,12 @@ def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
                 f"pool: no MKV with {name[:-1]} {', '.join(map(repr, missing))}; `fedit pool list` "
                 "shows what there is"
             )
+    for record in pool.fetch(list(kept_for)):
+        bound = isinstance(record, SealedMKV) or record.author is not None
+        if bound and record.node not in kept_for[record.id]:
+            removed.add(record.id)
+            del kept_for[record.id]
+    lost = canonical & removed
     heirs: dict[str, tuple[int, str]] = {}
     for row in pool.rows(columns) if lost else ():
         if row["fact"] in lost and row["id"] not in removed:
@@ -122,9 +131,10 @@ def _handed_over(batch: pa.RecordBatch, kept_for: Mapping[str, list[str]]) -> pa
         return batch
     rows = batch.to_pylist()
     nodes = [kept_for.get(row["id"], row["nodes"]) for row in rows]
+    records = (record_from_bytes(row["payload"]) for row in rows)
     mkvs = [
         mkv if mkv.node in names else dataclasses.replace(mkv, node=names[0])
-        for mkv, names in zip((from_bytes(row["payload"]) for row in rows), nodes, strict=True)
+        for mkv, names in zip(records, nodes, strict=True)
     ]
     facts = {row["id"]: row["fact"] for row in rows}
     named = dict(zip(facts, nodes, strict=True))

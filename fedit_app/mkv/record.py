@@ -1,6 +1,7 @@
 """The mediator knowledge vector (MKV): one edit as vectors, without its text."""
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,20 @@ MAX_NAME_LENGTH = 1024
 # Of all vectors together; an MKV of a model with 405 billion parameters has a quarter of it.
 MAX_ELEMENTS = 2**22
 MAX_SLOT = 2**31 - 1
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Authorship:
+    """A node's signature under an MKV; see `authorship`.
+
+    Attributes:
+        public_key: of who signed, one line in OpenSSH's form.
+        signature: in base64.
+    """
+
+    public_key: str
+    signature: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +47,7 @@ class MKV:
             move, measured from the base weights.
         v_star: `(d_model,)` float32, the optimised value at the last edited layer.
         h0: `(d_model,)` float32, the unedited state at the last edited layer.
+        author: the signature of `node`; None if it does not sign.
     """
 
     id: str
@@ -43,6 +59,7 @@ class MKV:
     shifts: np.ndarray
     v_star: np.ndarray
     h0: np.ndarray
+    author: Authorship | None = None
 
     @property
     def delta(self) -> np.ndarray:
@@ -58,6 +75,11 @@ class MKV:
         """The vector `(d,)` that ranking compares: `v_star`, `delta` or `key` (the lookup key)."""
         check_signature(kind)
         return self.lookup_key if kind == "key" else getattr(self, kind)
+
+    @property
+    def fact_vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What tells facts apart: lookup key, `delta` and the flattened shifts (see `facts`)."""
+        return self.lookup_key, self.delta, self.shifts.ravel()
 
 
 def create(
@@ -123,6 +145,11 @@ def check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
             f"MKV vectors: shapes {shapes} found, {elements} elements; at most {MAX_ELEMENTS} are "
             "allowed, edit fewer layers"
         )
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is 32 hex digits, as every id of an MKV is."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def check_signature(kind: str) -> None:

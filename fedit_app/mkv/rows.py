@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from fedit_app.errors import FedEditError
-from fedit_app.mkv.record import MKV, SIGNATURES
+from fedit_app.mkv.record import SIGNATURES
+from fedit_app.mkv.records import Record, record_to_bytes
 from fedit_app.mkv.similarity import unit_rows
-from fedit_app.mkv.wire import to_bytes
 
 # `node` computed it, `nodes` uploaded it (the same content may come from several), `fact` is the
 # id of the MKV that stands for the same fact.
 COLUMNS = ("id", "node", "nodes", "slot", "fingerprint", "fact", *SIGNATURES, "payload")
 
 
-def schema_for(mkv: MKV) -> pa.Schema:
+def schema_for(mkv: Record) -> pa.Schema:
     """The columns of a pool whose MKVs have the widths of this one."""
     types = {
         "id": pa.string(),
@@ -45,19 +45,20 @@ def check_schema(schema: pa.Schema, uri: str) -> None:
         )
 
 
-def check_widths(mkv: MKV, schema: pa.Schema) -> None:
+def check_widths(mkv: Record, schema: pa.Schema) -> None:
     """Raises FedEditError unless the MKV has the widths of the pool."""
     for kind in SIGNATURES:
         width, expected = mkv.signature(kind).size, schema.field(kind).type.list_size
         if width != expected:
             raise FedEditError(
                 f"pool: MKV {mkv.id} from node {mkv.node!r} has a {kind} of width {width}, this "
-                f"pool holds width {expected}; use one pool directory for each base model"
+                f"pool holds width {expected}; use one pool directory for each base model, and "
+                "another for sealed MKVs"
             )
 
 
 def to_rows(
-    mkvs: Sequence[MKV],
+    mkvs: Sequence[Record],
     facts: Mapping[str, str],
     nodes: Mapping[str, list[str]],
     schema: pa.Schema,
@@ -72,7 +73,7 @@ def to_rows(
         "slot": [mkv.slot for mkv in mkvs],
         "fingerprint": [mkv.fingerprint for mkv in mkvs],
         "fact": [facts[mkv.id] for mkv in mkvs],
-        "payload": [to_bytes(mkv) for mkv in mkvs],
+        "payload": [record_to_bytes(mkv) for mkv in mkvs],
     }
     for kind in SIGNATURES:
         units = unit_rows(np.stack([mkv.signature(kind) for mkv in mkvs]))

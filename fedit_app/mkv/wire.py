@@ -21,7 +21,7 @@ from fedit_app.mkv.packing import (
     precision_named,
     unpack_checked,
 )
-from fedit_app.mkv.record import MKV, check_origin, check_shapes
+from fedit_app.mkv.record import MKV, Authorship, check_origin, check_shapes
 
 MAX_MKVS = 100_000
 # Of one MKV as a file: more than the largest vectors (`MAX_ELEMENTS`) and names need.
@@ -30,11 +30,16 @@ MAX_HEADER_BYTES = 64 * 2**10
 # What all MKVs of a message share, and lists with an entry for each.
 COMMON_FIELDS = ("fingerprint", "precision")
 LIST_FIELDS = ("ids", "nodes", "slots")
+# A further list if any MKV of a message is signed: public key and signature, or nothing.
+AUTHORS = "authors"
+MAX_SIGNATURE_LENGTH = 1024
 # Every array of the wire form with its number of axes.
 AXES = {"keys": 3, "keys_scale": 2, "shifts": 3, "shifts_scale": 2}
 AXES |= {"v_star": 2, "v_star_scale": 1, "h0": 2, "h0_scale": 1}
 # safetensors writes metadata keys in random order: one key keeps the bytes reproducible.
 METADATA_KEY = "mkv"
+SEALED_KEY = "sealed-mkv"
+_UNREADABLE = (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 Arrays = dict[str, np.ndarray]
 Meta = dict[str, str | list[str] | list[int]]
@@ -49,7 +54,8 @@ def encode(mkvs: Sequence[MKV]) -> tuple[Arrays, Meta]:
     Returns:
         The arrays `keys` `(n, n_layers, d_ff)`, of the precision's type, with `keys_scale`
         `(n, n_layers)` float32, and in the same way `shifts`, `v_star` and `h0`; and what JSON
-        can hold: `fingerprint`, `precision`, and the lists `ids`, `nodes`, `slots`.
+        can hold: `fingerprint`, `precision`, and the lists `ids`, `nodes`, `slots` and, if any is
+        signed, `authors`.
 
     Raises:
         FedEditError: the MKVs differ in fingerprint, precision or shapes, or are none or too many.
@@ -72,6 +78,9 @@ def encode(mkvs: Sequence[MKV]) -> tuple[Arrays, Meta]:
         "nodes": [mkv.node for mkv in mkvs],
         "slots": [mkv.slot for mkv in mkvs],
     }
+    if any(mkv.author for mkv in mkvs):
+        authors = [mkv.author for mkv in mkvs]
+        meta[AUTHORS] = [[a.public_key, a.signature] if a else [] for a in authors]
     return arrays, meta
 
 
@@ -85,6 +94,7 @@ def decode(arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]) -> list
     n = _check_meta(meta)
     fingerprint, precision = (meta[name] for name in COMMON_FIELDS)
     _check_arrays(arrays, n, precision)
+    authors = [_author(parts) for parts in meta.get(AUTHORS, [[]] * n)]
     mkvs = []
     for i, (id_, node, slot) in enumerate(zip(*(meta[name] for name in LIST_FIELDS), strict=True)):
         check_origin(node, slot, fingerprint)
@@ -96,14 +106,13 @@ def decode(arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]) -> list
                 f"MKV {i} from node {node!r}: id {shown(id_)} found, but its content and "
                 f"fingerprint give {found}; it was damaged or computed on another model"
             )
-        mkvs.append(MKV(found, node, slot, fingerprint, precision, **vectors))
+        mkvs.append(MKV(found, node, slot, fingerprint, precision, **vectors, author=authors[i]))
     return mkvs
 
 
 def to_bytes(mkv: MKV) -> bytes:
     """One MKV as a safetensors file: the arrays of `encode`, the rest as JSON in its metadata."""
-    arrays, meta = encode([mkv])
-    return save(arrays, metadata={METADATA_KEY: json.dumps(meta, sort_keys=True)})
+    return write_file(METADATA_KEY, *encode([mkv]))
 
 
 def from_bytes(data: bytes) -> MKV:
@@ -111,6 +120,26 @@ def from_bytes(data: bytes) -> MKV:
 
     Raises:
         FedEditError: the bytes are damaged, more than `MAX_MKV_BYTES`, or hold another thing.
+    """
+    key, arrays, meta = read_file(data)
+    if key != METADATA_KEY:
+        raise FedEditError("MKV file: sealed; only a node that has the federation key can open it")
+    mkvs = decode(arrays, meta)
+    if len(mkvs) != 1:
+        raise FedEditError(f"MKV file: {len(mkvs)} MKVs found; it has to hold one")
+    return mkvs[0]
+
+
+def write_file(key: str, arrays: Arrays, meta: Meta) -> bytes:
+    """A safetensors file of arrays, with `meta` as JSON under the one `key` of its metadata."""
+    return save(arrays, metadata={key: json.dumps(meta, sort_keys=True)})
+
+
+def read_file(data: bytes) -> tuple[str, Arrays, object]:
+    """The key, arrays and `meta` of `write_file`; none of them is checked yet.
+
+    Raises:
+        FedEditError: the bytes are damaged, or more than `MAX_MKV_BYTES`.
     """
     if not isinstance(data, bytes) or len(data) > MAX_MKV_BYTES:
         raise FedEditError(f"MKV file: expected at most {MAX_MKV_BYTES} bytes")
@@ -122,25 +151,26 @@ def from_bytes(data: bytes) -> MKV:
     try:
         arrays = load(data)
         header = json.loads(data[8 : 8 + header_bytes])
-        meta = json.loads(header["__metadata__"][METADATA_KEY])
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        ((key, text),) = header["__metadata__"].items()
+        meta = json.loads(text)
+    except _UNREADABLE as error:
         raise FedEditError(
             f"MKV file: damaged, or not written by FedEdit ({str(error)[:200]})"
         ) from error
-    mkvs = decode(arrays, meta)
-    if len(mkvs) != 1:
-        raise FedEditError(f"MKV file: {len(mkvs)} MKVs found; it has to hold one")
-    return mkvs[0]
+    if key not in (METADATA_KEY, SEALED_KEY):
+        raise FedEditError(f"MKV file: metadata {shown(key)} found; not written by FedEdit")
+    return key, arrays, meta
 
 
 def _check_meta(meta: Mapping[str, object]) -> int:
     """The number of MKVs that the lists agree on."""
     fields = (*COMMON_FIELDS, *LIST_FIELDS)
-    if not isinstance(meta, Mapping) or set(meta) != set(fields):
+    if not isinstance(meta, Mapping) or set(meta) - {AUTHORS} != set(fields):
         raise FedEditError(f"MKV message: what is beside the arrays has to be {', '.join(fields)}")
-    if not all(isinstance(meta[name], list) for name in LIST_FIELDS):
-        raise FedEditError(f"MKV message: {', '.join(LIST_FIELDS)} have to be lists")
-    lengths = {name: len(meta[name]) for name in LIST_FIELDS}
+    lists = [name for name in meta if name not in COMMON_FIELDS]
+    if not all(isinstance(meta[name], list) for name in lists):
+        raise FedEditError(f"MKV message: {', '.join(lists)} have to be lists")
+    lengths = {name: len(meta[name]) for name in lists}
     n = lengths["ids"]
     if len(set(lengths.values())) > 1 or not 1 <= n <= MAX_MKVS:
         raise FedEditError(
@@ -150,6 +180,21 @@ def _check_meta(meta: Mapping[str, object]) -> int:
     if not all(isinstance(id_, str) for id_ in meta["ids"]) or len(set(meta["ids"])) < n:
         raise FedEditError("MKV message: the ids have to be strings, each of them once")
     return n
+
+
+def _author(parts: object) -> Authorship | None:
+    """What stands in the list of authors for one MKV. Whether it is true, receivers ask."""
+    if parts == []:
+        return None
+    texts = parts if isinstance(parts, list) and len(parts) == 2 else [None]
+    if not all(
+        isinstance(t, str) and t.isascii() and t.isprintable() and len(t) <= MAX_SIGNATURE_LENGTH
+        for t in texts
+    ):
+        raise FedEditError(
+            f"MKV message: author {shown(parts)}; it has to be a key and a signature"
+        )
+    return Authorship(*texts)
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, precision: str) -> None:

@@ -16,6 +16,7 @@ from benchmarks import (
     pool,
     pool_worker,
     reuse,
+    sketch,
     solve,
     targets,
     wire,
@@ -207,6 +208,25 @@ def test_lookup(figures, tiny_folder, data):
     assert found[f"lookup/{kinds[2]}/key/least"] == pytest.approx(1, abs=1e-5)
     assert found[f"lookup/{kinds[2]}/value/most"] < 0.999
     assert sum(found[key] for key in found if key.endswith("/pairs")) == 3
+
+
+def test_sketch(figures, tiny_folder, data):
+    found = figures(
+        sketch.run,
+        *("--model", tiny_folder, "--data", data, "--records", 3, "--edits", 3),
+        *("--again", 1, "--candidates", 3, "--widths", "16,512", "--keys", 2),
+    )
+    of = {name: {k.split("/")[2]: v for k, v in found.items() if k.split("/")[1] == name}
+          for name in ("16", "512", "full")}  # fmt: skip
+    exact = of["full"]
+    assert exact["cosine_error"] < 1e-12 < of["512"]["cosine_error"] < of["16"]["cosine_error"]
+    agreements = [name for name in exact if name.endswith(("agreement", "overlap"))]
+    assert len(agreements) == 5 and all(exact[name] == 1 for name in agreements)
+    assert exact["guessed_with_key"] == of["512"]["guessed_with_key"] == 1
+    assert "guessed_blind" not in exact
+    assert exact["bytes_per_mkv"] < of["16"]["bytes_per_mkv"] < of["512"]["bytes_per_mkv"]
+    with pytest.raises(FedEditError, match="none may be more than the next"):
+        sketch.run(["--records", "3", "--candidates", "2", "--data", str(data)])
 
 
 def test_reuse(figures, tiny_folder, data, monkeypatch):

@@ -14,7 +14,6 @@ from fedit_app.deployment.certificates import (
     AUTHORITY_DAYS,
     SERVER_DAYS,
     Pair,
-    check_private,
     expires,
     handshake_problem,
     issue_server_certificate,
@@ -22,9 +21,9 @@ from fedit_app.deployment.certificates import (
     make_authority,
     make_node_key,
     read_public_key,
-    write_private,
 )
 from fedit_app.errors import FedEditError
+from fedit_app.files import check_private, write_private
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.server_folder import renew_certificate
 from fedit_app.editing.ledger import Ledger
 from fedit_app.mkv import create
+from fedit_app.mkv.federation_key import FederationKey
 
 
 @pytest.fixture
@@ -218,3 +219,29 @@ def test_keys_that_are_no_pair(doctor, node):
 
     assert "FAIL key" in doctor(node.folder)[1]
     assert "does not belong to" in doctor(node.folder)[1]
+
+
+def test_the_federation_key(doctor, node):
+    key = FederationKey.read(node.federation_key)
+    status, told = doctor(node.folder)
+    assert f"ok federation key federation.key: id {key.id}; must be the same on all nodes" in told
+    assert key.secret.hex() not in told
+
+    node.federation_key.chmod(0o644)
+    assert "FAIL federation key" in doctor(node.folder)[1]
+    node.federation_key.unlink()
+    assert "no such file; copy that of an organisation" in doctor(node.folder)[1]
+    edit(node, 'federation-key = "federation.key"', 'federation-key = ""')
+    assert "FAIL federation key none, and the policy forbids" in doctor(node.folder)[1]
+    edit(node, "unsealed = false", "unsealed = true")
+    told = doctor(node.folder)[1]
+    assert "warn federation key none: what this node sends can be read" in told
+    assert "lets servers read what it sends" in told
+
+
+def test_peers(doctor, fedit, node):
+    fedit("node", "trust", node.folder, "court", node.public_key)
+    edit(node, 'peers = ""', 'peers = "peers"')
+    assert "asks for the signatures of court" in doctor(node.folder)[1]
+    (node.folder / "peers" / "court.pub").write_text("x")
+    assert "FAIL policy peer" in doctor(node.folder)[1]

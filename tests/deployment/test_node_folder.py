@@ -7,9 +7,11 @@ import pytest
 import tiny
 
 from fedit_app.deployment.certificates import key_fingerprint, read_public_key
-from fedit_app.deployment.node_folder import NodeFolder, NodeSettings
+from fedit_app.deployment.node_folder import NodeFolder, NodeSettings, init_node, renew_key
 from fedit_app.errors import FedEditError
+from fedit_app.federation.identity import identity_of, read_peers
 from fedit_app.federation.site import Policy
+from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.processes import tool
 
 
@@ -134,6 +136,8 @@ def test_what_the_app_is_told(node, tiny_folder, tmp_path):
     assert node.node_config() == {
         "name": "hospital-a",
         "node-file": str(node.folder / "node.toml"),
+        "node-key": str(node.folder / "hospital-a.key"),
+        "federation-key": str(node.folder / "federation.key"),
         "data-path": str(tmp_path / "requests.jsonl"),
         "state-dir": str(node.folder / "state"),
         "device": "auto",
@@ -179,7 +183,78 @@ def test_the_file_is_toml_with_the_settings(node):
     assert values["name"] == "hospital-a"
     assert values["policy"] == {
         "upload": True,
+        "peers": "",
+        "unsealed": False,
         "screening": 1.0,
         "probes": "",
         "probe-budget": 0.0,
     }
+
+
+# The federation key, and whom a node trusts
+
+
+def test_a_new_node_has_a_federation_key_of_its_own_or_that_of_the_others(fedit, node, tmp_path):
+    assert node.federation_key.stat().st_mode & 0o777 == 0o600
+    first = FederationKey.read(node.federation_key)
+    status, out, _ = fedit(
+        *("node", "init", tmp_path / "b", "--name", "b", "--superlink", "x.org:1"),
+        *("--data", tiny.DEMO / "bank.jsonl", "--federation-key", node.federation_key),
+    )
+    assert status == 0
+    assert f"federation.key has the id {first.id}" in out
+    other = NodeFolder.open(tmp_path / "b")
+    assert FederationKey.read(other.federation_key) == first
+    assert other.node_config()["federation-key"] == str(other.federation_key)
+    assert first.secret.hex() not in out + (other.folder / "node.toml").read_text()
+
+
+def test_a_federation_key_is_made_shown_and_taken_over(fedit, node, tmp_path):
+    file = tmp_path / "ours.key"
+    status, out, _ = fedit("node", "key", "new", file)
+    key = FederationKey.read(file)
+    assert (status, key.id in out, key.secret.hex() in out) == (0, True, False)
+    before = FederationKey.read(node.federation_key)
+    assert before.id in fedit("node", "key", "show", node.folder)[1]
+
+    for _ in range(2):
+        assert key.id in fedit("node", "key", "take", node.folder, file)[1]
+    assert FederationKey.read(node.federation_key) == key
+    assert FederationKey.read(node.folder / "federation.key.old") == before
+    status, _, err = fedit("node", "key", "new", file)
+    assert (status, "never overwritten" in err) == (2, True)
+
+
+def test_a_node_may_have_no_federation_key(fedit, node, tmp_path):
+    edit(node, 'federation-key = "federation.key"', 'federation-key = ""')
+    bare = NodeFolder.open(node.folder)
+    assert "federation-key" not in bare.node_config()
+    assert fedit("node", "key", "show", node.folder)[1] == "none\n"
+    status, _, err = fedit("node", "key", "take", node.folder, node.federation_key)
+    assert (status, "federation-key is empty" in err) == (2, True)
+
+
+def test_a_node_trusts_the_keys_that_its_operator_lists(fedit, node, tmp_path):
+    other = init_node(tmp_path / "court", "court")
+    status, out, _ = fedit("node", "trust", node.folder, "court", other.public_key)
+    assert status == 0
+    assert key_fingerprint(read_public_key(other.public_key)) in out
+    assert 'peers = "peers" in [policy]' in out
+
+    edit(node, 'peers = ""', 'peers = "peers"')
+    renew_key(other)
+    assert "not looked at" not in fedit("node", "trust", node.folder, "court", other.public_key)[1]
+    trusting = NodeFolder.open(node.folder)
+    assert len(read_peers(Path(trusting.policy.peers))["court"]) == 2
+    identity = identity_of("hospital-a", trusting.node_config(), trusting.policy)
+    assert sorted(identity.peers) == ["court", "hospital-a"]
+
+    (trusting.peers / "court.pub").write_text("nonsense\n")
+    with pytest.raises(FedEditError, match="court.pub: has to hold public keys"):
+        read_peers(trusting.peers)
+
+
+def test_a_folder_of_keys_that_is_not_there(node):
+    edit(node, 'peers = ""', 'peers = "friends"')
+    with pytest.raises(FedEditError, match="peers = 'friends' is no folder that exists"):
+        NodeFolder.open(node.folder)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+import inprocess
 import pytest
 import torch
 
@@ -158,7 +159,7 @@ def test_a_peer_with_a_faulty_file_is_left_out(node, demo_copy):
 
 
 def test_a_real_node_sees_itself_only(node, demo_copy):
-    given = {"name": "Notary", "data-path": str(demo_copy / "bank.jsonl")}
+    given = inprocess.real_node("Notary", demo_copy / "bank.jsonl")
     notary = node(node_config=given)
 
     assert sorted(notary.everybody()) == ["Notary"]
@@ -401,7 +402,7 @@ def site(node, demo_copy, tmp_path):
     def site(policy: str) -> Participant:
         file = tmp_path / "node.toml"
         file.write_text(f"[policy]\n{policy}\n", encoding="utf-8")
-        given = {"name": "bank", "data-path": str(demo_copy / "bank.jsonl")}
+        given = inprocess.real_node("bank", demo_copy / "bank.jsonl")
         return node(node_config=given | {"node-file": str(file)})
 
     return site

@@ -82,6 +82,7 @@ def test_the_client_app_takes_the_nodes_values(tiny_folder, tmp_path):
             "data-path": str(tiny.DEMO / f"{names[number]}.jsonl"),
             "state-dir": str(tmp_path / names[number]),
             "model": str(tiny_folder),
+            "federation-key": inprocess.federation_key(),
         }
 
     results, _ = inprocess.federate(run_config, 2, node_config=node_config)

@@ -13,6 +13,7 @@ from benchmarks.loopback import Deployment
 from fedit_app.cli import main
 from fedit_app.deployment.registry import register_node, unregister_node
 from fedit_app.deployment.server_folder import init_server
+from fedit_app.editing.ledger import read_index
 from fedit_app.errors import FedEditError
 from fedit_app.processes import family
 from fedit_app.reporting import load_results
@@ -57,7 +58,7 @@ def finished(deployment):
     return result, folder
 
 
-def test_the_run_is_the_same_as_in_simulation(finished, tiny_folder, tmp_path):
+def test_the_run_is_the_same_as_in_simulation(finished, deployment, tiny_folder, tmp_path):
     """Counts and figures are those of virtual nodes with the same data."""
     data = tmp_path / "data"
     data.mkdir()
@@ -75,7 +76,9 @@ def test_the_run_is_the_same_as_in_simulation(finished, tiny_folder, tmp_path):
 
     assert results["status"] == "completed"
     assert results["failed_nodes"] == []
-    assert results["model"]["fingerprint"] == expected["model"]["fingerprint"]
+    (ledger,) = (deployment.nodes["bank"].state_dir / "bank").glob("*/ledger")
+    assert read_index(ledger)["fingerprint"] == expected["model"]["fingerprint"]
+    assert results["model"]["fingerprint"] != expected["model"]["fingerprint"], "it was sealed"
     assert sorted(results["nodes"]) == sorted(NODES)
     for name in NODES:
         assert results["nodes"][name]["own"] == expected["nodes"][name]["own"]

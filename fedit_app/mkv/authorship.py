@@ -1,0 +1,85 @@
+"""Signatures: that an MKV is of the node it names, whoever passed it on.
+
+What is signed are fingerprint, id, node and slot; the id is the hash of all vectors. In a sealed
+MKV the signature lies inside, where the server does not see it: it could confirm a guess with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedit_app.errors import FedEditError
+from fedit_app.files import check_private
+from fedit_app.mkv.record import MKV, Authorship
+
+
+class SigningKey:
+    """The private key with which a node signs: the one by which the server knows it, too.
+
+    Args:
+        key: an elliptic key.
+    """
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+        self.public = openssh_line(key.public_key())
+
+    @staticmethod
+    def read(file: Path) -> SigningKey:
+        """The key of a file in OpenSSH's form.
+
+        Raises:
+            FedEditError: the file is missing, others may read it, or it holds no such key.
+        """
+        check_private(file)
+        try:
+            key = serialization.load_ssh_private_key(file.read_bytes(), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise FedEditError(f"node key {file}: cannot be read ({error})") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise FedEditError(
+                f"node key {file}: has to be an elliptic key, as `fedit node init` makes"
+            )
+        return SigningKey(key)
+
+    def sign(self, mkv: MKV) -> MKV:
+        """The MKV with a signature; the same one again for the same MKV (RFC 6979)."""
+        algorithm = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
+        signature = base64.b64encode(self._key.sign(_statement(mkv), algorithm)).decode()
+        return dataclasses.replace(mkv, author=Authorship(self.public, signature))
+
+
+def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
+    """Whether an MKV carries a right signature by one of some keys.
+
+    Args:
+        mkv: with or without a signature.
+        keys: public keys, as `openssh_line` writes them.
+    """
+    if mkv.author is None or mkv.author.public_key not in keys:
+        return False
+    key = serialization.load_ssh_public_key(mkv.author.public_key.encode())
+    try:
+        signature = base64.b64decode(mkv.author.signature, validate=True)
+        key.verify(signature, _statement(mkv), ec.ECDSA(hashes.SHA384()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key in OpenSSH's form, one line without a comment."""
+    encoded = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return encoded.decode()
+
+
+def _statement(mkv: MKV) -> bytes:
+    return b"FedEdit MKV " + json.dumps([mkv.fingerprint, mkv.id, mkv.node, mkv.slot]).encode()

@@ -1,0 +1,154 @@
+"""The sealed MKV: what a server and its pool hold of an MKV that only nodes can open.
+
+Its wire form and its bytes are those of `wire` in small: exactly what is written here is accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedit_app.errors import FedEditError, shown
+from fedit_app.mkv.record import SIGNATURES, check_origin, check_signature, is_id
+from fedit_app.mkv.sketch import LARGEST_WIDTH, SMALLEST_WIDTH
+from fedit_app.mkv.wire import MAX_MKV_BYTES, MAX_MKVS, Arrays, Meta
+
+# A sketch of every signature and, for the same-fact test, of the flattened shifts.
+SKETCHES = (*SIGNATURES, "shifts")
+PAYLOAD = "payload"
+_LISTS = ("ids", "nodes", "slots", "sizes")
+_META = ("fingerprint", *_LISTS)
+_LEAST_PAYLOAD = 12 + 16  # nonce and tag of AES-GCM
+# Rounding a unit vector to float16 changes its squared length by less.
+_LENGTH_ERROR = 2**-9
+
+
+@dataclass(frozen=True, eq=False)
+class SealedMKV:
+    """An MKV that only nodes can open; `Sealer` makes and opens it.
+
+    Attributes:
+        id: 32 hex digits, the MKV's id enciphered: the same for the same MKV, and to a server
+            without meaning.
+        node: the node that computed it.
+        slot: the time slot in which it was computed, from 1.
+        fingerprint: the MKV's, the federation key and the width of the sketches in one hash.
+        sketches: kind of `SKETCHES` -> `(m,)` float16 of length 1, or zero.
+        payload: the encrypted MKV.
+    """
+
+    id: str
+    node: str
+    slot: int
+    fingerprint: str
+    sketches: Mapping[str, np.ndarray]
+    payload: bytes
+
+    def signature(self, kind: str) -> np.ndarray:
+        """The sketch `(m,)` of the vector that ranking compares, see `MKV.signature`."""
+        check_signature(kind)
+        return self.sketches[kind]
+
+    @property
+    def fact_vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sketches of what tells facts apart, see `MKV.fact_vectors`."""
+        return self.sketches["key"], self.sketches["delta"], self.sketches["shifts"]
+
+
+def encode_sealed(mkvs: Sequence[SealedMKV]) -> tuple[Arrays, Meta]:
+    """Packs sealed MKVs for a message.
+
+    Args:
+        mkvs: n of one fingerprint, 1 <= n <= `MAX_MKVS`.
+
+    Returns:
+        The arrays of the sketches, by kind, `(n, m)` float16, and `payload` `(total,)` int8, one
+        behind the other; and what JSON can hold: `fingerprint` and the lists `ids`, `nodes`,
+        `slots`, `sizes` (of the payloads, in bytes).
+    """
+    arrays = {kind: np.stack([mkv.sketches[kind] for mkv in mkvs]) for kind in SKETCHES}
+    arrays[PAYLOAD] = np.frombuffer(b"".join(mkv.payload for mkv in mkvs), np.int8)
+    meta: Meta = {
+        "fingerprint": mkvs[0].fingerprint,
+        "ids": [mkv.id for mkv in mkvs],
+        "nodes": [mkv.node for mkv in mkvs],
+        "slots": [mkv.slot for mkv in mkvs],
+        "sizes": [len(mkv.payload) for mkv in mkvs],
+    }
+    return arrays, meta
+
+
+def decode_sealed(arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]) -> list[SealedMKV]:
+    """The sealed MKVs of a message; the inverse of `encode_sealed`. None of them is opened.
+
+    Raises:
+        FedEditError: names, types, shapes or values are not what `encode_sealed` writes, or an id
+            occurs twice.
+    """
+    n = _check_meta(meta)
+    _check_arrays(arrays, n, sum(meta["sizes"]))
+    payloads = memoryview(arrays[PAYLOAD].tobytes())
+    found, begin = [], 0
+    for i, (id_, node, slot, size) in enumerate(zip(*(meta[name] for name in _LISTS), strict=True)):
+        check_origin(node, slot, meta["fingerprint"])
+        sketches = {kind: arrays[kind][i] for kind in SKETCHES}
+        payload = bytes(payloads[begin : begin + size])
+        found.append(SealedMKV(id_, node, slot, meta["fingerprint"], sketches, payload))
+        begin += size
+    return found
+
+
+def _check_meta(meta: Mapping[str, object]) -> int:
+    """The number of sealed MKVs that the lists agree on."""
+    if not isinstance(meta, Mapping) or set(meta) != set(_META):
+        raise FedEditError(f"sealed MKVs: what is beside the arrays has to be {', '.join(_META)}")
+    if not all(isinstance(meta[name], list) for name in _LISTS):
+        raise FedEditError(f"sealed MKVs: {', '.join(_LISTS)} have to be lists")
+    lengths = {name: len(meta[name]) for name in _LISTS}
+    n = lengths["ids"]
+    if len(set(lengths.values())) > 1 or not 1 <= n <= MAX_MKVS:
+        raise FedEditError(
+            f"sealed MKVs: lists of lengths {lengths} found; they have to be of one length, 1 to "
+            f"{MAX_MKVS}"
+        )
+    if not all(map(is_id, meta["ids"])) or len(set(meta["ids"])) < n:
+        raise FedEditError("sealed MKVs: the ids have to be 32 hex digits, each of them once")
+    for size in meta["sizes"]:
+        if type(size) is not int or not _LEAST_PAYLOAD <= size <= MAX_MKV_BYTES:
+            raise FedEditError(
+                f"sealed MKVs: a payload of {shown(size)} bytes found; it has "
+                f"{_LEAST_PAYLOAD} to {MAX_MKV_BYTES}"
+            )
+    return n
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int) -> None:
+    wanted = dict.fromkeys(SKETCHES, np.dtype("<f2")) | {PAYLOAD: np.dtype("i1")}
+    if not isinstance(arrays, Mapping) or set(arrays) != set(wanted):
+        raise FedEditError(f"sealed MKVs: the arrays have to be {', '.join(wanted)}")
+    for name, dtype in wanted.items():
+        if not isinstance(arrays[name], np.ndarray) or arrays[name].dtype != dtype:
+            found = getattr(arrays[name], "dtype", type(arrays[name]).__name__)
+            raise FedEditError(f"sealed MKVs, array `{name}`: {found} found; it has to be {dtype}")
+    if arrays[PAYLOAD].shape != (total,):
+        raise FedEditError(
+            f"sealed MKVs, array `{PAYLOAD}`: shape {arrays[PAYLOAD].shape} found; the sizes say "
+            f"({total},)"
+        )
+    shapes = {arrays[kind].shape for kind in SKETCHES}
+    (shape, *others) = shapes
+    if others or len(shape) != 2 or shape[0] != n:
+        raise FedEditError(
+            f"sealed MKVs: sketches of shapes {sorted(shapes)} found; all have to be ({n}, m)"
+        )
+    if not SMALLEST_WIDTH <= shape[1] <= LARGEST_WIDTH:
+        raise FedEditError(
+            f"sealed MKVs: sketches of width {shape[1]} found; it has to be {SMALLEST_WIDTH} to "
+            f"{LARGEST_WIDTH}"
+        )
+    for kind in SKETCHES:
+        squares = (arrays[kind].astype(np.float64) ** 2).sum(axis=1)
+        if not np.all((np.abs(squares - 1) <= _LENGTH_ERROR) | (squares == 0)):
+            raise FedEditError(f"sealed MKVs, array `{kind}`: a sketch that has not length 1 found")

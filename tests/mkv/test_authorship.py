@@ -1,0 +1,78 @@
+"""Signatures: whose an MKV is."""
+
+import dataclasses
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedit_app.errors import FedEditError
+from fedit_app.mkv import decode, encode, from_bytes, to_bytes
+from fedit_app.mkv.authorship import SigningKey, is_signed_by
+from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.record import Authorship
+from fedit_app.mkv.sealer import Sealer
+
+KEY = SigningKey(ec.generate_private_key(ec.SECP384R1()))
+OTHER = SigningKey(ec.generate_private_key(ec.SECP384R1()))
+
+
+@pytest.fixture
+def signed(make_mkvs):
+    return KEY.sign(make_mkvs(1)[0])
+
+
+def test_a_signature_is_that_of_its_key(signed, make_mkvs):
+    assert is_signed_by(signed, {OTHER.public, KEY.public})
+    assert not is_signed_by(signed, {OTHER.public})
+    assert not is_signed_by(signed, ())
+    assert not is_signed_by(make_mkvs(1)[0], {KEY.public})
+    assert KEY.sign(signed).author == signed.author
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"node": "school"},
+        {"slot": 2},
+        {"fingerprint": "model-b"},
+        {"id": "0" * 32},
+        {"author": Authorship(KEY.public, "AAAA")},
+        {"author": Authorship(KEY.public, "no base64")},
+    ],
+)
+def test_it_is_of_this_mkv_under_this_name_alone(signed, change):
+    assert not is_signed_by(dataclasses.replace(signed, **change), {KEY.public})
+
+
+def test_it_travels_with_the_mkv(signed, make_mkvs):
+    unsigned = make_mkvs(2)[1]
+    arrived = decode(*encode([signed, unsigned]))
+    assert [one.author for one in arrived] == [signed.author, None]
+    assert from_bytes(to_bytes(signed)).author == signed.author
+    assert "authors" not in encode([unsigned])[1]
+
+    sealer = Sealer(FederationKey.new(), "sealed", signed.fingerprint, 32)
+    (sealed,) = sealer.seal([signed])
+    assert sealer.open(sealed).author == signed.author
+    assert KEY.public[-40:].encode() not in sealed.payload
+    (again,) = sealer.seal([KEY.sign(signed)])
+    assert again.payload == sealed.payload
+
+
+@pytest.mark.parametrize(
+    "author", [["a"], ["a", "b", "c"], ["a", 1], "ab", ["a", "x" * 2000], ["a", "\n"], None]
+)
+def test_what_is_no_author_is_refused(signed, author):
+    arrays, meta = encode([signed])
+    with pytest.raises(FedEditError, match="author"):
+        decode(arrays, meta | {"authors": [author]})
+    with pytest.raises(FedEditError, match="length"):
+        decode(arrays, meta | {"authors": []})
+
+
+def test_a_key_that_cannot_sign(tmp_path):
+    file = tmp_path / "node.key"
+    file.write_bytes(b"nothing")
+    file.chmod(0o600)
+    with pytest.raises(FedEditError, match="node.key: cannot be read"):
+        SigningKey.read(file)
