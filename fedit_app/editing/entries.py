@@ -16,19 +16,6 @@ _REFUSAL = {"id": str, "node": str, "reason": str, "withdrawn": bool, "requests"
 
 
 @dataclass(frozen=True)
-class AuthorSignature:
-    """An author's signature of an MKV, kept as it came.
-
-    Attributes:
-        public_key: the author's public key, as text.
-        signature: the signature, as text.
-    """
-
-    public_key: str
-    signature: str
-
-
-@dataclass(frozen=True)
 class LedgerEntry:
     """One accepted MKV.
 
@@ -39,7 +26,6 @@ class LedgerEntry:
         overruled_by: id of the MKV about the same subject that holds in its stead; empty if this
             one holds.
         votes: how many organisations are known to want it.
-        signature: its author's, if it came with one.
         warm_started: whether this node optimised its value from that of another MKV.
     """
 
@@ -48,7 +34,6 @@ class LedgerEntry:
     requests: tuple[str, ...] = ()
     overruled_by: str = ""
     votes: int = 1
-    signature: AuthorSignature | None = None
     warm_started: bool = False
 
     def fields(self) -> dict[str, Any]:
@@ -58,7 +43,7 @@ class LedgerEntry:
             "requests": list(self.requests),
             "overruled_by": self.overruled_by,
             "votes": self.votes,
-            "signature": vars(self.signature) if self.signature else None,
+            "signature": vars(self.mkv.author) if self.mkv.author else None,
             "warm_started": self.warm_started,
         }
 
@@ -69,14 +54,12 @@ class LedgerEntry:
     @staticmethod
     def of_row(row: Mapping[str, Any], mkv: MKV) -> LedgerEntry:
         """The entry that a row of the index stands for."""
-        signature = AuthorSignature(**row["signature"]) if row["signature"] else None
         return LedgerEntry(
             mkv,
             row["slot"],
             tuple(row["requests"]),
             row["overruled_by"],
             row["votes"],
-            signature,
             row["warm_started"],
         )
 

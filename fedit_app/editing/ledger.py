@@ -26,7 +26,6 @@ from torch import Tensor
 
 from fedit_app.editing import journal
 from fedit_app.editing.entries import (
-    AuthorSignature,
     LedgerEntry,
     Refusal,
     are_refusals,
@@ -137,7 +136,6 @@ class Ledger:
         mkvs: Iterable[MKV],
         slot: int,
         requests: Mapping[str, Sequence[str]] | None = None,
-        signatures: Mapping[str, AuthorSignature] | None = None,
     ) -> None:
         """Add MKVs, or own requests to MKVs that are there already; one step on disk.
 
@@ -145,14 +143,12 @@ class Ledger:
             mkvs: what to add; known ids keep their entry.
             slot: time slot of the acceptance.
             requests: id -> own requests that this MKV fulfils.
-            signatures: id -> its author's signature, kept as it is.
         """
         for mkv in mkvs:
             known = self.entries.get(mkv.id)
             asked = (requests or {}).get(mkv.id, ())
             if known is None:
-                signature = (signatures or {}).get(mkv.id)
-                self.entries[mkv.id] = LedgerEntry(mkv, slot, tuple(asked), signature=signature)
+                self.entries[mkv.id] = LedgerEntry(mkv, slot, tuple(asked))
             else:
                 both = tuple(dict.fromkeys([*known.requests, *asked]))
                 self.entries[mkv.id] = dataclasses.replace(known, requests=both)

@@ -32,7 +32,7 @@ def listing(place: Place) -> str:
             entry.mkv.node,
             id_,
             accepted[id_]["time"],
-            "yes" if entry.signature else "no",
+            "yes" if entry.mkv.author else "no",
             f"no: {entry.overruled_by[:_SHORT]} does" if entry.overruled_by else "yes",
             _probes(accepted[id_]["probes"]),
         )
@@ -94,8 +94,8 @@ def _state(ledger: Ledger, id_: str) -> list[str]:
         refusal = ledger.refused.get(id_)
         return [f"here         no: {printable(refusal.reason) if refusal else 'taken out'}"]
     holds = f"overruled by {entry.overruled_by}" if entry.overruled_by else "it holds"
-    signature = entry.signature
-    signed = f"with key {printable(signature.public_key)}" if signature else "no"
+    author = entry.mkv.author
+    signed = f"with key {printable(author.public_key)}" if author else "no"
     lengths = [float(np.linalg.norm(shift)) for shift in entry.mkv.shifts]
     return [
         f"computed     in slot {entry.mkv.slot}",

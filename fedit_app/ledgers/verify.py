@@ -11,6 +11,7 @@ from fedit_app.editing.journal import Head, Record
 from fedit_app.editing.ledger import JOURNAL, read_index, read_mkv
 from fedit_app.errors import FedEditError
 from fedit_app.ledgers.places import Place
+from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.reporting.formats import byte_size, plural, printable
 
 _MOST_DAMAGES = 20
@@ -95,3 +96,7 @@ def _against_file(folder: Path, row: Mapping[str, Any], fingerprint: str) -> Ite
         yield f"MKV {row['id']}: its file is of another fingerprint, {mkv.fingerprint}"
     if mkv.node != row["node"]:
         yield f"MKV {row['id']}: its file names node {mkv.node!r}, the index {row['node']!r}"
+    if (vars(mkv.author) if mkv.author else None) != row["signature"]:
+        yield f"MKV {row['id']}: its file has another signature than the index"
+    if mkv.author and not is_signed_by(mkv, [mkv.author.public_key]):
+        yield f"MKV {row['id']}: what it carries is not a signature of this MKV"

@@ -66,11 +66,13 @@ def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
     """
     if mkv.author is None or mkv.author.public_key not in keys:
         return False
-    key = serialization.load_ssh_public_key(mkv.author.public_key.encode())
     try:
+        key = serialization.load_ssh_public_key(mkv.author.public_key.encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
         signature = base64.b64decode(mkv.author.signature, validate=True)
         key.verify(signature, _statement(mkv), ec.ECDSA(hashes.SHA384()))
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
 

@@ -4,13 +4,14 @@ import json
 import os
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from editing.test_ledger import make_mkvs
 
 from fedit_app.editing import journal
 from fedit_app.editing import ledger as module
-from fedit_app.editing.entries import AuthorSignature
 from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.errors import FedEditError
+from fedit_app.mkv.authorship import SigningKey
 
 
 def told(ledger):
@@ -78,12 +79,11 @@ def test_the_journal_leads_to_the_index(ledger):
 
 
 def test_a_signature_is_kept_as_it_came(tmp_path, mkvs):
-    ledger = Ledger.open(tmp_path, "model-a")
-    signature = AuthorSignature("ab12", "cd34")
-    ledger.accept(mkvs[:2], 1, signatures={mkvs[1].id: signature})
+    signed = SigningKey(ec.generate_private_key(ec.SECP384R1())).sign(mkvs[1])
+    Ledger.open(tmp_path, "model-a").accept([mkvs[0], signed], 1)
     reopened = Ledger.open(tmp_path, "model-a")
-    assert [reopened.entries[mkv.id].signature for mkv in mkvs[:2]] == [None, signature]
-    assert reopened.history()[1]["set"]["signature"] == vars(signature)
+    assert [reopened.entries[mkv.id].mkv.author for mkv in mkvs[:2]] == [None, signed.author]
+    assert reopened.history()[1]["set"]["signature"] == vars(signed.author)
 
 
 def test_what_changes_nothing_leaves_no_record(ledger, mkvs):

@@ -69,7 +69,12 @@ def after_a_run(tiny_folder, tmp_path_factory) -> Sites:
         data = root / "data" / f"{name}.jsonl"
         data.parent.mkdir(exist_ok=True)
         data.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-        init_node(root / name, name, "localhost:8000", data=data, model=str(tiny_folder))
+        init_node(
+            *(root / name, name, "localhost:8000"),
+            data=data,
+            model=str(tiny_folder),
+            federation_key=Path(inprocess.federation_key()),
+        )
     toml = root / "bank" / "node.toml"
     text = toml.read_text(encoding="utf-8")
     text = text.replace('probes = ""', f'probes = "{root}/data/museum.jsonl"')

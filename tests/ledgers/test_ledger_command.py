@@ -1,14 +1,18 @@
 """`fedit ledger`: what a ledger holds, how it came to, and that tampering is found."""
 
+import dataclasses
 import json
 import re
 import shutil
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedit_app.editing.journal import _canonical, _hash
 from fedit_app.editing.ledger import Ledger
 from fedit_app.ledgers.places import find_place
+from fedit_app.mkv import to_bytes
+from fedit_app.mkv.authorship import SigningKey
 
 
 def test_list(fedit, after_a_run):
@@ -19,7 +23,7 @@ def test_list(fedit, after_a_run):
     lines = {line.split()[2]: line for line in out.splitlines() if re.match(r" +1 ", line)}
     assert set(lines) == set(after_a_run.ledger("bank").entries)
     for id_ in after_a_run.of("bank", "hospital"):
-        assert re.search(r"1  hospital +\w+  20\d\d-.*Z  no +yes +\d\.\d\d -> \d", lines[id_])
+        assert re.search(r"1  hospital +\w+  20\d\d-.*Z  yes +yes +\d\.\d\d -> \d", lines[id_])
     for id_ in after_a_run.of("bank", "bank"):
         assert lines[id_].endswith("–"), "the edit stage measures no probes"
 
@@ -123,6 +127,14 @@ def deleted(ledger, ids):
     (ledger.folder / "mkvs" / f"{ids[1]}.safetensors").unlink()
 
 
+def signed_by_another(ledger, ids):
+    """The file says that somebody else has signed; his signature is a right one, but of another."""
+    key = SigningKey(ec.generate_private_key(ec.SECP384R1()))
+    other, one = (ledger.entries[id_].mkv for id_ in ids[:2])
+    forged = dataclasses.replace(one, author=key.sign(other).author)
+    (ledger.folder / "mkvs" / f"{one.id}.safetensors").write_bytes(to_bytes(forged))
+
+
 def signed_afterwards(index):
     index["entries"][1]["signature"] = {"public_key": "ab", "signature": "cd"}
 
@@ -132,6 +144,8 @@ def signed_afterwards(index):
     [
         (exchanged, "it holds MKV"),
         (deleted, "cannot be read"),
+        (signed_by_another, "its file has another signature than the index"),
+        (signed_by_another, "is not a signature of this MKV"),
         (index_with(lambda index: index["entries"].pop(1)), "by the journal in the index"),
         (
             index_with(lambda index: index["entries"][1].update(slot=2)),
