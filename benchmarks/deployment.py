@@ -205,10 +205,9 @@ def _tiny_model(tokenizer_of: str, folder: Path) -> Path:
 
 
 def _requests(folder: Path, name: str, count: int) -> Path:
+    fact = {"prompt": "{} was born in", "target_new": "Basel"}
     lines = [
-        json.dumps(
-            {"prompt": "{} was born in", "subject": f"Person {i} of {name}", "target_new": "Basel"}
-        )
+        json.dumps({"id": f"fact-{i}", "subject": f"Person {i} of {name}", **fact})
         for i in range(count)
     ]
     file = folder / f"{name}.jsonl"
