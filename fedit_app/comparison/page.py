@@ -12,7 +12,7 @@ from fedit_app.comparison.plots import axis_plot, method_plot, slots_plot
 from fedit_app.comparison.summary import Record
 from fedit_app.comparison.tables import METRICS, columns_and_rows
 from fedit_app.reporting.formats import duration, plural, printable
-from fedit_app.reporting.template import STYLES
+from fedit_app.reporting.styles import STYLES
 
 _MORE_STYLES = """
 :root { --plot-1: #0072b2; --plot-2: #b34a00; --plot-3: #007a5a; --plot-4: #a3527f;

@@ -217,7 +217,7 @@ class RunGrid(Grid):
         try:
             require(info, ANSWERS[reply.metadata.message_type], "its answer")
         except FedEditError as error:
-            return None, str(error)
+            return info, str(error)
         return info, None
 
     def get_node_ids(self) -> list[int]:

@@ -119,7 +119,7 @@ def _tells(data: bytes) -> list[bytes]:
 
 def test_own_facts_are_asked_from_the_run_folder(related, tmp_path):
     folder = related[2]
-    said = ask(folder, "P1", None)
+    said = ask(folder, "P1", "", None)
 
     own = [r.text for r in read_requests(folder / "requests" / "P1.jsonl")]
     assert sum(f"\n{text} ...\n" in said for text in own) == 3
