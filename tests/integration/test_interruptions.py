@@ -14,7 +14,11 @@ import tomli_w
 
 from benchmarks.loopback import PATIENCE, Deployment
 from fedit_app.editing.ledger import read_index
+from fedit_app.federation.paths import worker_folder
+from fedit_app.federation.worker_process import LOG, read_record
 from fedit_app.mkv import MKVPool
+from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.sealer import Sealer
 from fedit_app.reporting import load_results
 
 NODES = ("bank", "hospital", "museum", "newsroom")
@@ -98,23 +102,23 @@ def ended(deployment):
 
 def begun(deployment: Deployment, name: str, stage: str) -> bool:
     """Whether a node's resident process has begun to answer a message."""
-    log = deployment.nodes[name].state_dir / name / "worker" / "worker.log"
+    log = worker_folder(str(deployment.nodes[name].state_dir), name) / LOG
     return log.exists() and f"slot 1: {stage} begins" in log.read_text(encoding="utf-8")
 
 
 def resident(deployment: Deployment, name: str) -> psutil.Process:
     """A node's resident process."""
-    (process,) = [
-        p for p in deployment.members(name) if "fedit_app.federation.worker" in p.cmdline()
-    ]
-    return process
+    record = read_record(worker_folder(str(deployment.nodes[name].state_dir), name))
+    assert record is not None
+    return psutil.Process(record.pid)
 
 
 def server_app(deployment: Deployment) -> psutil.Process:
     (process,) = [
         process
         for process in deployment.members("server")
-        if any("serverapp" in part for part in process.cmdline())
+        if process.status() != psutil.STATUS_ZOMBIE
+        and any(part.endswith("flwr-serverapp") for part in process.cmdline())
     ]
     return process
 
@@ -165,12 +169,16 @@ def test_nothing_is_lost_or_applied_twice(results, ended, deployment):
     rows = list(pool.rows(["id", "fact"]))
     ids = [row["id"] for row in rows]
     assert len(ids) == len(set(ids)) == sum(slot["uploaded"] for slot in results["slots"])
+    width = results["config"]["sketch-width"]
     for name in NODES:
         (ledger,) = (deployment.nodes[name].state_dir / name).glob("*/ledger")
-        entries = read_index(ledger)["entries"]
-        held = [entry["id"] for entry in entries]
-        assert len(held) == len(set(held)) and set(held) <= set(ids)
-        assert {row["fact"] for row in rows} <= set(held)
+        index = read_index(ledger)
+        entries = index["entries"]
+        key = FederationKey.read(deployment.nodes[name].federation_key)
+        sealer = Sealer(key, results["model"]["fingerprint"], index["fingerprint"], width)
+        held = {sealer.seal_id(entry["id"]) for entry in entries}
+        assert len(held) == len(entries) and held <= set(ids)
+        assert {row["fact"] for row in rows} <= held
         assert sum(len(entry["requests"]) for entry in entries) == SLOTS * REQUESTS
 
 
