@@ -60,8 +60,9 @@ def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
 def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     """Let nodes join that were not there before, or could not take part.
 
-    Whatever kept a node out may have been mended meanwhile. A node that returns under its name and
-    another id takes its old place.
+    Whatever kept a node out may have been mended meanwhile. A member that failed in the slot before
+    says hello again, too: it may have done its part without being heard. Until it does it is left
+    out, so that it is waited for once a slot.
 
     Args:
         grid: the grid; newcomers become members.
@@ -71,13 +72,19 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     Returns:
         Their names.
     """
-    members = {member.node_id for member in grid.members.values()}
-    ids = sorted(set(grid.all_node_ids()) - members)
-    if not ids:
-        return []
-    names = _admit(grid, _greet(grid, ids, slot), reference)
+    for name in grid.silent:
+        grid.members.pop(name, None)
+    present = set(grid.all_node_ids())
+    ids = sorted(present - {member.node_id for member in grid.members.values()})
+    names = _admit(grid, _greet(grid, ids, slot), reference) if ids else []
     if names:
         logger.info("slot %d: joined by %s", slot, ", ".join(names))
+    for name, member in sorted(grid.silent.items()):
+        if name in names:
+            del grid.silent[name]
+        else:
+            there = "did not introduce itself again" if member.node_id in present else "is gone"
+            grid.record.failed(name, slot, "hello", f"it failed before, and {there}")
     return names
 
 

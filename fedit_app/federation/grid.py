@@ -89,6 +89,8 @@ class RunGrid(Grid):
 
     Attributes:
         members: name -> node that takes part.
+        silent: name -> member that has failed in some stage since it last said hello: what its
+            ledger has got meanwhile is not known here.
         newcomers: lets nodes join in a slot, and returns their names.
     """
 
@@ -98,6 +100,7 @@ class RunGrid(Grid):
         self._grid, self._timeout, self._evaluated = grid, timeout, evaluated
         self.record = record
         self.members: dict[str, Member] = {}
+        self.silent: dict[str, Member] = {}
         self.newcomers: Callable[[int], list[str]] = lambda slot: []
 
     def name_of(self, reply: Message) -> str:
@@ -179,7 +182,7 @@ class RunGrid(Grid):
                 said = (info or {}).get("node")
                 name = said if said and text(said) else name
                 if failure:
-                    self.record.failed(name, slot, stage, failure)
+                    self._failed(name, slot, stage, failure)
                     continue
                 replies.append(reply)
                 self._note_cost(slot, stage, reply, down[asked])
@@ -189,9 +192,14 @@ class RunGrid(Grid):
                 break
             time.sleep(_POLL_SECONDS if waiting else 0)
         for name in waiting.values():
-            self.record.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
+            self._failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
+
+    def _failed(self, name: str, slot: int, stage: str, reason: str) -> None:
+        self.record.failed(name, slot, stage, reason)
+        if name in self.members:
+            self.silent[name] = self.members[name]
 
     def _note_cost(self, slot: int, stage: str, reply: Message, down: int) -> None:
         """Record what a member's part of a slot's stage took."""

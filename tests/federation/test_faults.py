@@ -149,6 +149,36 @@ def test_a_node_that_never_answers(run):
     assert requests(results, "bank") == [5, 5]
 
 
+def test_what_was_done_unheard_is_uploaded_in_the_next_slot(run, settings, answer):
+    config, matches = settings(num_slots=2), at(EDIT, slot=1)
+
+    def lose(node_id, message):
+        if matches(node_id, message):
+            answer(message, config, 1)
+            raise TimeoutError
+
+    results = run(lose, slot_timeout=5.0)
+
+    assert faults(results) == [("hospital", 1, "edit")]
+    entry = results["slots"][1]["nodes"]["hospital"]
+    assert (entry["requests"], entry["uploaded"]) == (5, 10)
+    assert results["slots"][1]["nodes"]["museum"]["received_from"]["hospital"] > 5
+
+
+def test_a_node_that_stays_away_is_waited_for_once_a_slot(run):
+    def gone(node_id, message):
+        if node_id == FAULTY and (message.metadata.message_type != HELLO or len(asked) > 4):
+            raise TimeoutError
+        asked.append(node_id)
+
+    asked: list[int] = []
+    results = run(gone, slot_timeout=3.0)
+
+    assert ("hospital", 1, "edit") in faults(results)
+    assert [f for f in faults(results) if f[:2] == ("hospital", 2)] == [("hospital", 2, "hello")]
+    assert requests(results, "bank") == [5, 5]
+
+
 def test_two_nodes_of_the_same_name(run, demo_copy):
     names = ["bank", "museum", "bank"]
     files = ["bank", "museum", "hospital"]

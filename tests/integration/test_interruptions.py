@@ -160,7 +160,9 @@ def test_who_comes_late_or_returns_catches_up(results):
     for slot in slots:
         for name, entry in slot.items():
             requests[name] += entry["requests"]
-    assert requests == dict.fromkeys(NODES, SLOTS * REQUESTS)
+    done = requests.pop("bank")
+    assert done in (SLOTS * REQUESTS, (SLOTS - 1) * REQUESTS), "it may have worked unheard"
+    assert set(requests.values()) == {SLOTS * REQUESTS}
 
 
 def test_nothing_is_lost_or_applied_twice(results, ended, deployment):
