@@ -56,7 +56,7 @@ def test_vectors_teach_the_federation_as_well_as_everybodys_texts_in_one_place(r
 
 def test_a_node_answers_with_what_another_organisation_corrected(runs, users_cache):
     _, folder = runs["fedit"]
-    text = ask(folder, "museum", "The head office of Reuters is located in the city of")
+    text = ask(folder, "museum", "", "The head office of Reuters is located in the city of")
     after = text.splitlines()[-5]
     assert "' Toronto'" in after
     assert "' Toronto'" not in after[:40]
