@@ -180,7 +180,8 @@ class RunGrid(Grid):
                 name = waiting.pop(asked)
                 info, failure = self._read(slot, reply)
                 said = (info or {}).get("node")
-                name = said if said and text(said) else name
+                if stage == "hello" and said and text(said):
+                    name = said  # later on, whose answer it is does not depend on what it says
                 if failure:
                     self._failed(name, slot, stage, failure)
                     continue
@@ -198,7 +199,7 @@ class RunGrid(Grid):
 
     def _failed(self, name: str, slot: int, stage: str, reason: str) -> None:
         self.record.failed(name, slot, stage, reason)
-        if name in self.members:
+        if stage != "hello" and name in self.members:
             self.silent[name] = self.members[name]
 
     def _note_cost(self, slot: int, stage: str, reply: Message, down: int) -> None:
