@@ -13,6 +13,7 @@ from fedit_app.comparison.summary import Record
 from fedit_app.comparison.tables import METRICS, columns_and_rows
 from fedit_app.reporting.formats import duration, plural, printable
 from fedit_app.reporting.styles import STYLES
+from fedit_app.reporting.template import FIGURE
 
 _MORE_STYLES = """
 :root { --plot-1: #0072b2; --plot-2: #b34a00; --plot-3: #007a5a; --plot-4: #a3527f;
@@ -23,13 +24,9 @@ _MORE_STYLES = """
 }
 """
 
-_PAGE = """\
-{%- macro figure(svg, title, caption) -%}
-{%- if svg -%}
-<figure class="card"><figcaption><strong>{{ title }}</strong><span>{{ caption }}</span></figcaption>
-<div class="scroll">{{ svg }}</div></figure>
-{%- endif -%}
-{%- endmacro -%}
+_PAGE = (
+    FIGURE
+    + """\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -103,6 +100,7 @@ an MKV.</p>
 </body>
 </html>
 """
+)
 
 
 def render_comparison(comparison: Record, metrics: Sequence[str] = METRICS) -> str:

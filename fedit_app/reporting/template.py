@@ -3,7 +3,19 @@
 It is Python text because an app bundle of Flower carries no .j2 files.
 """
 
-PAGE = """\
+FIGURE = """\
+{%- macro figure(svg, title, caption) -%}
+{%- if svg -%}
+<figure class="card"><figcaption><strong>{{ title }}</strong><span>{{ caption }}</span></figcaption>
+<div class="scroll">{{ svg }}</div></figure>
+{%- endif -%}
+{%- endmacro -%}
+"""
+"""A macro that shows a plot with its title and caption, for any page."""
+
+PAGE = (
+    FIGURE
+    + """\
 {%- macro change(before, after, name) -%}
 {%- set old = value_of(before, name) -%}{%- set new = value_of(after, name) -%}
 {%- if old is none and new is none -%}
@@ -63,12 +75,6 @@ PAGE = """\
 {%- for stage in stages %}<td>{{ duration(seconds.get(stage)) }}</td>{% endfor %}
 {%- endmacro -%}
 
-{%- macro figure(svg, title, caption) -%}
-{%- if svg -%}
-<figure class="card"><figcaption><strong>{{ title }}</strong><span>{{ caption }}</span></figcaption>
-<div class="scroll">{{ svg }}</div></figure>
-{%- endif -%}
-{%- endmacro -%}
 
 <!DOCTYPE html>
 <html lang="en">
@@ -291,3 +297,4 @@ from another one as a start, or taken over from another node.</dd>
 </body>
 </html>
 """
+)
