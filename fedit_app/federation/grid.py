@@ -183,7 +183,7 @@ class RunGrid(Grid):
                 if stage == "hello" and said and text(said):
                     name = said  # later on, whose answer it is does not depend on what it says
                 if failure:
-                    self._failed(name, slot, stage, failure)
+                    self.failed(name, slot, stage, failure)
                     continue
                 replies.append(reply)
                 self._note_cost(slot, stage, reply, down[asked])
@@ -193,11 +193,19 @@ class RunGrid(Grid):
                 break
             time.sleep(_POLL_SECONDS if waiting else 0)
         for name in waiting.values():
-            self._failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
+            self.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
 
-    def _failed(self, name: str, slot: int, stage: str, reason: str) -> None:
+    def failed(self, name: str, slot: int, stage: str, reason: str) -> None:
+        """Record that a member's part of a slot is lost; it is to say hello again, see `welcome`.
+
+        Args:
+            name: the node.
+            slot: the slot.
+            stage: what it failed in.
+            reason: why, in words that quote nothing of a node's text.
+        """
         self.record.failed(name, slot, stage, reason)
         if stage != "hello" and name in self.members:
             self.silent[name] = self.members[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -58,6 +58,7 @@ class FedEdit(Strategy):
         self._grid: RunGrid | None = None
         self._own: dict[str, list[Record]] = {}
         self._offered: dict[str, list[str]] = {}
+        self._asked: dict[str, list[str]] = {}
 
     def summary(self) -> None:
         """Log how MKVs are selected."""
@@ -127,11 +128,12 @@ class FedEdit(Strategy):
         info = {"slot": server_round, "central": self.central, "upload": self.exchange}
         info["withdrawn"] = self._withdrawn(members) if self.exchange else {}
         found = self._candidates(members) if self.exchange else {}
+        self._asked = {m.name: self._missing(m) if self.exchange else [] for m in members}
         return [
             member.message(
                 EDIT,
                 pack(
-                    {**info, "missing": self._missing(member) if self.exchange else []},
+                    {**info, "missing": self._asked[member.name]},
                     self.pool.fetch(found.get(member.name, [])),
                 ),
             )
@@ -153,7 +155,8 @@ class FedEdit(Strategy):
 
     def _missing(self, member: Member) -> list[str]:
         """Ids of MKVs that a node wants and the pool has not, such as those of another run."""
-        return sorted(member.wants - self.pool.facts(member.wants).keys())
+        missing = sorted(member.wants - self.pool.facts(member.wants).keys())
+        return missing[: self.config.max_uploads_per_slot]
 
     def _candidates(self, members: Sequence[Member]) -> dict[str, list[str]]:
         """Node -> ids of MKVs about the subjects of its requests, which it does not have yet."""
@@ -188,16 +191,17 @@ class FedEdit(Strategy):
                 arrived[name] = unpack_mkvs(
                     message.content, self.fingerprint, self.config.mkv_precision
                 )
-                _check_amount(len(arrived[name]), self.config.max_uploads_per_slot)
-                _check_origin(name, server_round, arrived[name], info["again"])
+                again = set(info["again"])
+                _check_again(again, self._asked[name])
+                new = [mkv for mkv in arrived[name] if mkv.id not in again]
+                _check_amount(len(new), self.config.max_uploads_per_slot)
+                _check_origin(name, server_round, arrived[name], again)
                 self.pool.check(arrived[name])
                 reused = self._reused(name, info["reused"])
             except FedEditError as error:
-                self._grid.record.failed(name, server_round, "edit", str(error))
+                self._grid.failed(name, server_round, "edit", str(error))
                 arrived.pop(name, None)
                 continue
-            again = set(info["again"])
-            new = [mkv for mkv in arrived[name] if mkv.id not in again]
             member = self._grid.members[name]
             member.wants |= {*info["reused"], *(mkv.id for mkv in arrived[name])}
             member.holds |= {id_ for conflict in info["conflicts"] for id_ in conflict.values()}
@@ -282,7 +286,7 @@ class FedEdit(Strategy):
             try:
                 member.lookup = lookup_of(message.content, member.lookup.shape[1])
             except FedEditError as error:
-                self._grid.record.failed(name, server_round, "reedit", str(error))
+                self._grid.failed(name, server_round, "reedit", str(error))
             member.holds |= set(self._offered[name])
             found = (info["received_from"], info["rejections"])
             self._grid.record.received(server_round, name, *found)
@@ -345,7 +349,14 @@ def _check_amount(count: int, most: int) -> None:
         )
 
 
-def _check_origin(name: str, slot: int, mkvs: Sequence[Record], again: Sequence[str]) -> None:
+def _check_again(again: Collection[str], asked: Collection[str]) -> None:
+    """Raises FedEditError for MKVs of earlier slots that a node was not asked for."""
+    unasked = set(again).difference(asked)
+    if unasked:
+        raise FedEditError(f"uploaded MKV {min(unasked)} again, which it was not asked for")
+
+
+def _check_origin(name: str, slot: int, mkvs: Sequence[Record], again: Collection[str]) -> None:
     """Raises FedEditError for an upload that is not a node's own, or of a slot to come."""
     for mkv in mkvs:
         if mkv.node != name or (mkv.slot > slot and mkv.id not in again):

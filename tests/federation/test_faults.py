@@ -285,6 +285,11 @@ def invent(content: RecordDict) -> None:
     content["info"]["json"] = json.dumps(info | {"reused": ["0" * 32]})
 
 
+def pretend_to_be_asked(content: RecordDict) -> None:
+    info = json.loads(content["info"]["json"])
+    content["info"]["json"] = json.dumps(info | {"again": ["0" * 32]})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -294,11 +299,12 @@ def invent(content: RecordDict) -> None:
         (in_another_precision, "precision 'float32' sent, 'int8' is expected"),
         (with_empty_values, "MKV"),
         (invent, "0000"),
+        (pretend_to_be_asked, "not asked for"),
         (lambda content: content["info"].update({"json": "{"}), "info"),
     ],
     ids=[
         *("bytes flipped", "another's name", "another slot", "another precision", "empty values"),
-        *("invented reuse", "damaged info"),
+        *("invented reuse", "unasked", "damaged info"),
     ],
 )
 def test_a_damaged_upload_is_refused_and_the_node_stays(run, upload, change, told):
@@ -306,7 +312,8 @@ def test_a_damaged_upload_is_refused_and_the_node_stays(run, upload, change, tol
 
     assert faults(results) == [("hospital", 1, "edit")]
     assert told in results["failed_nodes"][0]["reason"]
-    assert [slot["nodes"]["hospital"]["uploaded"] for slot in results["slots"]] == [0, 5]
+    # In the next slot it says hello again, so that what was lost is asked for once more.
+    assert [slot["nodes"]["hospital"]["uploaded"] for slot in results["slots"]] == [0, 10]
     assert requests(results, "bank") == [5, 5]
     # Nothing of the refused upload reached anyone.
     assert "hospital" not in results["slots"][0]["nodes"]["bank"]["received_from"]
