@@ -45,10 +45,10 @@ from benchmarks.harness import (
     report,
     table,
 )
+from benchmarks.screening import distribution
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.screening import BOUNDS
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
 from fedit_app.errors import FedEditError
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     source = CovarianceSource()
     bench = Workbench(model, "memit", settings, _CONTEXTS, source, 0, precision="float32")
     honest = bench.compute(requests[: options.records], Ledger(bench.fingerprint), "honest", 1)
-    figures = _bounds(bench, honest)
+    figures = distribution("attacks/screening", bench.screen, honest)
     figures |= _reading(bench, options, requests[: options.records], honest)
     figures |= _poisoning(bench, options, requests, honest[: options.edited])
     report(options, figures)
@@ -117,24 +117,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options.add_argument("--text-rows", type=positive, default=8, help="of 128 tokens each")
     return options.parse_args(arguments)
-
-
-def _bounds(bench: Workbench, honest: Sequence[MKV]) -> dict[str, float]:
-    """How far honest MKVs are from the bounds of the screening."""
-    figures, rows = {}, []
-    for name, values in bench.screen.measure(honest).items():
-        found = {
-            "median": float(sorted(values)[len(values) // 2]),
-            "most": float(values.max()),
-            "bound": BOUNDS[name],
-        }
-        figures |= {f"attacks/screening/{name}/{key}": value for key, value in found.items()}
-        rows.append([name, *found.values()])
-    refused = len(bench.screen.faults(honest)) / len(honest)
-    figures["attacks/screening/false_rejections"] = refused
-    print(table([f"{len(honest)} honest MKVs", "median", "most", "bound"], rows))
-    print(f"\nfalse rejections: {refused:.1%}\n")
-    return figures
 
 
 def _reading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedit_app.config import RunConfig
 from fedit_app.editing.privacy import Privacy
 from fedit_app.editing.requests import SLOT, EditRequest
 from fedit_app.editing.tokens import pad
 from fedit_app.editing.workbench import Workbench
 from fedit_app.mkv import MKV, create
 from fedit_app.mkv.privacy import epsilon, mkv_mu
+from fedit_app.mkv.sketch import Sketcher
 from fedit_app.models.partial import projection_inputs, trace
 
 _PLACE = "Here is the thing"
@@ -59,13 +62,37 @@ class Defence:
         return epsilon(mkv_mu(n_layers, noise)) if noise else None
 
 
+def _sketched(author: str, attacker: str) -> Callable[[MKV], Seen]:
+    """What a server sees of sealed MKVs: the sketch of the lookup key, and no value.
+
+    Args:
+        author: secret of the nodes' sketches.
+        attacker: secret with which the attacker sketches keys of his own.
+    """
+    width = RunConfig.sketch_width
+    own, tried = (Sketcher(secret.encode(), width) for secret in (author, attacker))
+
+    @functools.cache
+    def signs(d_ff: int) -> Tensor:
+        """(d_ff, width) the projection to scale: the sketches of unit vectors."""
+        return torch.from_numpy(tried.sketch("key", np.eye(d_ff)))
+
+    def projected(keys: Tensor) -> Tensor:
+        return keys @ signs(keys.shape[-1]).to(keys)
+
+    return lambda mkv: Seen(None, own.sketch("key", mkv.lookup_key[None])[0], projected)
+
+
 DEFENCES = {
     "none": Defence(),
     "int8": Defence("int8"),
+    "sealed": Defence("int8", seen=_sketched("the federation's", "another")),
+    "sealed, key betrayed": Defence("int8", seen=_sketched("the federation's", "the federation's")),
     "clip 1": Defence("int8", Privacy(1.0)),
     **{f"noise {z:g}": Defence("int8", Privacy(2.0, z)) for z in (0.003, 0.01, 0.03, 0.1, 5.0)},
 }
-"""Name -> defence. A server or a client sees whole MKVs under all of these."""
+"""Name -> defence. "sealed" is what a server sees, and its key what only nodes hold; clients, and
+servers of runs that are not sealed, see whole MKVs under all of the others."""
 
 
 def defended(bench: Workbench, defence: Defence, mkvs: Sequence[MKV]) -> list[MKV]:
