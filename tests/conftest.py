@@ -2,6 +2,7 @@
 
 import logging
 import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,36 @@ def log(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fedit_app"), "propagate", True)
     caplog.set_level(logging.INFO, logger="fedit_app")
     return caplog
+
+
+@pytest.fixture(scope="session")
+def _object_storage():
+    """A server on loopback that speaks S3: (its URL, how to make a bucket)."""
+    import boto3  # here, since few tests need it
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}", boto3
+    server.stop()
+
+
+@pytest.fixture
+def bucket(_object_storage, monkeypatch) -> str:
+    """URI of an empty bucket of one's own, which the environment says how to reach."""
+    url, boto3 = _object_storage
+    values = {
+        "AWS_ENDPOINT": url,
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -34,6 +35,7 @@ IDS_PER_QUERY = 1000
 ROWS_WITH_PAYLOAD = 64
 # LanceDB would keep gigabytes of what it has read of an index.
 _CACHE_BYTES = 128 * 2**20
+_REASON_WIDTH = 400
 
 
 class MKVPool:
@@ -50,7 +52,8 @@ class MKVPool:
             `index`), which is built when it is first needed.
 
     Raises:
-        FedEditError: the pool was not written by this version of FedEdit, or `index` is unknown.
+        FedEditError: the pool cannot be reached, was not written by this version of FedEdit, or
+            `index` is unknown.
     """
 
     def __init__(
@@ -67,13 +70,14 @@ class MKVPool:
         session = lancedb.Session(
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
         )
-        self._database = lancedb.connect(uri, session=session)
         self._table = None
-        if TABLE in self._database.list_tables().tables:
-            try:
+        try:
+            self._database = lancedb.connect(uri, session=session)
+            if TABLE in self._database.list_tables().tables:
                 self._table = self._database.open_table(TABLE)
-            except (OSError, RuntimeError, ValueError) as error:
-                raise FedEditError(f"pool {uri}: cannot be opened ({error})") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise FedEditError(f"pool {uri}: cannot be opened ({_reason(error)})") from error
+        if self._table is not None:
             check_schema(self._table.schema, uri)
 
     def __len__(self) -> int:
@@ -340,3 +344,8 @@ class MKVPool:
             chunk = values[start : start + IDS_PER_QUERY]
             query = self._table.search().where(one_of(by, chunk)).select(columns)
             yield from query.limit(len(self)).to_arrow().to_pylist()
+
+
+def _reason(error: Exception) -> str:
+    """What LanceDB says, without where in its source."""
+    return textwrap.shorten(str(error).partition(", location: ")[0], _REASON_WIDTH)

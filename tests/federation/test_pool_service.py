@@ -9,6 +9,7 @@ from federation.test_runs import pool_ids
 
 from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Patched, Workbench
+from fedit_app.mkv import MKVPool
 
 
 def everything_says_the_target(self, pairs):
@@ -117,3 +118,19 @@ def test_the_target_that_more_nodes_want_holds_if_the_policy_says_so(
     assert [target[id_] for name in "abc" for id_ in held(config, name)] == expected
     pairs = results["slots"][0]["nodes"]["a"]["conflict_pairs"]
     assert len(pairs) == 1 and set(pairs[0].values()) == set(pool)
+
+
+def received(results) -> list[dict]:
+    return [
+        {name: node["received_from"] for name, node in slot["nodes"].items()}
+        for slot in results["slots"]
+    ]
+
+
+def test_a_pool_on_object_storage_serves_as_one_on_disk(settings, bucket, demo_run):
+    uri = f"{bucket}/federation"
+    results, _ = inprocess.federate(settings(pool_uri=uri), 4)
+
+    assert results["summary"] == demo_run[0]["summary"]
+    assert received(results) == received(demo_run[0])
+    assert len(MKVPool(uri)) == len(MKVPool(str(demo_run[2] / "pool")))
