@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import gc
 import math
 import os
@@ -34,6 +35,7 @@ import psutil
 import torch
 
 from fedit_app.data.counterfact import read_counterfact
+from fedit_app.data.overlap import paraphrase_templates
 from fedit_app.editing.requests import EditRequest
 from fedit_app.errors import FedEditError
 from fedit_app.evaluation.metrics import aggregate
@@ -131,6 +133,15 @@ def records(options: argparse.Namespace, count: int) -> list[EditRequest]:
             "ask for fewer or give a larger file"
         )
     return found
+
+
+def paraphrase(request: EditRequest) -> EditRequest | None:
+    """The request in the words of its first paraphrase prompt that holds the subject, if any."""
+    templates = paraphrase_templates(request)
+    if not templates:
+        return None
+    prompt = next(iter(templates.values()))
+    return dataclasses.replace(request, id=f"{request.id}~", prompt=prompt)
 
 
 def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, float]:

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Cell, main, parser, positive, records, report, table
-from fedit_app.data.overlap import paraphrase_templates
+from benchmarks.harness import Cell, main, paraphrase, parser, positive, records, report, table
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.optimise import Values
@@ -58,21 +57,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     model = load_model(options.model, options.device, options.dtype)
     settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model)
     bench = Workbench(model, "memit", settings, _CONTEXTS, CovarianceSource(), seed=0)
-    found = [(r, _paraphrase(r)) for r in records(options, options.records)]
+    found = [(r, paraphrase(r)) for r in records(options, options.records)]
     pairs = [(request, other) for request, other in found if other is not None]
     if len(pairs) < 2:
         raise FedEditError(f"--data: {options.data} has too few paraphrases that hold the subject")
     figures = _vectors(bench, pairs)
     figures |= _edits(bench, pairs[: options.edits])
     report(options, figures)
-
-
-def _paraphrase(request: EditRequest) -> EditRequest | None:
-    templates = paraphrase_templates(request)
-    if not templates:
-        return None
-    prompt = next(iter(templates.values()))
-    return dataclasses.replace(request, id=f"{request.id}~", prompt=prompt)
 
 
 def _vectors(

@@ -23,8 +23,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.harness import Cell, main, parser, positive, records, report, table, whole_numbers
-from fedit_app.data.overlap import paraphrase_templates
+from benchmarks.harness import (
+    Cell,
+    main,
+    paraphrase,
+    parser,
+    positive,
+    records,
+    report,
+    table,
+    whole_numbers,
+)
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.requests import EditRequest
@@ -138,7 +147,7 @@ class _Measured:
         self._bench, self._count = bench, count
         own, twice = requests[:edits], requests[:again]
         self._mkvs = self._computed(own)
-        others = [_paraphrase(request) or request for request in twice]
+        others = [paraphrase(request) or request for request in twice]
         rivals = [
             dataclasses.replace(request, target_new=other.target_new)
             for request, other in zip(twice, own[-again:], strict=True)
@@ -155,9 +164,7 @@ class _Measured:
         self._loosely = self._keys(
             [dataclasses.replace(request, prompt="{} is a") for request in requests]
         )
-        found = [
-            (i, p) for i, request in enumerate(requests[:count]) if (p := _paraphrase(request))
-        ]
+        found = [(i, p) for i, request in enumerate(requests[:count]) if (p := paraphrase(request))]
         self._twins = [i for i, _ in found]
         self._paraphrased = self._keys([paraphrase for _, paraphrase in found])
 
@@ -258,14 +265,6 @@ class _Measured:
                 found = _from_known(seen, plain, known)
                 result[f"guessed_from_{known}"] = _hits(found, known)
         return result
-
-
-def _paraphrase(request: EditRequest) -> EditRequest | None:
-    templates = paraphrase_templates(request)
-    if not templates:
-        return None
-    prompt = next(iter(templates.values()))
-    return dataclasses.replace(request, id=f"{request.id}~", prompt=prompt)
 
 
 def _unit(kind: str, vectors: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import inprocess
 import pytest
+import tiny
 from tqdm import tqdm
 
 from fedit_app import launch, progress
@@ -315,11 +316,7 @@ def finished(tmp_path_factory, tiny_folder) -> Path:
     folder = tmp_path_factory.mktemp("asked") / "run"
     config = {
         "model": str(tiny_folder),
-        "layers": "1-2",
-        "contexts": 1,
-        "value-steps": 5,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
+        **tiny.RUN_CONFIG,
         "num-slots": 1,
         "output-dir": str(folder),
     }

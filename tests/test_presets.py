@@ -28,11 +28,8 @@ FAMILIES = {
 # What makes a run of a tiny model short; all else is the preset's.
 SMALL = {
     "num-slots": 1,
-    "layers": "1-2",
-    "contexts": 1,
+    **tiny.RUN_CONFIG,
     "value-steps": 2,
-    "covariance-tokens": 400,
-    "covariance-weight": 1.0,
 }
 CITIES = ["Bern", "Rome", "Oslo", "Cardiff", "Toronto", "London"]
 

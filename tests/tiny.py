@@ -23,6 +23,14 @@ VOCABULARY = 600
 LAYERS = 5
 D_MODEL = 16
 D_FF = 32  # Bloom's is always 4 D_MODEL
+RUN_CONFIG = {
+    "layers": "1-2",
+    "contexts": 1,
+    "value-steps": 5,
+    "covariance-tokens": 400,
+    "covariance-weight": 1.0,
+}
+"""Run-config values with which a run with such a model takes a few seconds."""
 
 _HEADS = {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
 _LLAMA = _HEADS | {"intermediate_size": D_FF, "num_key_value_heads": 1, "head_dim": 8}

@@ -6,6 +6,7 @@ import signal
 
 import inprocess
 import pytest
+import tiny
 
 from fedit_app import launch
 from fedit_app.cli import main
@@ -68,11 +69,8 @@ def values(tiny_folder, facts) -> dict:
         "partition": "relation",
         "num-slots": 2,
         "requests-per-slot": 2,
-        "layers": "1-2",
-        "contexts": 1,
+        **tiny.RUN_CONFIG,
         "value-steps": 3,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
     }
 
 

@@ -17,11 +17,7 @@ def small(tiny_folder) -> dict:
     """Run-config values with which a run takes a few seconds."""
     return {
         "model": str(tiny_folder),
-        "layers": "1-2",
-        "contexts": 1,
-        "value-steps": 5,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
+        **tiny.RUN_CONFIG,
     }
 
 

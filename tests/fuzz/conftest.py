@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import tiny
 from hypothesis import HealthCheck, settings
 
 EXAMPLES = int(os.environ.get("FEDIT_FUZZ_EXAMPLES", "200"))
@@ -23,9 +24,6 @@ def small(tiny_folder) -> dict:
     """Run-config values with which a message is answered in a moment."""
     return {
         "model": str(tiny_folder),
-        "layers": "1-2",
-        "contexts": 1,
+        **tiny.RUN_CONFIG,
         "value-steps": 1,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
     }

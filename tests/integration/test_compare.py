@@ -6,15 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tiny
+
 from fedit_app.reporting import load_results
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
-    "layers": "1-2",
-    "contexts": 1,
-    "value-steps": 5,
-    "covariance-tokens": 400,
-    "covariance-weight": 1.0,
+    **tiny.RUN_CONFIG,
     "num-slots": 1,
 }
 

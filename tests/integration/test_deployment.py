@@ -21,11 +21,7 @@ from fedit_app.reporting import load_results
 NODES = ("bank", "hospital", "museum")
 RUN = {
     "num-slots": 1,
-    "layers": "1-2",
-    "contexts": 1,
-    "value-steps": 5,
-    "covariance-tokens": 400,
-    "covariance-weight": 1.0,
+    **tiny.RUN_CONFIG,
     "slot-timeout": 120.0,
 }
 

@@ -21,11 +21,7 @@ SLOTS, REQUESTS = 2, 3
 RUN = {
     "num-slots": SLOTS,
     "requests-per-slot": REQUESTS,
-    "layers": "1-2",
-    "contexts": 1,
-    "value-steps": 5,
-    "covariance-tokens": 400,
-    "covariance-weight": 1.0,
+    **tiny.RUN_CONFIG,
     "slot-timeout": 60.0,
 }
 # The app as it is, but for what one node uploads: in slot 1 half of its payload is gone, in slot 2

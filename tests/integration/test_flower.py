@@ -41,11 +41,7 @@ def preset(tmp_path_factory, tiny_folder, data) -> Path:
         "model": str(tiny_folder),
         "dataset": "jsonl",
         "data-path": str(data),
-        "layers": "1-2",
-        "contexts": 1,
-        "value-steps": 5,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
+        **tiny.RUN_CONFIG,
     }
     file.write_text(tomli_w.dumps(values), encoding="utf-8")
     return file

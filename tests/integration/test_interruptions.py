@@ -28,11 +28,7 @@ TIMEOUT = 60.0
 RUN = {
     "num-slots": SLOTS,
     "requests-per-slot": REQUESTS,
-    "layers": "1-2",
-    "contexts": 1,
-    "value-steps": 5,
-    "covariance-tokens": 400,
-    "covariance-weight": 1.0,
+    **tiny.RUN_CONFIG,
     "slot-timeout": TIMEOUT,
 }
 
