@@ -17,7 +17,8 @@ demo: $(INSTALLED)
 	$(BIN)/fedit run --config configs/demo.toml
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 # Half an hour on two cores: first every parser and handler with inputs that are nearly right, then
 # the parsers with inputs that reach new code, where atheris is installed.

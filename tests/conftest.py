@@ -21,6 +21,11 @@ def _use_cache(folder: str | None) -> None:
         os.environ["FEDIT_CACHE"] = folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes come first, so that no process ends with them alone."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="module")
 def users_cache():
     """The user's own cache: the embedded model and its covariance are made once on a machine."""
