@@ -3,12 +3,12 @@
 import functools
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import inprocess
+import psutil
 import pytest
 import tiny
 from flwr.app import Message
@@ -17,6 +17,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fedit_app.federation.paths import worker_folder
 from fedit_app.federation.protocol import EDIT, HELLO, VERSION, code_fingerprint, pack, unpack_info
+from fedit_app.federation.worker import NICENESS
 from fedit_app.federation.worker_process import read_record, stop_worker
 
 NODES = ["bank", "hospital"]
@@ -102,7 +103,9 @@ def test_nothing_of_it_holds_a_requests_text(folders, demo_records):
 
 def test_after_a_crash_the_ledger_answers(runs, folders, answer):
     _, (config, _) = runs
-    os.kill(read_record(folders[0]).pid, signal.SIGKILL)
+    process = psutil.Process(read_record(folders[0]).pid)
+    assert process.nice() == os.nice(0) + NICENESS
+    process.kill()
     asked = pack({"slot": 2, "central": False, "upload": True, "missing": [], "withdrawn": {}})
     message = Message(asked, dst_node_id=101, message_type=EDIT)
     reply = answer(message, config, 0, node_config=real(IDLE, 0)).content
