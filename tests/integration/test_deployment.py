@@ -166,6 +166,19 @@ def test_a_killed_node_comes_back_at_once(finished, deployment):
     assert time.monotonic() - started < 45
 
 
+def test_what_starts_runs_is_started_again(finished, deployment):
+    def superexec():
+        alive = [p for p in deployment.members("server") if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in alive if any("flower-superexec" in part for part in p.cmdline())]
+
+    (first,) = superexec()
+    first.kill()
+    noted = "the SuperExec has ended (status -9)"
+    deployment.wait(lambda: noted in deployment.log("server"), "nobody noticed", patience=30)
+    deployment.wait(lambda: superexec(), "no SuperExec", patience=30)
+    assert superexec() != [first]
+
+
 def test_one_folder_runs_once(deployment, capsys):
     assert main(["node", "start", str(deployment.nodes["bank"].folder)]) == 2
     assert "is running already" in capsys.readouterr().err
