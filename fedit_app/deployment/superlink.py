@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from flwr.supercore import sql_mixin
 from flwr.superlink import main as superlink
 from flwr.superlink.cli import flower_superlink
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
@@ -20,9 +19,6 @@ from fedit_app.deployment.gate import Gate
 logger = logging.getLogger("flwr")
 
 OPTION = "--control-from"
-LOCK_MILLISECONDS = 60_000
-"""How long a write waits for the database. Flower's 5 seconds are too few for many nodes at once on
-a busy machine: requests then fail, uploads are lost, and the SuperExec ends."""
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -75,7 +71,6 @@ def main(arguments: Sequence[str]) -> None:
         return app
 
     superlink.create_app = create_gated
-    sql_mixin.SQLITE_PRAGMAS += (("busy_timeout", str(LOCK_MILLISECONDS)),)
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 
