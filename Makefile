@@ -20,7 +20,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--no-loadscope-reorder
 
-# Half an hour on two cores: first every parser and handler with inputs that are nearly right, then
+# A quarter of an hour: first every parser and handler with inputs that are nearly right, then
 # the parsers with inputs that reach new code, where atheris is installed.
 FUZZ_EXAMPLES ?= 5000
 FUZZ_RUNS ?= 10000

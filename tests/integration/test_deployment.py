@@ -175,7 +175,7 @@ def test_what_starts_runs_is_started_again(finished, deployment):
     first.kill()
     noted = "the SuperExec has ended (status -9)"
     deployment.wait(lambda: noted in deployment.log("server"), "nobody noticed", patience=30)
-    deployment.wait(lambda: superexec(), "no SuperExec", patience=30)
+    deployment.wait(superexec, "no SuperExec", patience=30)
     assert superexec() != [first]
 
 
