@@ -13,12 +13,13 @@ import numpy as np
 from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv.record import SIGNATURES, check_origin, check_signature, is_id
 from fedit_app.mkv.sketch import LARGEST_WIDTH, SMALLEST_WIDTH
-from fedit_app.mkv.wire import MAX_MKV_BYTES, MAX_MKVS, Arrays, Meta
+from fedit_app.mkv.wire import MAX_MKV_BYTES, Arrays, Meta, check_lists, check_types
 
 # A sketch of every signature and, for the same-fact test, of the flattened shifts.
 SKETCHES = (*SIGNATURES, "shifts")
 PAYLOAD = "payload"
 _LISTS = ("ids", "nodes", "slots", "sizes")
+_TOLD = "sealed MKVs"
 _META = ("fingerprint", *_LISTS)
 _LEAST_PAYLOAD = 12 + 16  # nonce and tag of AES-GCM
 # Rounding a unit vector to float16 changes its squared length by less.
@@ -103,22 +104,14 @@ def decode_sealed(arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]) 
 def _check_meta(meta: Mapping[str, object]) -> int:
     """The number of sealed MKVs that the lists agree on."""
     if not isinstance(meta, Mapping) or set(meta) != set(_META):
-        raise FedEditError(f"sealed MKVs: what is beside the arrays has to be {', '.join(_META)}")
-    if not all(isinstance(meta[name], list) for name in _LISTS):
-        raise FedEditError(f"sealed MKVs: {', '.join(_LISTS)} have to be lists")
-    lengths = {name: len(meta[name]) for name in _LISTS}
-    n = lengths["ids"]
-    if len(set(lengths.values())) > 1 or not 1 <= n <= MAX_MKVS:
-        raise FedEditError(
-            f"sealed MKVs: lists of lengths {lengths} found; they have to be of one length, 1 to "
-            f"{MAX_MKVS}"
-        )
+        raise FedEditError(f"{_TOLD}: what is beside the arrays has to be {', '.join(_META)}")
+    n = check_lists(meta, _LISTS, _TOLD)
     if not all(map(is_id, meta["ids"])) or len(set(meta["ids"])) < n:
-        raise FedEditError("sealed MKVs: the ids have to be 32 hex digits, each of them once")
+        raise FedEditError(f"{_TOLD}: the ids have to be 32 hex digits, each of them once")
     for size in meta["sizes"]:
         if type(size) is not int or not _LEAST_PAYLOAD <= size <= MAX_MKV_BYTES:
             raise FedEditError(
-                f"sealed MKVs: a payload of {shown(size)} bytes found; it has "
+                f"{_TOLD}: a payload of {shown(size)} bytes found; it has "
                 f"{_LEAST_PAYLOAD} to {MAX_MKV_BYTES}"
             )
     return n
@@ -126,29 +119,24 @@ def _check_meta(meta: Mapping[str, object]) -> int:
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int) -> None:
     wanted = dict.fromkeys(SKETCHES, np.dtype("<f2")) | {PAYLOAD: np.dtype("i1")}
-    if not isinstance(arrays, Mapping) or set(arrays) != set(wanted):
-        raise FedEditError(f"sealed MKVs: the arrays have to be {', '.join(wanted)}")
-    for name, dtype in wanted.items():
-        if not isinstance(arrays[name], np.ndarray) or arrays[name].dtype != dtype:
-            found = getattr(arrays[name], "dtype", type(arrays[name]).__name__)
-            raise FedEditError(f"sealed MKVs, array `{name}`: {found} found; it has to be {dtype}")
+    check_types(arrays, wanted, _TOLD)
     if arrays[PAYLOAD].shape != (total,):
         raise FedEditError(
-            f"sealed MKVs, array `{PAYLOAD}`: shape {arrays[PAYLOAD].shape} found; the sizes say "
+            f"{_TOLD}, array `{PAYLOAD}`: shape {arrays[PAYLOAD].shape} found; the sizes say "
             f"({total},)"
         )
     shapes = {arrays[kind].shape for kind in SKETCHES}
     (shape, *others) = shapes
     if others or len(shape) != 2 or shape[0] != n:
         raise FedEditError(
-            f"sealed MKVs: sketches of shapes {sorted(shapes)} found; all have to be ({n}, m)"
+            f"{_TOLD}: sketches of shapes {sorted(shapes)} found; all have to be ({n}, m)"
         )
     if not SMALLEST_WIDTH <= shape[1] <= LARGEST_WIDTH:
         raise FedEditError(
-            f"sealed MKVs: sketches of width {shape[1]} found; it has to be {SMALLEST_WIDTH} to "
+            f"{_TOLD}: sketches of width {shape[1]} found; it has to be {SMALLEST_WIDTH} to "
             f"{LARGEST_WIDTH}"
         )
     for kind in SKETCHES:
         squares = (arrays[kind].astype(np.float64) ** 2).sum(axis=1)
         if not np.all((np.abs(squares - 1) <= _LENGTH_ERROR) | (squares == 0)):
-            raise FedEditError(f"sealed MKVs, array `{kind}`: a sketch that has not length 1 found")
+            raise FedEditError(f"{_TOLD}, array `{kind}`: a sketch that has not length 1 found")

@@ -39,6 +39,7 @@ AXES |= {"v_star": 2, "v_star_scale": 1, "h0": 2, "h0_scale": 1}
 # safetensors writes metadata keys in random order: one key keeps the bytes reproducible.
 METADATA_KEY = "mkv"
 SEALED_KEY = "sealed-mkv"
+_TOLD = "MKV message"
 _UNREADABLE = (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 Arrays = dict[str, np.ndarray]
@@ -166,20 +167,55 @@ def _check_meta(meta: Mapping[str, object]) -> int:
     """The number of MKVs that the lists agree on."""
     fields = (*COMMON_FIELDS, *LIST_FIELDS)
     if not isinstance(meta, Mapping) or set(meta) - {AUTHORS} != set(fields):
-        raise FedEditError(f"MKV message: what is beside the arrays has to be {', '.join(fields)}")
-    lists = [name for name in meta if name not in COMMON_FIELDS]
-    if not all(isinstance(meta[name], list) for name in lists):
-        raise FedEditError(f"MKV message: {', '.join(lists)} have to be lists")
-    lengths = {name: len(meta[name]) for name in lists}
-    n = lengths["ids"]
+        raise FedEditError(f"{_TOLD}: what is beside the arrays has to be {', '.join(fields)}")
+    n = check_lists(meta, [name for name in meta if name not in COMMON_FIELDS], _TOLD)
+    if not all(isinstance(id_, str) for id_ in meta["ids"]) or len(set(meta["ids"])) < n:
+        raise FedEditError(f"{_TOLD}: the ids have to be strings, each of them once")
+    return n
+
+
+def check_lists(meta: Mapping[str, object], names: Sequence[str], told: str) -> int:
+    """The number of MKVs in a message, on which its lists agree.
+
+    Args:
+        meta: what is beside the arrays; `names` are in it.
+        names: the lists, with an entry for every MKV.
+        told: how an error begins.
+
+    Raises:
+        FedEditError: one is no list, or they differ in length, or are empty or too long.
+    """
+    if not all(isinstance(meta[name], list) for name in names):
+        raise FedEditError(f"{told}: {', '.join(names)} have to be lists")
+    lengths = {name: len(meta[name]) for name in names}
+    n = lengths[names[0]]
     if len(set(lengths.values())) > 1 or not 1 <= n <= MAX_MKVS:
         raise FedEditError(
-            f"MKV message: lists of lengths {lengths} found; they have to be of one length, 1 to "
+            f"{told}: lists of lengths {lengths} found; they have to be of one length, 1 to "
             f"{MAX_MKVS}"
         )
-    if not all(isinstance(id_, str) for id_ in meta["ids"]) or len(set(meta["ids"])) < n:
-        raise FedEditError("MKV message: the ids have to be strings, each of them once")
     return n
+
+
+def check_types(
+    arrays: Mapping[str, np.ndarray], wanted: Mapping[str, np.dtype], told: str
+) -> None:
+    """Make sure that a message has the wanted arrays, of the wanted types.
+
+    Args:
+        arrays: those of the message.
+        wanted: name -> type.
+        told: how an error begins.
+
+    Raises:
+        FedEditError: one is missing, too much, or of another type.
+    """
+    if not isinstance(arrays, Mapping) or set(arrays) != set(wanted):
+        raise FedEditError(f"{told}: the arrays have to be {', '.join(wanted)}")
+    for name, dtype in wanted.items():
+        if not isinstance(arrays[name], np.ndarray) or arrays[name].dtype != dtype:
+            found = getattr(arrays[name], "dtype", type(arrays[name]).__name__)
+            raise FedEditError(f"{told}, array `{name}`: {found} found; it has to be {dtype}")
 
 
 def _author(parts: object) -> Authorship | None:
@@ -191,31 +227,25 @@ def _author(parts: object) -> Authorship | None:
         isinstance(t, str) and t.isascii() and t.isprintable() and len(t) <= MAX_SIGNATURE_LENGTH
         for t in texts
     ):
-        raise FedEditError(
-            f"MKV message: author {shown(parts)}; it has to be a key and a signature"
-        )
+        raise FedEditError(f"{_TOLD}: author {shown(parts)}; it has to be a key and a signature")
     return Authorship(*texts)
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, precision: str) -> None:
     """Names, types and shapes of all `n` MKVs, so that none needs more memory than was sent."""
     dtypes = dict.fromkeys(VECTOR_FIELDS, precision_named(precision).dtype)
-    if not isinstance(arrays, Mapping) or set(arrays) != set(PACKED_FIELDS):
-        raise FedEditError(f"MKV message: the arrays have to be {', '.join(PACKED_FIELDS)}")
+    check_types(arrays, {name: dtypes.get(name, SCALE_DTYPE) for name in PACKED_FIELDS}, _TOLD)
     for name in PACKED_FIELDS:
-        array, dtype = arrays[name], dtypes.get(name, SCALE_DTYPE)
-        if not isinstance(array, np.ndarray) or array.dtype != dtype:
-            found = getattr(array, "dtype", type(array).__name__)
-            raise FedEditError(f"MKV message, array `{name}`: {found} found; it has to be {dtype}")
+        array = arrays[name]
         if array.ndim != AXES[name] or len(array) != n:
             raise FedEditError(
-                f"MKV message, array `{name}`: shape {array.shape} found; it has to have "
+                f"{_TOLD}, array `{name}`: shape {array.shape} found; it has to have "
                 f"{AXES[name]} axes, the first of them {n} long"
             )
     check_shapes({field: arrays[field].shape[1:] for field in VECTOR_FIELDS})
     for field in VECTOR_FIELDS:
         if arrays[f"{field}_scale"].shape != arrays[field].shape[:-1]:
             raise FedEditError(
-                f"MKV message, array `{field}_scale`: shape {arrays[f'{field}_scale'].shape} found;"
+                f"{_TOLD}, array `{field}_scale`: shape {arrays[f'{field}_scale'].shape} found;"
                 f" it has to be {arrays[field].shape[:-1]}"
             )
