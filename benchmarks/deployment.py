@@ -3,6 +3,7 @@
 First three nodes with the demo's requests run twice, with their resident processes and without
 (`worker-idle-seconds = 0`, a model load for every message). Then many nodes with a tiny random
 model run many slots against one server; memory is the proportional set size of the processes.
+With `--together` these are threads of one process, so that this machine holds more of them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fedit_app.data
 from benchmarks.harness import MIB, main, parser, positive, report, table
-from benchmarks.loopback import Deployment
+from benchmarks.loopback import TOGETHER, Deployment
 from fedit_app.errors import FedEditError
 from fedit_app.models.loading import resolve_model
 from fedit_app.reporting import load_results
@@ -73,6 +74,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--requests", type=positive, default=2, help="per node and slot")
     options.add_argument("--load-nodes", type=positive, default=50, help="(%(default)s)")
     options.add_argument("--load-slots", type=positive, default=10, help="(%(default)s)")
+    options.add_argument(
+        "--together", action="store_true", help="the many nodes in one process, one model for all"
+    )
     options.add_argument("--part", choices=["all", "warm", "load"], default="all")
     options = options.parse_args(arguments)
     figures: dict[str, float] = {}
@@ -127,8 +131,11 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         "evaluate-every": options.load_slots,
     }
     with Deployment(folder / "federation") as deployment:
-        started = _started(deployment, data, model, None, within=_BEHIND)
-        with _Memory(deployment, names) as memory:
+        together = options.together
+        started = _started(
+            deployment, data, model, 0.0 if together else None, within=_BEHIND, together=together
+        )
+        with _Memory(deployment, [TOGETHER] if together else names, count) as memory:
             results = _finished(deployment, config, count)
     failed = len(results["failed_nodes"])
     figures = {
@@ -138,7 +145,8 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         **memory.figures(),
     }
     rows = [[name, value] for name, value in figures.items()]
-    print(table([f"{count} nodes, {options.load_slots} slots", "figure"], rows))
+    nodes = f"{count} nodes{' in one process' if together else ''}"
+    print(table([f"{nodes}, {options.load_slots} slots", "figure"], rows))
     print(table(*memory.over_time()))
     if failed:
         raise FedEditError(f"{failed} times a node was missing: {results['failed_nodes'][:3]}")
@@ -151,6 +159,7 @@ def _started(
     model: Path,
     idle: float | None,
     within: Sequence[str] = (),
+    together: bool = False,
 ) -> dict[str, float]:
     """Start the server and all nodes, these within another command; how long both took."""
     started = time.perf_counter()
@@ -167,7 +176,8 @@ def _started(
             settings.write_text(text, encoding="utf-8")
     deployment.register(*data)
     started = time.perf_counter()
-    deployment.start_nodes(*data, within=within)
+    start_nodes = deployment.start_together if together else deployment.start_nodes
+    start_nodes(*data, within=within)
     deployment.wait_online(*data, patience=60 + 20 * len(data))
     nodes = time.perf_counter() - started
     return {"server_start_seconds": server, "node_start_seconds": nodes}
@@ -224,8 +234,8 @@ def _requests(folder: Path, name: str, count: int) -> Path:
 class _Memory:
     """Samples the memory of the server's and the nodes' processes while the block runs."""
 
-    def __init__(self, deployment: Deployment, names: Sequence[str]) -> None:
-        self._deployment, self._names = deployment, names
+    def __init__(self, deployment: Deployment, names: Sequence[str], count: int) -> None:
+        self._deployment, self._names, self._count = deployment, names, count
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._samples: list[tuple[float, float, float]] = []
@@ -247,9 +257,7 @@ class _Memory:
             "server_mib_late": late[1],
             "node_mib_early": early[2],
             "node_mib_late": late[2],
-            "machine_mib_peak": max(
-                server + n * len(self._names) for _, server, n in self._samples
-            ),
+            "machine_mib_peak": max(server + n * self._count for _, server, n in self._samples),
         }
 
     def over_time(self) -> tuple[list[str], list[list[float]]]:
@@ -262,7 +270,7 @@ class _Memory:
             now = time.perf_counter() - self._started
             server = self._deployment.members("server")
             nodes = [p for name in self._names for p in self._deployment.members(name)]
-            self._samples.append((now, _mib(server), _mib(nodes) / len(self._names)))
+            self._samples.append((now, _mib(server), _mib(nodes) / self._count))
 
 
 def _mib(processes: Sequence[psutil.Process]) -> float:

@@ -21,6 +21,7 @@ from fedit_app.processes import family, free_port, stop_family
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
+TOGETHER = "together"
 PATIENCE = 90  # seconds, on a machine that others use as well
 
 
@@ -85,15 +86,26 @@ class Deployment:
             self._start(name, "node", self.nodes[name].folder, within)
 
     def _start(self, name: str, side: str, folder: Path, within: Sequence[str] = ()) -> None:
+        command = [sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)]
+        self._open(name, [*within, *command])
+
+    def _open(self, name: str, command: Sequence[str]) -> None:
+        """Start a process whose output goes into the log of that name."""
         with self.log_file(name).open("ab") as output:
             self.processes[name] = subprocess.Popen(
-                [*within, sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)],
+                command,
                 cwd=self.folder,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
+
+    def start_together(self, *names: str, within: Sequence[str] = ()) -> None:
+        """Start nodes as threads of one process, `TOGETHER`; see `benchmarks.connections`."""
+        folders = [str(self.nodes[name].folder) for name in names]
+        command = [sys.executable, "-m", "benchmarks.connections", *folders]
+        self._open(TOGETHER, [*within, *command])
 
     def end(self, *names: str) -> list[int]:
         """Ask the server ("server") or nodes to end; returns their exit statuses."""
@@ -116,6 +128,8 @@ class Deployment:
 
     def home(self, name: str) -> Path:
         """Working directory of the Flower process of the server or a node."""
+        if name == TOGETHER:
+            return self.folder
         return self.server.home if name == "server" else self.nodes[name].home
 
     def log_file(self, name: str) -> Path:
@@ -166,15 +180,7 @@ class Deployment:
 
     def start_run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `fedit run` on the server; what it says is the log of "run"."""
-        with self.log_file("run").open("ab") as output:
-            self.processes["run"] = subprocess.Popen(
-                self.run_command(*arguments),
-                cwd=self.folder,
-                env=_environment() | {"PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        self._open("run", self.run_command(*arguments))
         return self.processes["run"]
 
     def run_command(self, *arguments: str) -> list[str]:
@@ -186,4 +192,9 @@ class Deployment:
 
 def _environment() -> dict[str, str]:
     """Tiny models gain nothing from threads, and the figures are those of one thread."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }

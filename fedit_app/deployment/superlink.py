@@ -15,6 +15,7 @@ from flwr.superlink.cli import flower_superlink
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 
 from fedit_app.deployment.gate import Gate
+from fedit_app.deployment.turns import take_turns
 
 logger = logging.getLogger("flwr")
 
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         return app
 
     superlink.create_app = create_gated
+    take_turns()
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

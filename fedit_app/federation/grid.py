@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -175,7 +176,8 @@ class RunGrid(Grid):
         }
         replies: list[Message] = []
         while waiting:
-            for reply in self._grid.pull_messages(list(waiting)):
+            asked_at = time.perf_counter()
+            for reply in self._pull(list(waiting)):
                 asked = reply.metadata.reply_to_message_id
                 name = waiting.pop(asked)
                 info, failure = self._read(slot, reply)
@@ -191,11 +193,24 @@ class RunGrid(Grid):
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
             if time.perf_counter() - started >= timeout:
                 break
-            time.sleep(_POLL_SECONDS if waiting else 0)
+            # A SuperLink with much to do is not asked all the time.
+            asking = time.perf_counter() - asked_at
+            time.sleep(max(_POLL_SECONDS, asking) if waiting else 0)
         for name in waiting.values():
             self.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
+
+    def _pull(self, ids: Sequence[str]) -> list[Message]:
+        """The answers that are there; none if the SuperLink failed over the question."""
+        try:
+            return list(self._grid.pull_messages(ids))
+        except httpx.HTTPStatusError as error:
+            if not error.response.is_server_error:
+                raise
+            status = error.response.status_code
+            logger.warning("the SuperLink answered with error %d, see its log; asked again", status)
+            return []
 
     def failed(self, name: str, slot: int, stage: str, reason: str) -> None:
         """Record that a member's part of a slot is lost; it is to say hello again, see `welcome`.

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx
 import inprocess
 import pytest
 from flwr.app import Array, Message, RecordDict
@@ -147,6 +148,33 @@ def test_a_node_that_never_answers(run):
     assert "no answer within 5 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
     assert requests(results, "hospital") == [0, 10]
     assert requests(results, "bank") == [5, 5]
+
+
+class Failing(inprocess.InProcessGrid):
+    """A SuperLink that fails every other time that it is asked for answers."""
+
+    def __init__(self, config, status):
+        super().__init__(config, 2)
+        self._asked, self._status = 0, status
+
+    def pull_messages(self, ids):
+        self._asked += 1
+        if self._asked % 2:
+            response = httpx.Response(self._status, request=httpx.Request("POST", "https://it"))
+            response.raise_for_status()
+        return super().pull_messages(ids)
+
+
+def test_an_error_of_the_superlink_is_asked_over_once_more(settings):
+    config = settings(num_slots=1)
+    results = inprocess.federate_on(Failing(config, 500), config)
+    assert results["status"] == "completed" and results["failed_nodes"] == []
+
+
+def test_a_refusal_of_the_superlink_ends_the_run(settings):
+    config = settings(num_slots=1)
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        inprocess.federate_on(Failing(config, 403), config)
 
 
 def test_what_was_done_unheard_is_uploaded_in_the_next_slot(run, settings, answer):

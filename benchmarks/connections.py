@@ -1,0 +1,104 @@
+"""Many nodes in one process: `python -m benchmarks.connections NODE_DIR ...`.
+
+Each node is registered, signs with its own key, holds its own TLS connection to the server and runs
+the ClientApp on its own ledger, as a SuperNode would; but they share a process and a model, so that
+a machine holds far more of them than of real nodes. ClientApps run one at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Context, Message, RecordDict
+from flwr.common.config import get_fused_config_from_fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supernode.fleet_http_connection import http_request_response
+
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.federation.client import app
+
+_SECONDS_BETWEEN_PULLS = 3.0  # as a SuperNode
+_one_app = threading.Lock()
+
+
+def serve(node: NodeFolder) -> None:
+    """Connect a node to its server and answer messages until the process ends.
+
+    Args:
+        node: the folder of a node that the server knows.
+    """
+    secret = load_ssh_private_key(node.node_key.read_bytes(), None)
+    keys = cast(EllipticCurvePrivateKey, secret), secret.public_key()
+    contexts: dict[int, Context] = {}
+    with http_request_response(
+        node.settings.superlink,
+        insecure=False,
+        root_certificates=str(node.ca_cert),
+        authentication_keys=keys,
+    ) as (node_id, receive, send, get_run, get_fab, pull_object, push_object, confirm):
+        while True:
+            received = receive()
+            if received is None:
+                time.sleep(_SECONDS_BETWEEN_PULLS)
+                continue
+            head, tree = received
+            run_id = head.metadata.run_id
+            if run_id not in contexts:
+                run = get_run(run_id)
+                fab = get_fab(run.fab_hash, run_id)
+                contexts[run_id] = Context(
+                    run_id=run_id,
+                    node_id=node_id,
+                    node_config=node.node_config(),
+                    state=RecordDict(),
+                    run_config=get_fused_config_from_fab(fab.content, run),
+                )
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                lambda object_id, run_id=run_id: pull_object(run_id, object_id),
+                lambda object_id, run_id=run_id: confirm(run_id, object_id),
+                return_type=Message,
+            )
+            message.metadata.__dict__["_message_id"] = head.metadata.message_id
+            started = time.perf_counter()
+            with _one_app:
+                reply = app(message, contexts[run_id])
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            wanted, session = send(reply, get_object_tree(reply), time.perf_counter() - started)
+            push_objects(
+                get_all_nested_objects(reply),
+                lambda object_id, content, run_id=run_id, session=session: push_object(
+                    run_id, session, object_id, content
+                ),
+                object_ids_to_push=wanted,
+            )
+
+
+def main(folders: Sequence[str]) -> None:
+    """Serve all nodes, each in a thread, until the process ends.
+
+    Args:
+        folders: of the nodes.
+    """
+    threads = [
+        threading.Thread(target=serve, args=(NodeFolder.open(Path(folder)),)) for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
