@@ -12,10 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message, RecordDict
 from flwr.common.config import get_fused_config_from_fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -25,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from fedit_app.deployment.fleet import read_private_key
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.federation.client import app
 
@@ -38,14 +36,13 @@ def serve(node: NodeFolder) -> None:
     Args:
         node: the folder of a node that the server knows.
     """
-    secret = load_ssh_private_key(node.node_key.read_bytes(), None)
-    keys = cast(EllipticCurvePrivateKey, secret), secret.public_key()
+    secret = read_private_key(node)
     contexts: dict[int, Context] = {}
     with http_request_response(
         node.settings.superlink,
         insecure=False,
         root_certificates=str(node.ca_cert),
-        authentication_keys=keys,
+        authentication_keys=(secret, secret.public_key()),
     ) as (node_id, receive, send, get_run, get_fab, pull_object, push_object, confirm):
         while True:
             received = receive()

@@ -24,24 +24,29 @@ from fedit_app.processes import free_port, tool
 
 logger = logging.getLogger(__name__)
 
+SOUND_SECONDS = 20.0
+"""A SuperNode that has run for so long was not stopped by its own settings."""
 _RETRY_SECONDS = 5
 
 
 def join_federation(node: NodeFolder) -> int:
     """Run a node's SuperNode until it is ended from outside.
 
-    A server that does not answer yet is waited for.
+    A server that does not answer yet is waited for. A SuperNode ends over an error of its server;
+    one that was sound until then is started again.
 
     Args:
         node: the node's folder.
 
     Returns:
-        1: it ended by itself. (Ended from outside, this raises KeyboardInterrupt.)
+        1: it ended by itself soon after its start. (Ended from outside, this raises
+            KeyboardInterrupt.)
 
     Raises:
         FedEditError: it runs already; its files cannot be used; the server is not trusted, or does
             not know the node.
     """
+    name = node.settings.name
     with alone(node.home):
         read_private_key(node)
         check_private(node.node_key)
@@ -49,21 +54,24 @@ def join_federation(node: NodeFolder) -> int:
             FederationKey.read(node.federation_key)
         requests = read_requests(node.data_path)
         wait_for_server(node)
-        with foreground(_command(node), node.home) as process:
-            logger.info(
-                "node %s: started with %d edit requests, server %s",
-                node.settings.name,
-                len(requests),
-                node.settings.superlink,
-            )
-            process.wait()
-            logger.error(
-                "node %s: the SuperNode ended by itself (exit %d), see above",
-                node.settings.name,
-                process.returncode,
-            )
+        while (lived := _run(node, len(requests))) >= SOUND_SECONDS:
+            logger.warning("node %s: it had run for %.0f s and is started again", name, lived)
+            time.sleep(_RETRY_SECONDS)
+            wait_for_server(node)
         _check_server(node)
     return 1
+
+
+def _run(node: NodeFolder, requests: int) -> float:
+    """Run the SuperNode until it ends by itself; returns the seconds that it has run."""
+    name, started = node.settings.name, time.monotonic()
+    with foreground(_command(node), node.home) as process:
+        server = node.settings.superlink
+        logger.info("node %s: started with %d edit requests, server %s", name, requests, server)
+        process.wait()
+        status = process.returncode
+        logger.error("node %s: the SuperNode ended by itself (exit %d), see above", name, status)
+    return time.monotonic() - started
 
 
 def wait_for_server(node: NodeFolder) -> None:

@@ -166,6 +166,24 @@ def test_a_killed_node_comes_back_at_once(finished, deployment):
     assert time.monotonic() - started < 45
 
 
+def test_a_supernode_that_ends_by_itself_is_started_again(finished, deployment):
+    """As over an error of the SuperLink; the command goes on."""
+
+    def connections() -> int:
+        return deployment.log("hospital").count("SuperNode ID")
+
+    supernode = next(
+        process
+        for process in deployment.members("hospital")
+        if any(part.endswith("flower-supernode") for part in process.cmdline())
+    )
+    before = connections()
+    supernode.kill()
+    deployment.wait(lambda: connections() == before + 1, "the hospital is not back")
+    assert "the SuperNode ended by itself (exit -9)" in deployment.log("hospital")
+    assert deployment.processes["hospital"].poll() is None
+
+
 def test_what_starts_runs_is_started_again(finished, deployment):
     def superexec():
         alive = [p for p in deployment.members("server") if p.status() != psutil.STATUS_ZOMBIE]
