@@ -12,4 +12,4 @@ def test_nodes_in_one_process(tiny_folder, tmp_path):
     figures = json.loads(file.read_text())["figures"]
     assert figures["deployment/load/failures"] == 0
     assert figures["deployment/load/kib_up"] > 0, "both have uploaded their MKVs"
-    assert figures["deployment/load/kib_down"] > figures["deployment/load/kib_up"]
+    assert figures["deployment/load/kib_down"] > 0, "and got each other's"

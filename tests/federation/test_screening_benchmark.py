@@ -28,7 +28,7 @@ def test_every_mkv_of_a_run_is_measured_once(demo_run, tmp_path, capsys):
     for name in BOUNDS:
         rows = [found[f"screening/run/{name}/{column}"] for column in ("median", "99 %", "most")]
         assert rows == sorted(rows)
-        assert rows[-1] >= measured[name].max()
+        assert rows[-1] >= measured[name].max() * (1 - 1e-9), "but for rounding"
 
 
 def test_what_is_no_run_is_refused(tmp_path):
