@@ -34,7 +34,7 @@ from fedit_app.mkv import MKV, rounding_error
 
 SHAPE = "shape"
 BOUNDS = {
-    "key norm": 5.0,
+    "key norm": 12.0,
     "key distance": 8.0,
     "common direction": 3.0,
     "shift norm": 8.0,
