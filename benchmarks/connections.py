@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -63,8 +64,8 @@ def serve(node: NodeFolder) -> None:
                 )
             message = pull_and_inflate_object_from_tree(
                 tree,
-                lambda object_id, run_id=run_id: pull_object(run_id, object_id),
-                lambda object_id, run_id=run_id: confirm(run_id, object_id),
+                partial(pull_object, run_id),
+                partial(confirm, run_id),
                 return_type=Message,
             )
             message.metadata.__dict__["_message_id"] = head.metadata.message_id
@@ -75,9 +76,7 @@ def serve(node: NodeFolder) -> None:
             wanted, session = send(reply, get_object_tree(reply), time.perf_counter() - started)
             push_objects(
                 get_all_nested_objects(reply),
-                lambda object_id, content, run_id=run_id, session=session: push_object(
-                    run_id, session, object_id, content
-                ),
+                partial(push_object, run_id, session),
                 object_ids_to_push=wanted,
             )
 

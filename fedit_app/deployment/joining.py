@@ -24,7 +24,7 @@ from fedit_app.processes import free_port, tool
 
 logger = logging.getLogger(__name__)
 
-SOUND_SECONDS = 20.0
+_SOUND_SECONDS = 20.0
 """A SuperNode that has run for so long was not stopped by its own settings."""
 _RETRY_SECONDS = 5
 
@@ -54,7 +54,7 @@ def join_federation(node: NodeFolder) -> int:
             FederationKey.read(node.federation_key)
         requests = read_requests(node.data_path)
         wait_for_server(node)
-        while (lived := _run(node, len(requests))) >= SOUND_SECONDS:
+        while (lived := _run(node, len(requests))) >= _SOUND_SECONDS:
             logger.warning("node %s: it had run for %.0f s and is started again", name, lived)
             time.sleep(_RETRY_SECONDS)
             wait_for_server(node)

@@ -40,7 +40,7 @@ BOUNDS = {
     "shift norm": 8.0,
     "value norm": 1.05,
 }
-"""Largest value of an honest MKV; `python -m benchmarks.attacks` prints what was measured."""
+"""Largest value of an honest MKV; `python -m benchmarks.screening` prints what was measured."""
 
 _SMALLEST = 1e-12
 
