@@ -165,7 +165,6 @@ class RunGrid(Grid):
         self.record.traffic(slot, down=sum(sizes))
         began = time.perf_counter()
         self._grid.push_messages(messages)
-        started = time.perf_counter()
         ids = [message.metadata.message_id for message in messages]  # given by the push
         down = dict(zip(ids, sizes, strict=True))
         waiting = {
@@ -191,7 +190,7 @@ class RunGrid(Grid):
                 self._note_cost(slot, stage, reply, down[asked])
                 done, total = len(messages) - len(waiting), len(messages)
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
-            if time.perf_counter() - started >= timeout:
+            if time.perf_counter() - began >= timeout:
                 break
             # A SuperLink with much to do is not asked all the time.
             asking = time.perf_counter() - asked_at
