@@ -39,6 +39,7 @@ from fedit_app.federation.policy import sift_origins
 from fedit_app.federation.receiving import Receiver, ReeditOutcome, screened
 from fedit_app.federation.reconcile import Conflict, settle
 from fedit_app.federation.reuse import (
+    Found,
     fact,
     missed,
     open_requests,
@@ -78,6 +79,15 @@ class EditOutcome:
     quarantined: int = 0
     cached: int = 0
     warm_started: int = 0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How many values v* were computed, how many of them not from zero, and how many looked up."""
+
+    optimised: int
+    warm_started: int
+    cached: int
 
 
 class Participant:
@@ -241,23 +251,7 @@ class Participant:
             least = self.config.reuse_threshold
             rivals = self.config.accept_quorum == 1
             found = reuse(bench, todo, candidates, ledger, slot, least, self._same, rivals)
-            groups: dict[tuple[str, str, str], list[EditRequest]] = {}
-            for request in open_requests(requests, ledger):
-                groups.setdefault(fact(request), []).append(request)
-            first = [group[0] for group in groups.values()]
-            starts = [found.starts.get(request.id) for request in first]
-            rest = ledger.without(found.rivals)
-            store = self._value_store()
-            computed = bench.compute(first, rest, owner, slot, starts, store)
-            asked = {
-                mkv.id: [request.id for request in group]
-                for mkv, group in zip(computed, groups.values(), strict=True)
-            }
-            # A request under another id for a fact that was withdrawn wants it again.
-            ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
-            ledger.accept(computed, slot, asked)
-            begun = zip(computed, starts, strict=True)
-            ledger.note_warm_starts(mkv.id for mkv, start in begun if start is not None)
+            work = self._optimise(ledger, open_requests(requests, ledger), found, owner, slot)
             if not central:  # there, others' requests are no corrections of one's own
                 release_outdated(requests, earlier, ledger)
             fulfilled = ledger.fulfilled()
@@ -273,17 +267,16 @@ class Participant:
         reused = [id_ for id_ in used if id_ not in settled_here]
         missing = missing if self.policy.upload else ()
         again = [ledger.entries[id_].mkv for id_ in missing if id_ in ledger.entries]
-        cached = store.found if store else 0
         logger.info(
             "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d found in "
             "the work-cache), %d reused",
             owner,
             slot,
             len(requests),
-            len(computed),
+            work.optimised,
             time.perf_counter() - started,
-            sum(start is not None for start in starts),
-            cached,
+            work.warm_started,
+            work.cached,
             len(reused),
         )
         return EditOutcome(
@@ -293,9 +286,31 @@ class Participant:
             requests=len(requests),
             conflicts=[c for c in conflicts if before & {c.held, c.gave_way}],
             quarantined=len(faults),
-            cached=cached,
+            cached=work.cached,
             warm_started=sum(entry.warm_started for entry in new),
         )
+
+    def _optimise(
+        self, ledger: Ledger, requests: Sequence[EditRequest], found: Found, owner: str, slot: int
+    ) -> _Work:
+        """Compute an MKV for every fact that nothing fulfils, and accept it; see `edit`."""
+        groups: dict[tuple[str, str, str], list[EditRequest]] = {}
+        for request in requests:
+            groups.setdefault(fact(request), []).append(request)
+        first = [group[0] for group in groups.values()]
+        starts = [found.starts.get(request.id) for request in first]
+        rest, store = ledger.without(found.rivals), self._value_store()
+        computed = self.workbench.compute(first, rest, owner, slot, starts, store)
+        asked = {
+            mkv.id: [request.id for request in group]
+            for mkv, group in zip(computed, groups.values(), strict=True)
+        }
+        # A request under another id for a fact that was withdrawn wants it again.
+        ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
+        ledger.accept(computed, slot, asked)
+        begun = [mkv.id for mkv, start in zip(computed, starts, strict=True) if start is not None]
+        ledger.note_warm_starts(begun)
+        return _Work(len(computed), len(begun), store.found if store else 0)
 
     def _everybodys_slots(self) -> list[list[EditRequest]]:
         """Per slot the requests of all nodes, their ids with the node's name before them."""
