@@ -22,7 +22,7 @@ from fedit_app.processes import family, free_port, stop_family
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 TOGETHER = "together"
-PATIENCE = 90  # seconds, on a machine that others use as well
+PATIENCE = 600  # seconds, more than a crowded machine needs for what comes next
 
 
 class Deployment:
@@ -174,7 +174,7 @@ class Deployment:
             env=_environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
             check=False,
         )
 

@@ -30,7 +30,8 @@ def answer(call: Call, content: RecordDict) -> tuple[RecordDict, bool]:
     if what == "hang":
         time.sleep(600)
     if what == "wait":
-        time.sleep(asked["seconds"])
+        while not Path(asked["marker"]).exists():
+            time.sleep(0.05)
     reply = pack({"pid": os.getpid(), "answered": _answered, "stage": call.stage})
     for name, record in content.array_records.items():
         reply[name] = record

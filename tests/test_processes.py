@@ -33,7 +33,7 @@ def run(tmp_path):
     yield run
     for process in started:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -46,7 +46,7 @@ def test_a_family_is_found_by_home_and_by_descent(run, tmp_path):
     assert {process.pid for process in processes.family(tmp_path)} == {parent.pid, cousin.pid}
 
     assert processes.stop_family(tmp_path, parent.pid) == 3
-    assert parent.wait(10) is not None and cousin.wait(10) is not None
+    assert parent.wait(60) is not None and cousin.wait(60) is not None
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
     assert stranger.poll() is None
 
@@ -59,7 +59,7 @@ def test_who_does_not_listen_is_killed(run, tmp_path, monkeypatch):
     stubborn.stdout.readline()
     processes.stop_family(tmp_path)
 
-    assert stubborn.wait(10) == -9
+    assert stubborn.wait(60) == -9
 
 
 def test_this_process_is_not_its_own_family(tmp_path, monkeypatch):

@@ -128,14 +128,14 @@ def test_memory_above_the_start_is_seen():
 
     def work():
         passing = torch.ones(64 * MIB, dtype=torch.uint8)
-        time.sleep(0.05)
+        time.sleep(0.5)
         return int(passing[0]) + int(kept[0])
 
     for _ in range(2):  # freed memory must not hide the second time
         found = measure(work, "cpu")
         assert found.result == 2
         assert 62 < found.peak_mib < 80
-        assert 0.05 <= found.seconds < 30
+        assert 0.5 <= found.seconds < 30
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is given back with glibc only")
@@ -145,7 +145,7 @@ def test_freed_memory_does_not_hide_new_memory():
 
     def work():
         found = pieces()
-        time.sleep(0.05)
+        time.sleep(0.5)
         return len(found)
 
     freed, behind = pieces(), b"x" * 100_000

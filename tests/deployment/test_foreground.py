@@ -1,7 +1,9 @@
 """One process in the foreground, once, and nothing left of it."""
 
+import io
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -28,10 +30,12 @@ def test_what_an_earlier_start_left_is_ended(tmp_path):
     command = [sys.executable, "-c", SLEEP]
     left = processes.start(command, tmp_path, processes.environment(tmp_path), subprocess.DEVNULL)
     with alone(tmp_path):
-        assert left.wait(10) is not None
+        assert left.wait(60) is not None
 
 
-def test_output_is_handed_on_and_the_family_ends(tmp_path, capfd):
+def test_output_is_handed_on_and_the_family_ends(tmp_path, monkeypatch):
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
     code = (
         "import subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={{}})\n"
@@ -39,9 +43,9 @@ def test_output_is_handed_on_and_the_family_ends(tmp_path, capfd):
         "print('to stderr', file=sys.stderr, flush=True)\n"
     )
     with foreground([sys.executable, "-c", code + SLEEP], tmp_path) as process:
-        lines: list[str] = []
-        while len(lines) < 2:
-            lines += capfd.readouterr().out.splitlines()
+        while output.getvalue().count("\n") < 2:
+            time.sleep(0.01)
+    lines = output.getvalue().splitlines()
     assert process.poll() is not None
     assert lines[0].startswith("INFO: child") and lines[1] == "to stderr"
     child = int(lines[0].split()[-1])

@@ -83,7 +83,7 @@ def test_reading_needs_no_turn(state, taken):
         session.execute(WRITE)
         reader = threading.Thread(target=state.query, args=("SELECT node_id FROM node",))
         reader.start()
-        reader.join(5)
+        reader.join(60)
         assert not reader.is_alive()
 
 

@@ -340,7 +340,7 @@ def test_a_second_process_waits_and_then_reads(log, passes):
             time.sleep(0.1)
         assert found == []
         aside.rename(file)
-    thread.join(60)
+    thread.join(600)
     assert torch.equal(found[0], expected)
     assert seen == []
 

@@ -143,12 +143,12 @@ def _in_a_process(folder, queue):
 
 
 def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     workers = [context.Process(target=_in_a_process, args=(tmp_path, queue)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    found = [queue.get(timeout=60) for _ in workers]
+    found = [queue.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     plain = [part.numpy() for part in vars(values(None)[0]).values()]

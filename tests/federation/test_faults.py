@@ -136,19 +136,35 @@ def test_the_commonest_fingerprint_wins(run, settings, answer):
     assert requests(results, "hospital") == [5, 5]
 
 
-def test_a_node_that_never_answers(run):
-    matches = at(EDIT, slot=1)
+class Counting(inprocess.InProcessGrid):
+    """A SuperLink that keeps the ids for whose answers it was asked."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.asked = []
+
+    def pull_messages(self, ids):
+        self.asked += ids
+        return super().pull_messages(ids)
+
+
+def test_a_node_that_never_answers(settings):
+    config, matches = settings(num_slots=2, slot_timeout=1.0), at(EDIT, slot=1)
+    lost = []
 
     def hang(node_id, message):
         if matches(node_id, message):
-            time.sleep(10)  # a server that takes its time over the messages
+            lost.append(message.metadata.message_id)
+            time.sleep(1.0)  # a server that takes its time over the messages
             raise TimeoutError
 
-    results = run(hang, slot_timeout=10.0)
+    grid = Counting(config, 4, tamper=hang)
+    results = inprocess.federate_on(grid, config)
 
     assert faults(results) == [("hospital", 1, "edit")]
-    assert "no answer within 10 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
-    assert 10 < results["slots"][0]["seconds"]["edit"] < 20
+    assert "no answer within 1 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
+    assert results["slots"][0]["seconds"]["edit"] > 1
+    assert grid.asked.count(*lost) == 1, "the time over the messages counts"
     assert requests(results, "hospital") == [0, 10]
     assert requests(results, "bank") == [5, 5]
 
@@ -188,7 +204,7 @@ def test_what_was_done_unheard_is_uploaded_in_the_next_slot(run, settings, answe
             answer(message, config, 1)
             raise TimeoutError
 
-    results = run(lose, slot_timeout=5.0)
+    results = run(lose, slot_timeout=1.0)
 
     assert faults(results) == [("hospital", 1, "edit")]
     entry = results["slots"][1]["nodes"]["hospital"]
@@ -203,7 +219,7 @@ def test_a_node_that_stays_away_is_waited_for_once_a_slot(run):
         asked.append(node_id)
 
     asked: list[int] = []
-    results = run(gone, slot_timeout=3.0)
+    results = run(gone, slot_timeout=1.0)
 
     assert ("hospital", 1, "edit") in faults(results)
     assert [f for f in faults(results) if f[:2] == ("hospital", 2)] == [("hospital", 2, "hello")]

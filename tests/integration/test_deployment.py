@@ -1,7 +1,5 @@
 """A real SuperLink with TLS and SuperNode authentication, and real SuperNodes, on loopback."""
 
-import time
-
 import httpx
 import inprocess
 import psutil
@@ -9,7 +7,7 @@ import pytest
 import tiny
 import tomli_w
 
-from benchmarks.loopback import Deployment
+from benchmarks.loopback import PATIENCE, Deployment
 from fedit_app.cli import main
 from fedit_app.deployment.registry import register_node, unregister_node
 from fedit_app.deployment.server_folder import init_server
@@ -111,7 +109,7 @@ def test_an_unregistered_node_is_told_what_to_do(finished, deployment):
     process = deployment.processes["stranger"]
     told = deployment.log("stranger")
 
-    assert process.wait(10) == 2
+    assert process.wait(PATIENCE) == 2
     assert "does not know its key" in told
     assert "fedit server register DIR --node-key stranger.pub --name stranger" in told
     assert "Traceback" not in told
@@ -122,7 +120,7 @@ def test_a_node_with_another_authority_does_not_trust_the_server(finished, deplo
     process = deployment.processes["misled"]
     told = deployment.log("misled")
 
-    assert process.wait(10) == 2
+    assert process.wait(PATIENCE) == 2
     assert "certificate is not trusted" in told and "CA certificate" in told
     assert "Traceback" not in told
 
@@ -157,13 +155,12 @@ def test_a_killed_node_comes_back_at_once(finished, deployment):
     """Flower takes a killed node for online for a minute, and refuses it as long."""
     before = deployment.known()["museum"].node_id
     deployment.kill("museum")
-    started = time.monotonic()
+    assert "museum" in deployment.online()
     deployment.log_file("museum").unlink()
     deployment.start_nodes("museum")
     deployment.wait(lambda: "SuperNode ID" in deployment.log("museum"), "museum is not back")
 
     assert f"SuperNode ID: {before}" in deployment.log("museum")
-    assert time.monotonic() - started < 45
 
 
 def test_a_supernode_that_ends_by_itself_is_started_again(finished, deployment):
@@ -192,8 +189,8 @@ def test_what_starts_runs_is_started_again(finished, deployment):
     (first,) = superexec()
     first.kill()
     noted = "the SuperExec has ended (status -9)"
-    deployment.wait(lambda: noted in deployment.log("server"), "nobody noticed", patience=30)
-    deployment.wait(superexec, "no SuperExec", patience=30)
+    deployment.wait(lambda: noted in deployment.log("server"), "nobody noticed")
+    deployment.wait(superexec, "no SuperExec")
     assert superexec() != [first]
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import tomli_w
 
-from benchmarks.loopback import ROOT, Deployment
+from benchmarks.loopback import PATIENCE, ROOT, Deployment
 from fedit_app.editing.ledger import read_index
 from fedit_app.mkv import MKVPool
 from fedit_app.reporting import load_results
@@ -90,7 +90,7 @@ def folder(deployment):
     run = deployment.start_run("--config", str(preset), "--app", str(app))
 
     def said(text: str) -> None:
-        deployment.wait(lambda: text in deployment.log("run"), f"no {text!r}", patience=180)
+        deployment.wait(lambda: text in deployment.log("run"), f"no {text!r}")
 
     said("3 nodes take part")
     filler = inside(deployment, FULL) / "filler"
@@ -102,7 +102,7 @@ def folder(deployment):
     user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
     enter = ["nsenter", "--target", str(process.pid), "--mount", *user]
     subprocess.run([*enter, *remount], check=True)
-    assert run.wait(300) == 0, deployment.log("run")
+    assert run.wait(PATIENCE) == 0, deployment.log("run")
     (folder,) = deployment.server.path("runs").iterdir()
     return folder
 

@@ -16,6 +16,7 @@ import tiny
 import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
+from benchmarks.loopback import PATIENCE
 from fedit_app import launch
 from fedit_app.connection import Connection
 from fedit_app.reporting import load_results
@@ -57,7 +58,13 @@ def fedit_run(preset: Path, output: Path, cwd: Path, *more: str):
     temporary.mkdir()
     environment = {**os.environ, MARK: mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     result = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     return result, [process for process in psutil.process_iter() if marked(process, mark)]
 
@@ -139,7 +146,7 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path
         for line in process.stdout:
             if "nodes take part" in line:
                 process.terminate()
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     assert [left for left in psutil.process_iter() if marked(left, mark)] == []
 
 
@@ -157,7 +164,7 @@ def test_flwr_run_gives_the_same_figures(first, preset, tmp_path):
             command,
             cwd=tmp_path,
             env=connection.environment,
-            timeout=300,
+            timeout=PATIENCE,
             capture_output=True,
             text=True,
         )

@@ -25,7 +25,6 @@ from fedit_app.reporting import load_results
 NODES = ("bank", "hospital", "museum", "newsroom")
 SLOTS, REQUESTS = 4, 3
 TIMEOUT = 90.0
-LONG = 600.0  # more than a crowded machine needs for what comes next
 RUN = {
     "num-slots": SLOTS,
     "requests-per-slot": REQUESTS,
@@ -58,11 +57,11 @@ def ended(deployment):
 
     def said(text: str) -> None:
         told = f"the run has not said {text!r}"
-        deployment.wait(lambda: text in deployment.log("run"), told, patience=LONG)
+        deployment.wait(lambda: text in deployment.log("run"), told)
 
     def killed_in(name: str, stage: str) -> None:
         told = f"{name} has not begun {stage}"
-        deployment.wait(lambda: begun(deployment, name, stage), told, patience=LONG)
+        deployment.wait(lambda: begun(deployment, name, stage), told)
         deployment.kill(name)
         deployment.start_nodes(name)
 
@@ -71,7 +70,7 @@ def ended(deployment):
         deployment.start_run(*arguments)
 
     def end() -> None:
-        statuses.append(deployment.processes["run"].wait(LONG))
+        statuses.append(deployment.processes["run"].wait(PATIENCE))
 
     start("--config", str(preset), "--nodes", "3")
     killed_in("museum", "edit")
@@ -88,14 +87,14 @@ def ended(deployment):
     end()
     (folder,) = deployment.server.path("runs").iterdir()
 
-    start("--resume", str(folder), "-c", f"slot-timeout={PATIENCE}")
+    start("--resume", str(folder))
     said("slot 4 edit: bank answered")
     deployment.kill("server")
     end()
     deployment.start_server()
     deployment.wait_online(*NODES)
 
-    start("--resume", str(folder), "-c", f"slot-timeout={PATIENCE}")
+    start("--resume", str(folder))
     end()
     return folder, statuses
 
