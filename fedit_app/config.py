@@ -223,7 +223,10 @@ class RunConfig:
         choices=("basic", "full"),
     )
     slot_timeout: float = _key(
-        3600.0, "seconds to wait for the replies of one stage; the slow are left out", at_least=1
+        3600.0,
+        "seconds to wait for the replies of one stage, in simulation for the next reply of one; "
+        "the slow are left out",
+        at_least=1,
     )
     output_dir: str = _key("", "run folder (absolute); empty: ~/fedit-runs/RUN-ID")
     resume: bool = _key(

@@ -126,6 +126,7 @@ def _row(group: Sequence[Record]) -> Record:
         "runs": len(group),
         "completed": len(done),
         "failed": [run["name"] for run in group if run["status"] == "failed"],
+        "failed_nodes": sum(run["failed_nodes"] for run in done),
         "measured": _of_scopes([run["measured"] for run in done]),
         "retention": spread(run["retention"] for run in done),
         "ratio_to_fedavg": spread(run["ratio_to_fedavg"] for run in done),
@@ -148,6 +149,7 @@ def _unedited(runs: Sequence[Record]) -> list[Record]:
             {
                 **{"strategy": UNEDITED, "editor": None, "value": value},
                 **{"runs": len(by_seed), "completed": len(by_seed), "failed": []},
+                "failed_nodes": 0,
                 "measured": _of_scopes(list(by_seed.values())),
                 **{"retention": spread(()), "ratio_to_fedavg": spread(()), "costs": {}},
             }

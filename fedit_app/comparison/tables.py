@@ -48,10 +48,13 @@ def columns_and_rows(
 
 
 def _count(row: Record) -> str:
-    """How many runs stand behind a row, and how many are missing."""
+    """How many runs stand behind a row, how many are missing, and how many nodes in the others."""
     missing = row["runs"] - row["completed"]
-    text = f"{row['completed']}" if not missing else f"{row['completed']} of {row['runs']}"
-    return f"{text}, {len(row['failed'])} failed" if row["failed"] else text
+    parts = [f"{row['completed']}" if not missing else f"{row['completed']} of {row['runs']}"]
+    parts += [f"{len(row['failed'])} failed"] if row["failed"] else []
+    nodes = row["failed_nodes"]
+    parts += [f"{nodes} node{'s' if nodes > 1 else ''} failed"] if nodes else []
+    return ", ".join(parts)
 
 
 def _number(found: Record | None, digits: int) -> str:

@@ -85,7 +85,8 @@ class RunGrid(Grid):
     Args:
         grid: Flower's grid.
         record: where failures, traffic, counts and metrics go.
-        timeout: most seconds to wait for the answers of one stage.
+        timeout: most seconds to wait for the answers of one stage, of virtual nodes for the next
+            answer.
         evaluated: slot -> whether it is one in which the nodes are evaluated.
 
     Attributes:
@@ -102,6 +103,7 @@ class RunGrid(Grid):
         self.record = record
         self.members: dict[str, Member] = {}
         self.silent: dict[str, Member] = {}
+        self._simulated: set[bool] = set()  # what nodes have said of themselves
         self.newcomers: Callable[[int], list[str]] = lambda slot: []
 
     def name_of(self, reply: Message) -> str:
@@ -163,7 +165,7 @@ class RunGrid(Grid):
         names = self._names()
         sizes = [content_bytes(message.content) for message in messages]
         self.record.traffic(slot, down=sum(sizes))
-        began = time.perf_counter()
+        began = heard = time.perf_counter()
         self._grid.push_messages(messages)
         ids = [message.metadata.message_id for message in messages]  # given by the push
         down = dict(zip(ids, sizes, strict=True))
@@ -176,7 +178,8 @@ class RunGrid(Grid):
         replies: list[Message] = []
         while waiting:
             asked_at = time.perf_counter()
-            for reply in self._pull(list(waiting)):
+            answers = self._pull(list(waiting))
+            for reply in answers:
                 asked = reply.metadata.reply_to_message_id
                 name = waiting.pop(asked)
                 info, failure = self._read(slot, reply)
@@ -186,11 +189,15 @@ class RunGrid(Grid):
                 if failure:
                     self.failed(name, slot, stage, failure)
                     continue
+                if stage == "hello":
+                    self._simulated.add(info["simulated"])
                 replies.append(reply)
                 self._note_cost(slot, stage, reply, down[asked])
                 done, total = len(messages) - len(waiting), len(messages)
                 logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
-            if time.perf_counter() - began >= timeout:
+            if answers and self._simulated == {True}:  # virtual nodes wait for each other
+                heard = time.perf_counter()
+            if time.perf_counter() - heard >= timeout:
                 break
             # A SuperLink with much to do is not asked all the time.
             asking = time.perf_counter() - asked_at

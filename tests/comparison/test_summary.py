@@ -29,7 +29,7 @@ def metrics(score, **more):
     return {**dict.fromkeys(shares, score), "count": 4, "metric": "likelihood", **more}
 
 
-def write_results(run, score, complete=2, status="completed", **more):
+def write_results(run, score, complete=2, status="completed", failures=(), **more):
     """A run's results.json after two slots."""
     counts = ("requests", "optimised", "cached", "reused", "uploaded", "offered", "accepted")
     counts += ("rejected", "conflicts", "bytes_up", "bytes_down")
@@ -54,7 +54,7 @@ def write_results(run, score, complete=2, status="completed", **more):
         **{"model": {"name": "tiny", "fingerprint": "f"}, "config": run.values, "connected": 2},
         "nodes": {"a": {**scopes, "before": before}},
         "summary": {**scopes, "before": before, **more},
-        **{"slots": slots, "failed_nodes": []},
+        **{"slots": slots, "failed_nodes": list(failures)},
         "seconds": {"total": 20.0, "hello": 1, "before": 1, "slots": 4},
     }
     folder = run.values["output-dir"]
@@ -130,6 +130,16 @@ def test_what_is_missing_is_said(plan):
     assert "1 of 2, 1 failed" in said and f"{first.name}: on | fire [31m" in said
     page = render_comparison(comparison)
     assert "7 of 8 runs" in page and "on | fire [31m" in page
+
+
+def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
+    made = plan()
+    failures = [{"node": node, "slot": 2, "stage": "evaluate", "reason": "slow"} for node in "aab"]
+    write_results(made.runs[0], 0.8, failures=failures)
+    comparison = summarise(made, {})
+    assert row_of(comparison, made.runs[0].strategy)["failed_nodes"] == 2
+    for table in (terminal_table, markdown_table, latex_table):
+        assert table(comparison).count("2, 2 nodes failed") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import inprocess
 import pytest
+import tiny
 from flwr.app import Array, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
@@ -148,6 +149,11 @@ class Counting(inprocess.InProcessGrid):
         return super().pull_messages(ids)
 
 
+def real_node(number: int) -> dict:
+    """The configuration of a real node with the demo's file for it."""
+    return inprocess.real_node(NODES[number], tiny.DEMO / f"{NODES[number]}.jsonl")
+
+
 def test_a_node_that_never_answers(settings):
     config, matches = settings(num_slots=2, slot_timeout=1.0), at(EDIT, slot=1)
     lost = []
@@ -158,7 +164,7 @@ def test_a_node_that_never_answers(settings):
             time.sleep(1.0)  # a server that takes its time over the messages
             raise TimeoutError
 
-    grid = Counting(config, 4, tamper=hang)
+    grid = Counting(config, 4, tamper=hang, node_config=real_node)
     results = inprocess.federate_on(grid, config)
 
     assert faults(results) == [("hospital", 1, "edit")]
@@ -167,6 +173,29 @@ def test_a_node_that_never_answers(settings):
     assert grid.asked.count(*lost) == 1, "the time over the messages counts"
     assert requests(results, "hospital") == [0, 10]
     assert requests(results, "bank") == [5, 5]
+
+
+class OneByOne(inprocess.InProcessGrid):
+    """Nodes that share a machine: one answer after the other, half a second for each."""
+
+    def pull_messages(self, ids):
+        time.sleep(0.5)
+        return super().pull_messages(list(ids)[:1])
+
+
+def test_virtual_nodes_that_wait_for_each_other_do_not_time_out(settings):
+    config = settings(num_slots=1, slot_timeout=1.0)
+    results = inprocess.federate_on(OneByOne(config, 4), config)
+
+    assert results["failed_nodes"] == []
+    assert results["slots"][0]["seconds"]["evaluate"] > 1
+
+
+def test_real_nodes_have_a_time_together(settings):
+    config = settings(num_slots=1, slot_timeout=1.0)
+    results = inprocess.federate_on(OneByOne(config, 4, node_config=real_node), config)
+
+    assert "no answer within 1 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
 
 
 class Failing(inprocess.InProcessGrid):
