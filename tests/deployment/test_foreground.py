@@ -43,7 +43,7 @@ def test_output_is_handed_on_and_the_family_ends(tmp_path, monkeypatch):
         "print('to stderr', file=sys.stderr, flush=True)\n"
     )
     with foreground([sys.executable, "-c", code + SLEEP], tmp_path) as process:
-        while output.getvalue().count("\n") < 2:
+        while output.getvalue().count("\n") < 2 and process.poll() is None:
             time.sleep(0.01)
     lines = output.getvalue().splitlines()
     assert process.poll() is not None

@@ -183,7 +183,7 @@ def test_a_message_that_waits_too_long_for_its_turn_harms_nobody(node, tmp_path)
     long = lambda: replies.append(node.ask(do="wait", marker=str(over)))  # noqa: E731
     thread = threading.Thread(target=long)
     thread.start()
-    while not node.is_busy():
+    while not node.is_busy() and thread.is_alive():
         time.sleep(0.05)
     with pytest.raises(FedEditError, match="other messages have kept it busy for 1 s"):
         node.ask(timeout=1.0)

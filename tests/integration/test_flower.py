@@ -58,13 +58,7 @@ def fedit_run(preset: Path, output: Path, cwd: Path, *more: str):
     temporary.mkdir()
     environment = {**os.environ, MARK: mark, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     result = subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     return result, [process for process in psutil.process_iter() if marked(process, mark)]
 
