@@ -1,5 +1,5 @@
-"""Flower's entry to the client side; the code is in `fedit_app.federation.client`."""
+"""Flower's entry to the client side; the code is in `fedit_app.node.app`."""
 
-from fedit_app.federation.client import app
+from fedit_app.node.app import app
 
 __all__ = ["app"]

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from benchmarks.harness import counterfact_metrics
-from fedit_app.config import RunConfig
+from fedit_app.config.policy import Policy
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.covariance import CovarianceSource, covariance
-from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.screening import BOUNDS
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.neutral import neutral_scores
 from fedit_app.evaluation.scores import score_targets
-from fedit_app.federation.receiving import Receiver
-from fedit_app.federation.site import Policy
-from fedit_app.mkv import MKV, MKVPool, create
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import MKV, create
+from fedit_app.node.receiving import Receiver
+from fedit_app.pool import MKVPool
 
 _FLOOD = 64
 _EVE = "eve"

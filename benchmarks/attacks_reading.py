@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedit_app.config import RunConfig
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.privacy import Privacy
-from fedit_app.editing.requests import SLOT, EditRequest
-from fedit_app.editing.tokens import pad
 from fedit_app.editing.workbench import Workbench
+from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.mkv import MKV, create
 from fedit_app.mkv.privacy import epsilon, mkv_mu
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.models.partial import projection_inputs, trace
+from fedit_app.models.tokens import pad
 
 _PLACE = "Here is the thing"
 _SUFFIXES = ("", " is", " is in", " was", " of", " speaks", " is a", " plays", " works for", ",")

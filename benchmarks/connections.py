@@ -23,9 +23,9 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from fedit_app.deployment.fleet import read_private_key
 from fedit_app.deployment.node_folder import NodeFolder
-from fedit_app.federation.client import app
+from fedit_app.flower_compat.fleet import read_private_key
+from fedit_app.node.app import app
 
 _SECONDS_BETWEEN_PULLS = 3.0  # as a SuperNode
 _one_app = threading.Lock()

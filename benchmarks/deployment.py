@@ -25,16 +25,16 @@ import tomli_w
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import fedit_app.data
+import fedit_app.facts
 from benchmarks.harness import MIB, main, parser, positive, report, table
 from benchmarks.loopback import TOGETHER, Deployment
-from fedit_app.errors import FedEditError
 from fedit_app.models.loading import resolve_model
-from fedit_app.reporting import load_results
+from fedit_app.report import load_results
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_DEMO = Path(fedit_app.data.__file__).parent / "demo"
+_DEMO = Path(fedit_app.facts.__file__).parent / "demo"
 _NODES = ("bank", "hospital", "museum")
 _STAGES = ("edit", "reedit", "evaluate")
 _SECONDS_BETWEEN_SAMPLES = 10

@@ -26,14 +26,14 @@ from benchmarks.harness import (
 from benchmarks.plain import plain_values
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.editors import EDITORS
-from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.harness import Measured, main, measure, parser, positive, records, report, table
-from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.tokens import continuation_row
 from fedit_app.evaluation.scores import TargetScore, score_targets
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.loading import load_model
+from fedit_app.models.tokens import continuation_row
 
 _AGREEMENT = 1e-3
 _COLUMNS = {

@@ -34,18 +34,18 @@ from typing import Generic, TypeVar
 import psutil
 import torch
 
-from fedit_app.data.counterfact import read_counterfact
-from fedit_app.data.overlap import paraphrase_templates
-from fedit_app.editing.requests import EditRequest
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
-from fedit_app.files import write_json_atomic
-from fedit_app.log import set_up_logging
+from fedit_app.facts.counterfact import read_counterfact
+from fedit_app.facts.overlap import paraphrase_templates
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL
 from fedit_app.models.loading import DTYPES, resolve_device
-from fedit_app.reporting.formats import NOT_MEASURED, display_width
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import write_json_atomic
+from fedit_app.support.formats import NOT_MEASURED, display_width
+from fedit_app.support.log import set_up_logging
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
 MIB = 2**20

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from benchmarks.harness import Cell, main, paraphrase, parser, positive, records, report, table
 from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.optimise import Values
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.subjects import SubjectStates
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import score_targets
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
 from fedit_app.models.loading import load_model
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 
 from fedit_app.deployment.node_folder import NodeFolder, init_node
-from fedit_app.deployment.registry import ONLINE, RegisteredNode, register_node, registered_nodes
 from fedit_app.deployment.server_folder import ServerFolder, init_server
-from fedit_app.errors import FedEditError
-from fedit_app.processes import family, free_port, stop_family
+from fedit_app.flower_compat.registry import ONLINE, RegisteredNode, register_node, registered_nodes
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.processes import family, free_port, stop_family
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -86,7 +86,7 @@ class Deployment:
             self._start(name, "node", self.nodes[name].folder, within)
 
     def _start(self, name: str, side: str, folder: Path, within: Sequence[str] = ()) -> None:
-        command = [sys.executable, "-m", "fedit_app.cli", side, "start", str(folder)]
+        command = [sys.executable, "-m", "fedit_app.cli.main", side, "start", str(folder)]
         self._open(name, [*within, *command])
 
     def _open(self, name: str, command: Sequence[str]) -> None:
@@ -185,7 +185,7 @@ class Deployment:
 
     def run_command(self, *arguments: str) -> list[str]:
         """The command line of `fedit run` on the server."""
-        command = [sys.executable, "-m", "fedit_app.cli", "run"]
+        command = [sys.executable, "-m", "fedit_app.cli.main", "run"]
         command += [] if "--app" in arguments else ["--app", str(ROOT)]
         return [*command, "--superlink", str(self.server.folder), *arguments]
 

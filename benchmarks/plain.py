@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.optimise import Values
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.tokens import pad
 from fedit_app.editing.values import request_rows
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import trace
+from fedit_app.models.tokens import pad
 
 
 def plain_values(

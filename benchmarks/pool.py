@@ -25,10 +25,10 @@ import numpy as np
 
 from benchmarks.harness import Cell, main, parser, positive, report, table, whole_numbers
 from benchmarks.pool_worker import D_MODEL, TOP_K
-from fedit_app.errors import FedEditError
 from fedit_app.mkv import SIGNATURES, create, to_bytes
-from fedit_app.mkv.index import FEWEST_ROWS
-from fedit_app.reporting.formats import byte_size
+from fedit_app.pool.index import FEWEST_ROWS
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import byte_size
 
 _ROOT = Path(__file__).parents[1]
 _SPARE_BYTES = 2 * 10**9

@@ -18,9 +18,10 @@ import lancedb
 import numpy as np
 import psutil
 
-from fedit_app.mkv import MKV, MKVPool, SelectionConfig, create, index
-from fedit_app.mkv.pool import TABLE
-from fedit_app.mkv.rows import schema_for, to_rows, vectors_of
+from fedit_app.mkv import MKV, create
+from fedit_app.pool import MKVPool, SelectionConfig, index
+from fedit_app.pool.pool import TABLE
+from fedit_app.pool.rows import schema_for, to_rows, vectors_of
 
 FINGERPRINT = "benchmark"
 # Keys have the width in question; values and shifts are short, to save disk.

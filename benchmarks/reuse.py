@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import main, parser, positive, records, report, table
-from fedit_app.data.overlap import Overlap, Slots, with_overlap
-from fedit_app.editing.requests import EditRequest
-from fedit_app.errors import FedEditError
-from fedit_app.launch import find_app, simulate
-from fedit_app.reporting import load_results
+from fedit_app.facts.overlap import Overlap, Slots, with_overlap
+from fedit_app.facts.request import EditRequest
+from fedit_app.flower_compat.launch import find_app, simulate
+from fedit_app.report import load_results
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import main, parser, report, table
-from fedit_app.config import RunConfig
+from fedit_app.cli.places import find_place
+from fedit_app.config.folders import nodes_with_ledger
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.screening import BOUNDS, Screen
-from fedit_app.errors import FedEditError
-from fedit_app.federation.paths import nodes_with_ledger
-from fedit_app.files import read_toml
-from fedit_app.ledgers.places import find_place
 from fedit_app.mkv import MKV
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml
 
 _COLUMNS = ("median", "99 %", "most", "bound")
 

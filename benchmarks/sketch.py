@@ -35,18 +35,19 @@ from benchmarks.harness import (
     whole_numbers,
 )
 from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
-from fedit_app.mkv import MKV, SameFact, SelectionConfig, SignatureBlock, select
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import MKV
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.records import record_to_bytes
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.similarity import unit_rows
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.models.loading import load_model
+from fedit_app.pool import SameFact, SelectionConfig, SignatureBlock, select
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 

@@ -22,14 +22,14 @@ from benchmarks.plain import plain_values
 from fedit_app.editing.contexts import sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.memit import value_site
 from fedit_app.editing.optimise import Objective, Values, memit_objective, optimise_values
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings, edit_settings
 from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL
 from fedit_app.models.loading import load_model, resolve_device, resolve_model

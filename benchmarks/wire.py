@@ -19,14 +19,14 @@ import torch
 from benchmarks.harness import counterfact_metrics, main, parser, positive, records, report, table
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.editors import EDITORS
-from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import content_bytes, pack
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, PRECISIONS, create, to_bytes
 from fedit_app.models.loading import load_model
+from fedit_app.protocol.messages import content_bytes, pack
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 

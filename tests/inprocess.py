@@ -11,9 +11,9 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedit_app.federation.client import app as client_app
-from fedit_app.federation.server import run_federation
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.node.app import app as client_app
+from fedit_app.server.app import run_federation
 
 RUN_ID = 7
 _secrets = tempfile.TemporaryDirectory()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 
-from fedit_app.federation import channel, worker
-from fedit_app.federation.protocol import Call, pack, unpack_info
+from fedit_app.node import channel, worker
+from fedit_app.protocol.messages import Call, pack, unpack_info
 
 _answered = 0
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from fedit_app.models.editable import EditableModel
 
-DEMO = Path(__file__).parents[1] / "fedit_app" / "data" / "demo"
+DEMO = Path(__file__).parents[1] / "fedit_app" / "facts" / "demo"
 VOCABULARY = 600
 LAYERS = 5
 D_MODEL = 16

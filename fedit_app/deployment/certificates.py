@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedit_app.errors import FedEditError
 from fedit_app.mkv.authorship import openssh_line
+from fedit_app.support.errors import FedEditError
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fedit_app.deployment.checks import FAIL, Finding, attempt, machine
+from fedit_app.deployment.findings import FAIL, Finding, attempt, machine
 from fedit_app.deployment.node_checks import node
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.deployment.server_checks import server
 from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 
 def examine(folder: Path | None) -> int:

@@ -15,9 +15,9 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from fedit_app.connection import plain
-from fedit_app.errors import FedEditError
-from fedit_app.processes import STOP_SECONDS, environment, start, stop_family
+from fedit_app.flower_compat.connection import plain
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.processes import STOP_SECONDS, environment, start, stop_family
 
 logger = logging.getLogger(__name__)
 

@@ -7,20 +7,15 @@ import time
 
 import tomli_w
 
-from fedit_app.data.jsonl import read_requests
-from fedit_app.deployment.addresses import Unreachable
-from fedit_app.deployment.fleet import (
-    check_clock,
-    clock_offset,
-    is_registered,
-    read_private_key,
-)
 from fedit_app.deployment.foreground import alone, foreground
 from fedit_app.deployment.node_folder import NodeFolder, handover
-from fedit_app.errors import FedEditError
-from fedit_app.files import check_private, replace_file
+from fedit_app.facts.jsonl import read_requests
+from fedit_app.flower_compat.fleet import check_clock, clock_offset, is_registered, read_private_key
 from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.processes import free_port, tool
+from fedit_app.support.addresses import Unreachable
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import check_private, replace_file
+from fedit_app.support.processes import free_port, tool
 
 logger = logging.getLogger(__name__)
 

@@ -13,25 +13,21 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from fedit_app.data.jsonl import read_requests
-from fedit_app.deployment.addresses import is_free
-from fedit_app.deployment.certificates import (
-    expires,
-    key_fingerprint,
-    read_public_key,
-)
-from fedit_app.deployment.checks import FAIL, GIGABYTE, OK, WARN, Finding, attempt
-from fedit_app.deployment.fleet import check_clock, clock_offset, is_registered, read_private_key
+from fedit_app.deployment.certificates import expires, key_fingerprint, read_public_key
+from fedit_app.deployment.findings import FAIL, GIGABYTE, OK, WARN, Finding, attempt
 from fedit_app.deployment.foreground import is_running
 from fedit_app.deployment.node_folder import NodeFolder, handover
 from fedit_app.deployment.serving import SOON
-from fedit_app.editing.ledger import Ledger, read_index
-from fedit_app.federation.identity import read_peers
-from fedit_app.files import cache_dir, check_private
+from fedit_app.facts.jsonl import read_requests
+from fedit_app.flower_compat.fleet import check_clock, clock_offset, is_registered, read_private_key
+from fedit_app.ledger.ledger import Ledger, read_index
 from fedit_app.mkv.authorship import openssh_line
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import DTYPES, model_shape, resolve_device, resolve_model
+from fedit_app.node.identity import read_peers
+from fedit_app.support.addresses import is_free
+from fedit_app.support.files import cache_dir, check_private
 
 # Room for the weights, the covariance factors, copies of the edited layers and a batch.
 _ROOM = 1.3

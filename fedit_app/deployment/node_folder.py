@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedit_app.config import ConfigValue
-from fedit_app.deployment.addresses import split
-from fedit_app.deployment.certificates import (
-    key_fingerprint,
-    make_node_key,
-    read_public_key,
-)
+from fedit_app.config.keys import NAME_RULE, check_keys, commented_keys, is_name, key
+from fedit_app.config.policy import NODE_KEYS, Policy
+from fedit_app.config.run_config import ConfigValue
+from fedit_app.deployment.certificates import key_fingerprint, make_node_key, read_public_key
 from fedit_app.deployment.services import write_services
-from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import FEDERATION_KEY
-from fedit_app.federation.site import NODE_KEYS, Policy
-from fedit_app.files import read_toml, replace_file, write_private
-from fedit_app.keys import NAME_RULE, check_keys, commented_keys, is_name, key
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.protocol.messages import FEDERATION_KEY
+from fedit_app.support.addresses import split
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml, replace_file, write_private
 
 NODE_FILE = "node.toml"
 PEERS = "peers"

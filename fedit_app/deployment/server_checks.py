@@ -7,14 +7,14 @@ import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from fedit_app.deployment.addresses import is_free, is_ip, join
 from fedit_app.deployment.certificates import expires
-from fedit_app.deployment.checks import FAIL, OK, WARN, Finding, attempt
+from fedit_app.deployment.findings import FAIL, OK, WARN, Finding, attempt
 from fedit_app.deployment.foreground import is_running
-from fedit_app.deployment.registry import ONLINE, registered_nodes
 from fedit_app.deployment.server_folder import ServerFolder
 from fedit_app.deployment.serving import SOON, check_gate
-from fedit_app.files import check_private
+from fedit_app.flower_compat.registry import ONLINE, registered_nodes
+from fedit_app.support.addresses import is_free, is_ip, join
+from fedit_app.support.files import check_private
 
 
 def server(found: ServerFolder) -> list[Finding]:

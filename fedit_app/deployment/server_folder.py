@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedit_app.connection import SuperLink
-from fedit_app.deployment.addresses import DEFAULT_PORT, check_host, join, reached_locally
+from fedit_app.config.keys import check_keys, commented_keys, key
 from fedit_app.deployment.certificates import (
     Pair,
     expires,
@@ -18,9 +17,10 @@ from fedit_app.deployment.certificates import (
     make_authority,
 )
 from fedit_app.deployment.services import write_services
-from fedit_app.errors import FedEditError
-from fedit_app.files import read_toml, replace_file, write_private
-from fedit_app.keys import check_keys, commented_keys, key
+from fedit_app.flower_compat.connection import SuperLink
+from fedit_app.support.addresses import DEFAULT_PORT, check_host, join, reached_locally
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml, replace_file, write_private
 
 SERVER_FILE = "server.toml"
 _HEAD = """\

@@ -7,8 +7,8 @@ import os
 import shlex
 from pathlib import Path
 
-from fedit_app.files import replace_file
-from fedit_app.processes import tool
+from fedit_app.support.files import replace_file
+from fedit_app.support.processes import tool
 
 _UNIT = """\
 # {what}

@@ -11,15 +11,15 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from fedit_app.deployment.addresses import Unreachable, is_free, join
 from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.foreground import alone, foreground
-from fedit_app.deployment.gate import GATE_PATH
-from fedit_app.deployment.registry import registered_nodes
 from fedit_app.deployment.server_folder import ServerFolder
-from fedit_app.deployment.superlink import OPTION
-from fedit_app.errors import FedEditError
-from fedit_app.files import check_private
+from fedit_app.flower_compat.gate import GATE_PATH
+from fedit_app.flower_compat.registry import registered_nodes
+from fedit_app.flower_compat.superlink import OPTION
+from fedit_app.support.addresses import Unreachable, is_free, join
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import check_private
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def serve(server: ServerFolder) -> int:
 
 def _command(server: ServerFolder) -> list[str]:
     settings = server.settings
-    command = [sys.executable, "-m", "fedit_app.deployment.superlink"]
+    command = [sys.executable, "-m", "fedit_app.flower_compat.superlink"]
     for network in settings.control_from:
         command += [OPTION, network]
     command += ["--host", settings.bind, "--port", str(settings.port)]

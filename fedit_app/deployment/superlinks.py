@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedit_app.connection import SuperLink
 from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
-from fedit_app.errors import FedEditError
-from fedit_app.files import read_toml
+from fedit_app.flower_compat.connection import SuperLink
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml
 
 
 def find_superlink(text: str) -> tuple[SuperLink, ServerFolder | None]:

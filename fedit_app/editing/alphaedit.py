@@ -21,7 +21,7 @@ from fedit_app.editing.editor import Editor
 from fedit_app.editing.memit import changes, value_site
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.solver import Solver, checked
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 

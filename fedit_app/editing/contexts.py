@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedit_app.editing.requests import SLOT
-from fedit_app.editing.tokens import pad
+from fedit_app.facts.request import SLOT
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.tokens import pad
 
 _START_WORDS = ("The", "Therefore", "Because", "I", "You")
 _PREFIX_TOKENS = 10

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from fedit_app.editing.statistics import DELETE, write_tensors
-from fedit_app.errors import FedEditError
-from fedit_app.hub import PREFIX, load_rows
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.hub import PREFIX, load_rows
 
 logger = logging.getLogger(__name__)
 

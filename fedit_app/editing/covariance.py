@@ -39,11 +39,11 @@ from fedit_app.editing.statistics import (
     open_statistics,
     write_statistics,
 )
-from fedit_app.editing.tokens import pad
-from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import projection_inputs, trace
+from fedit_app.models.tokens import pad
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 __all__ = [
     "CovarianceSource",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.optimise import Objective, Values, memit_objective, optimise_values
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import SubjectStates
 from fedit_app.editing.value_store import ValueStore
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 

@@ -7,7 +7,7 @@ from fedit_app.editing.editor import Editor
 from fedit_app.editing.memit import MEMIT
 from fedit_app.editing.memit_fe import MEMIT_FE
 from fedit_app.editing.pmet import PMET
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 EDITORS: dict[str, Editor] = {
     "memit": MEMIT,

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from fedit_app.editing.editor import Editor
 from fedit_app.editing.optimise import Values
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
 from fedit_app.editing.subjects import SubjectStates
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fedit_app.editing.editor import Editor
 from fedit_app.editing.optimise import Values
-from fedit_app.editing.requests import SLOT, EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
 from fedit_app.editing.subjects import SubjectStates
+from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.editable import EditableModel
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.value_store import ValueStore, batch_key
 from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, request_rows
-from fedit_app.errors import FedEditError
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 

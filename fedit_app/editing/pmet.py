@@ -19,11 +19,11 @@ from torch import Tensor
 
 from fedit_app.editing.editor import Editor
 from fedit_app.editing.optimise import Values, memit_objective
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerParts
 from fedit_app.editing.subjects import SubjectStates
 from fedit_app.editing.values import Outcome
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 _WEIGHT_ONCE_DECODED = 0.1

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from fedit_app.editing.tokens import TokenRow, pad
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import Trace, fixed_cache, trace
+from fedit_app.models.tokens import TokenRow, pad
 
 _ROWS_PER_PASS = 16
 

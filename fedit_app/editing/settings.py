@@ -7,10 +7,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from fedit_app.config import RunConfig, parse_layers
+from fedit_app.config.run_config import RunConfig, parse_layers
 from fedit_app.editing.solver import MAX_CONDITION
-from fedit_app.errors import FedEditError
 from fedit_app.models.defaults import edit_defaults
+from fedit_app.support.errors import FedEditError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import replace_file
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import replace_file
 
 SUFFIX = ".safetensors"
 DELETE = "delete it, and it will be made again"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.contexts import context_weights
-from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.tokens import pad, subject_row
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import Trace, projection_inputs, trace
+from fedit_app.models.tokens import pad, subject_row
 
 
 @dataclass(frozen=True)

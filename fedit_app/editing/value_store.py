@@ -23,8 +23,8 @@ from torch import Tensor
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.values import RequestRows
-from fedit_app.files import replace_file, source_hash
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.files import replace_file, source_hash
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedit_app.editing.prefixes import trace_from_lookup
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.sites import Site
-from fedit_app.editing.tokens import TokenRow, subject_row
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
+from fedit_app.models.tokens import TokenRow, subject_row
 
 
 @dataclass(frozen=True)

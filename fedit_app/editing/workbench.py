@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedit_app.config import RunConfig
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.privacy import Privacy, Vectors
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.values import ValueProblem, request_rows
-from fedit_app.files import cache_dir, write_json_atomic
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
+from fedit_app.support.files import cache_dir, write_json_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.tokens import continuation_row, pad
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.tokens import continuation_row, pad
 
 _ROWS_PER_PASS = 64
 _FREE_TOKENS = 100

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.corpus import read_rows, sample_text, write_rows
-from fedit_app.editing.tokens import pad
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import last_states
-from fedit_app.files import cache_dir
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.tokens import pad
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 _TOKENS_PER_PASS = 2048
 _POSITIONS_PER_PASS = 128

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedit_app.editing.requests import EditRequest
 from fedit_app.evaluation.scores import RequestScore
-from fedit_app.files import source_hash, write_json_atomic
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.files import source_hash, write_json_atomic
 
 logger = logging.getLogger(__name__)
 

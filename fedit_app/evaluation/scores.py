@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from fedit_app.editing.requests import EditRequest
-from fedit_app.editing.tokens import continuation_row, pad
 from fedit_app.evaluation.metrics import Metric
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.tokens import continuation_row, pad
 
 _TOKENS_PER_PASS = 1024
 

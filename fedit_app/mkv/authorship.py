@@ -16,9 +16,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import check_private
 from fedit_app.mkv.record import MKV, Authorship
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import check_private
 
 
 class SigningKey:

@@ -11,8 +11,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import check_private, write_private
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import check_private, write_private
 
 KEY_BYTES = 32
 _ID_BYTES = 8

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.errors import FedEditError, shown
+from fedit_app.support.errors import FedEditError, shown
 
 VECTOR_FIELDS = ("keys", "shifts", "v_star", "h0")
 PACKED_FIELDS = tuple(name for field in VECTOR_FIELDS for name in (field, f"{field}_scale"))

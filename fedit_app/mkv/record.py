@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv.packing import DEFAULT_PRECISION, VECTOR_FIELDS, content_id, pack, unpack
+from fedit_app.support.errors import FedEditError, shown
 
 SIGNATURES = ("v_star", "delta", "key")
 MAX_NAME_LENGTH = 1024

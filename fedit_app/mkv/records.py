@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedit_app.errors import FedEditError
 from fedit_app.mkv.record import MKV
 from fedit_app.mkv.sealed import SealedMKV, decode_sealed, encode_sealed
 from fedit_app.mkv.wire import (
@@ -19,6 +18,7 @@ from fedit_app.mkv.wire import (
     read_file,
     write_file,
 )
+from fedit_app.support.errors import FedEditError
 
 Record = MKV | SealedMKV
 # Kind of record, as it is named in messages and files -> what packs and unpacks many of it.

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv.record import SIGNATURES, check_origin, check_signature, is_id
 from fedit_app.mkv.sketch import LARGEST_WIDTH, SMALLEST_WIDTH
 from fedit_app.mkv.wire import MAX_MKV_BYTES, Arrays, Meta, check_lists, check_types
+from fedit_app.support.errors import FedEditError, shown
 
 # A sketch of every signature and, for the same-fact test, of the flattened shifts.
 SKETCHES = (*SIGNATURES, "shifts")

@@ -11,12 +11,12 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.record import MKV, is_id
 from fedit_app.mkv.sealed import SKETCHES, SealedMKV
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.mkv.wire import from_bytes, to_bytes
+from fedit_app.support.errors import FedEditError, shown
 
 _NONCE_BYTES = 12
 # Two machines may round an element of a sketch differently by a unit of float16.

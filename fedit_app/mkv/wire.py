@@ -11,7 +11,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fedit_app.errors import FedEditError, shown
 from fedit_app.mkv.packing import (
     PACKED_FIELDS,
     SCALE_DTYPE,
@@ -22,6 +21,7 @@ from fedit_app.mkv.packing import (
     unpack_checked,
 )
 from fedit_app.mkv.record import MKV, Authorship, check_origin, check_shapes
+from fedit_app.support.errors import FedEditError, shown
 
 MAX_MKVS = 100_000
 # Of one MKV as a file: more than the largest vectors (`MAX_ELEMENTS`) and names need.

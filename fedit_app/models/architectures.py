@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedit_app.errors import FedEditError
 from fedit_app.models.architectures import NO_NAMES, ModuleNames, architecture_of
 from fedit_app.models.modules import find_layers, find_module, on_device_of, projection_weight
+from fedit_app.support.errors import FedEditError
 
 _NORM_TOLERANCE = 0.05
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import write_json_atomic
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import write_json_atomic
 
 _IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 

@@ -24,8 +24,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir
 from fedit_app.models.architectures import (
     ARCHITECTURES,
     NO_NAMES,
@@ -37,7 +35,9 @@ from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.modules import find_layers, find_module, projection_weight
-from fedit_app.models.verify import verify_names
+from fedit_app.models.name_check import verify_names
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 logger = logging.getLogger(__name__)
 

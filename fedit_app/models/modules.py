@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedit_app.errors import FedEditError
 from fedit_app.models.architectures import Architecture, module_key
+from fedit_app.support.errors import FedEditError
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -10,11 +10,11 @@ from benchmarks import attacks
 from benchmarks.attacks_poisoning import Node, poison
 from benchmarks.attacks_reading import DEFENCES, Reader, Seen, defended, distinct_subjects
 from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.ledger import Ledger
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.support.errors import FedEditError
 
 SUBJECTS = ["Reuters", "Cardiff", "Basler", "Zürich", "Boeing", "The Lancet"]
 

@@ -22,9 +22,9 @@ from benchmarks import (
     wire,
 )
 from fedit_app.editing.editor import Editor
-from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir
-from fedit_app.mkv import index
+from fedit_app.pool import index
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 FACTS = [
     ("{} is in", "Reuters", "Basel", "London"),

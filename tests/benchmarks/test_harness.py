@@ -21,7 +21,7 @@ from benchmarks.harness import (
     table,
     whole_numbers,
 )
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 ROOT = Path(__file__).parents[2]
 FACTS = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from fedit_app.cli import main
+from fedit_app.cli.main import main
 from fedit_app.deployment.node_folder import NodeFolder, init_node
 from fedit_app.deployment.server_folder import ServerFolder, init_server
 

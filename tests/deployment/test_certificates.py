@@ -22,8 +22,8 @@ from fedit_app.deployment.certificates import (
     make_node_key,
     read_public_key,
 )
-from fedit_app.errors import FedEditError
-from fedit_app.files import check_private, write_private
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import check_private, write_private
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 
 from fedit_app.deployment import certificates
 from fedit_app.deployment.certificates import make_node_key
-from fedit_app.deployment.checks import GIGABYTE
+from fedit_app.deployment.findings import GIGABYTE
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.server_folder import renew_certificate
-from fedit_app.editing.ledger import Ledger
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
 from fedit_app.mkv.federation_key import FederationKey
 

@@ -8,9 +8,9 @@ import time
 import psutil
 import pytest
 
-from fedit_app import processes
 from fedit_app.deployment.foreground import alone, foreground, is_running
-from fedit_app.errors import FedEditError
+from fedit_app.support import processes
+from fedit_app.support.errors import FedEditError
 
 SLEEP = "import time; time.sleep(60)"
 

@@ -9,13 +9,13 @@ from email.utils import format_datetime
 import pytest
 
 from fedit_app.deployment import serving
-from fedit_app.deployment.addresses import Unreachable
-from fedit_app.deployment.fleet import check_clock, clock_offset
 from fedit_app.deployment.node_folder import NodeFolder, init_node
-from fedit_app.deployment.registry import registered_nodes
 from fedit_app.deployment.server_folder import ServerFolder, init_server
-from fedit_app.errors import FedEditError
-from fedit_app.processes import free_port
+from fedit_app.flower_compat.fleet import check_clock, clock_offset
+from fedit_app.flower_compat.registry import registered_nodes
+from fedit_app.support.addresses import Unreachable
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.processes import free_port
 
 
 class Answers(http.server.BaseHTTPRequestHandler):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from fedit_app import launch, preflight
-from fedit_app.connection import SuperLink
-from fedit_app.deployment.registry import RegisteredNode
 from fedit_app.deployment.superlinks import find_superlink
-from fedit_app.errors import FedEditError
+from fedit_app.experiments import preflight
+from fedit_app.flower_compat import launch
+from fedit_app.flower_compat.connection import SuperLink
+from fedit_app.flower_compat.registry import RegisteredNode
+from fedit_app.support.errors import FedEditError
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 
 from fedit_app.deployment.certificates import issue_server_certificate, make_authority
 from fedit_app.deployment.server_folder import ServerFolder, ServerSettings, init_server
-from fedit_app.errors import FedEditError
-from fedit_app.processes import tool
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.processes import tool
 
 
 def write(file: Path, content: bytes) -> Path:

@@ -6,8 +6,8 @@ import functools
 import tiny
 import torch
 
-from fedit_app.editing.requests import EditRequest
 from fedit_app.editing.settings import EditSettings
+from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 TEMPLATES = ("{}", "Therefore, it is said. {}", "You know. {}")

@@ -26,8 +26,8 @@ from fedit_app.editing.covariance import (
     statistics_files,
 )
 from fedit_app.editing.statistics import open_statistics, write_statistics
-from fedit_app.errors import FedEditError
-from fedit_app.files import cache_dir
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import cache_dir
 
 LAYERS = (1, 3)
 OTHER_TEXT = "Other words about the bank and the city of Basel.\n" * 40

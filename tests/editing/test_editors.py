@@ -15,7 +15,7 @@ from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS, editor_named
 from fedit_app.editing.subjects import SubjectStates, lookup_keys
 from fedit_app.editing.values import Outcome, ValueProblem
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 STRONG = dataclasses.replace(
     SETTINGS,

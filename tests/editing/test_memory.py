@@ -11,7 +11,7 @@ from fedit_app.editing import optimise
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.optimise import batch_that_fits
 from fedit_app.editing.values import ValueProblem, request_rows
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 MANY = EASY + REQUESTS + ODD
 

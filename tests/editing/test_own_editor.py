@@ -10,9 +10,9 @@ from editing.test_workbench import STRONG
 
 from fedit_app.editing import editors
 from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.scores import score_targets
+from fedit_app.ledger.ledger import Ledger
 
 README = Path(__file__).parents[2] / "README.md"
 

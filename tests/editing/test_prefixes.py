@@ -8,7 +8,7 @@ from editing.cases import ODD, REQUESTS, relative
 
 from fedit_app.editing import prefixes
 from fedit_app.editing.prefixes import trace_from_lookup
-from fedit_app.editing.tokens import TokenRow, subject_row
+from fedit_app.models.tokens import TokenRow, subject_row
 
 FIRST = 2
 

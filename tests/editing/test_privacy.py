@@ -6,9 +6,9 @@ import tiny
 from editing.cases import EASY, SETTINGS
 
 from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.privacy import Privacy
 from fedit_app.editing.workbench import Workbench
+from fedit_app.ledger.ledger import Ledger
 
 SHAPES = [(200, 2, 32), (200, 2, 16), (200, 16), (200, 16)]
 USUAL = (np.array([2.0, 4.0]), np.array([1.0, 3.0]), np.array(5.0), np.array(7.0))

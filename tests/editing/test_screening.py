@@ -9,9 +9,9 @@ import torch
 from editing.cases import EASY, REQUESTS, SETTINGS
 
 from fedit_app.editing.covariance import CovarianceSource, covariance
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.screening import BOUNDS, SHAPE
 from fedit_app.editing.workbench import Workbench
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
 
 SOURCE = CovarianceSource(tokens=500)

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import tiny
 
-from fedit_app.config import RunConfig
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.settings import EditSettings, edit_settings, run_settings
-from fedit_app.errors import FedEditError
 from fedit_app.models.defaults import edit_defaults
+from fedit_app.support.errors import FedEditError
 
 GPTJ = ("gptj", 28, 4096)
 SMOLLM2 = ("llama", 30, 576)

@@ -10,7 +10,7 @@ from editing.cases import relative
 
 from fedit_app.editing.alphaedit import NullSpaceSolver
 from fedit_app.editing.solver import Solver
-from fedit_app.errors import FedEditError
+from fedit_app.support.errors import FedEditError
 
 D_FF, D_MODEL = 24, 10
 EYE = torch.eye(D_FF, dtype=torch.float64)

@@ -11,14 +11,14 @@ from editing.cases import EASY, REQUESTS, SETTINGS
 from fedit_app.editing import workbench as module
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import EDITORS
-from fedit_app.editing.ledger import Ledger
 from fedit_app.editing.optimise import optimise_values
 from fedit_app.editing.values import ValueProblem
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation.scores import score_targets
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
 from fedit_app.models.loading import load_model
+from fedit_app.support.errors import FedEditError
 
 STRONG = dataclasses.replace(
     SETTINGS,

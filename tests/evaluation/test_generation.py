@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.editing.requests import EditRequest
 from fedit_app.evaluation import generation as module
 from fedit_app.evaluation.generation import (
     continuations,
@@ -15,6 +14,7 @@ from fedit_app.evaluation.generation import (
     n_gram_entropy,
     written_metrics,
 )
+from fedit_app.facts.request import EditRequest
 
 PROMPTS = ["The museum", "The head office of Reuters is in", "Basel", "The 🏦 {} of Zürich in the"]
 

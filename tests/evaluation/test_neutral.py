@@ -7,10 +7,10 @@ import tiny
 import torch
 
 from fedit_app.editing.corpus import sample_text
-from fedit_app.errors import FedEditError
 from fedit_app.evaluation import neutral as module
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.errors import FedEditError
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2_raw_test.txt"
 ROWS = [(5, 6, 7, 8, 9), (10, 11), (12,), (13, 14, 15, 16, 17, 18, 19, 20, 21), (22, 23, 24)]

@@ -7,11 +7,11 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.editing.requests import EditRequest
 from fedit_app.evaluation import memory as memory_module
 from fedit_app.evaluation import scores as module
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.scores import RequestScore, TargetScore, score_requests, score_targets
+from fedit_app.facts.request import EditRequest
 
 PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]
 TARGETS = ["city", "of", "London", "Cardiff, a city of Wales", "€"]

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flwr.app import Context, Message, RecordDict
 
-from fedit_app.federation.client import app as client_app
+from fedit_app.node.app import app as client_app
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ from flwr.app import Message
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from fedit_app.federation.paths import worker_folder
-from fedit_app.federation.protocol import EDIT, HELLO, VERSION, code_fingerprint, pack, unpack_info
-from fedit_app.federation.worker import NICENESS
-from fedit_app.federation.worker_process import read_record, stop_worker
+from fedit_app.config.folders import worker_folder
+from fedit_app.node.worker import NICENESS
+from fedit_app.node.worker_process import read_record, stop_worker
+from fedit_app.protocol.messages import EDIT, HELLO, VERSION, code_fingerprint, pack, unpack_info
 
 NODES = ["bank", "hospital"]
 IDLE = 600
@@ -132,7 +132,7 @@ def test_an_error_of_the_model_reaches_the_server(runs, folders, answer):
 def test_the_client_app_of_a_real_node_is_light():
     heavy = "torch", "transformers", "lancedb", "matplotlib"
     code = (
-        "import sys, client_app, fedit_app.federation.resident; "
+        "import sys, client_app, fedit_app.node.resident; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

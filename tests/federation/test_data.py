@@ -6,9 +6,9 @@ from pathlib import Path
 import inprocess
 import pytest
 
-from fedit_app.ask import ask
-from fedit_app.data.jsonl import read_requests
-from fedit_app.reporting import load_results
+from fedit_app.cli.ask import ask
+from fedit_app.facts.jsonl import read_requests
+from fedit_app.report import load_results
 
 SECRETS = [b"Subject", b"seat of", b"Qualverin", b"Oldenmoor", b"nq question"]
 

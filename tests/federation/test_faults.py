@@ -11,8 +11,8 @@ import tiny
 from flwr.app import Array, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import (
+from fedit_app.mkv import DEFAULT_PRECISION, create
+from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
     HELLO,
@@ -21,8 +21,8 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
-from fedit_app.mkv import DEFAULT_PRECISION, create
-from fedit_app.reporting import load_results
+from fedit_app.report import load_results
+from fedit_app.support.errors import FedEditError
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
 FAULTY = 102  # the hospital

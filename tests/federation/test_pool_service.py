@@ -7,9 +7,9 @@ import inprocess
 import pytest
 from federation.test_runs import pool_ids
 
-from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Patched, Workbench
-from fedit_app.mkv import MKVPool
+from fedit_app.ledger.ledger import read_index
+from fedit_app.pool import MKVPool
 
 
 def everything_says_the_target(self, pairs):

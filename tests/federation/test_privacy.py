@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fedit_app.editing.workbench import Workbench
-from fedit_app.federation.participant import Participant
-from fedit_app.mkv import MKVPool, create
+from fedit_app.mkv import create
+from fedit_app.node.participant import Participant
+from fedit_app.pool import MKVPool
 
 LEAST = 4
 LEAST_OF_PROMPT = 8  # shorter ones, such as "is the", stand in any text

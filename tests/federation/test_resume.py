@@ -10,13 +10,13 @@ import inprocess
 import pytest
 from federation.test_runs import pool_ids, without_clock
 
-from fedit_app.editing.ledger import Ledger, read_index
 from fedit_app.editing.workbench import Workbench
-from fedit_app.errors import FedEditError
-from fedit_app.federation import grid as grid_module
-from fedit_app.federation.record import RunRecord
-from fedit_app.mkv import MKVPool
-from fedit_app.reporting import load_results
+from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.pool import MKVPool
+from fedit_app.report import load_results
+from fedit_app.server import grid as grid_module
+from fedit_app.server.record import RunRecord
+from fedit_app.support.errors import FedEditError
 
 SMALL = {"num_slots": 3, "requests_per_slot": 2, "evaluate_every": 2}
 NODES = 3
@@ -200,7 +200,7 @@ def test_a_stock_strategy_says_that_it_cannot_be_resumed(settings, monkeypatch):
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(settings):
-    from fedit_app.config import RunConfig
+    from fedit_app.config.run_config import RunConfig
 
     config = RunConfig.parse(settings(**SMALL))
     first = RunRecord(config, Path(config.output_dir))

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
-from fedit_app.config import RunConfig
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.editors import EDITORS
-from fedit_app.editing.ledger import read_index
 from fedit_app.editing.workbench import Patched, Workbench
-from fedit_app.errors import FedEditError
-from fedit_app.federation import strategies
-from fedit_app.federation.protocol import EDIT, TRAIN, unpack_arrays, unpack_info
-from fedit_app.federation.server import run_federation
-from fedit_app.mkv import PRECISIONS, MKVPool, Ranked
+from fedit_app.ledger.ledger import read_index
+from fedit_app.mkv import PRECISIONS
 from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
-from fedit_app.reporting import load_results
+from fedit_app.pool import MKVPool, Ranked
+from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
+from fedit_app.report import load_results
+from fedit_app.server import strategies
+from fedit_app.server.app import run_federation
+from fedit_app.support.errors import FedEditError
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from benchmarks import screening
+from fedit_app.cli.places import find_place
 from fedit_app.editing.screening import BOUNDS
-from fedit_app.errors import FedEditError
-from fedit_app.ledgers.places import find_place
+from fedit_app.support.errors import FedEditError
 
 
 def test_every_mkv_of_a_run_is_measured_once(demo_run, tmp_path, capsys):

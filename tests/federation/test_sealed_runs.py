@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from fedit_app.deployment.certificates import make_node_key, read_public_key
-from fedit_app.editing.ledger import Ledger, read_index
-from fedit_app.errors import FedEditError
-from fedit_app.federation.protocol import EDIT, REEDIT, pack, unpack_info
-from fedit_app.files import write_private
-from fedit_app.mkv import SIGNATURES, MKVPool
+from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.mkv import SIGNATURES
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.sealer import Sealer
+from fedit_app.pool import MKVPool
+from fedit_app.protocol.messages import EDIT, REEDIT, pack, unpack_info
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import write_private
 
 RUN = {"num_slots": 2, "requests_per_slot": 2, "evaluate_every": 9}
 
@@ -150,7 +151,7 @@ def test_no_name_of_the_inside_reaches_the_server(runs):
 def test_the_server_does_not_know_how_to_open(small):
     """None of its code so much as imports what a key is read with."""
     code = (
-        "import sys, fedit_app.federation.server, fedit_app.pool;"
+        "import sys, fedit_app.server.app, fedit_app.cli.pool;"
         "print([name for name in sys.modules if name.endswith(('federation_key', 'sealer'))])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,13 +10,13 @@ from fuzz.inputs import JSON, altered, damaged, json_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedit_app.data.counterfact import read_counterfact
-from fedit_app.data.jsonl import read_requests
-from fedit_app.data.zsre import read_zsre
-from fedit_app.editing.ledger import Ledger
-from fedit_app.errors import FedEditError
-from fedit_app.federation.quarantine import read_quarantine
+from fedit_app.facts.counterfact import read_counterfact
+from fedit_app.facts.jsonl import read_requests
+from fedit_app.facts.zsre import read_zsre
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create, decode, encode, from_bytes, to_bytes
+from fedit_app.node.quarantine import read_quarantine
+from fedit_app.support.errors import FedEditError
 
 RNG = np.random.default_rng(0)
 MKVS = [

@@ -12,15 +12,13 @@ from fuzz.inputs import JSON, altered, damaged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedit_app.config import RunConfig
-from fedit_app.errors import FedEditError
-from fedit_app.federation import handlers
-from fedit_app.federation.checks import ANSWERS
-from fedit_app.federation.greeting import lookup_of
-from fedit_app.federation.grid import Member, RunGrid
-from fedit_app.federation.handlers import answer
-from fedit_app.federation.participant import Participant
-from fedit_app.federation.protocol import (
+from fedit_app.config.run_config import RunConfig
+from fedit_app.mkv import create
+from fedit_app.node import handlers
+from fedit_app.node.handlers import answer
+from fedit_app.node.participant import Participant
+from fedit_app.protocol.checks import ANSWERS
+from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
     HELLO,
@@ -35,8 +33,10 @@ from fedit_app.federation.protocol import (
     unpack_info,
     unpack_mkvs,
 )
-from fedit_app.federation.record import RunRecord
-from fedit_app.mkv import create
+from fedit_app.server.greeting import lookup_of
+from fedit_app.server.grid import Member, RunGrid
+from fedit_app.server.record import RunRecord
+from fedit_app.support.errors import FedEditError
 
 ASKED = {
     HELLO: {"version": VERSION, "code": code_fingerprint(), "first_slot": 1},

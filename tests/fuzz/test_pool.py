@@ -7,8 +7,9 @@ from fuzz.test_formats import MKVS, attempt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedit_app.mkv import MKVPool, to_bytes
-from fedit_app.mkv.check import check as damages
+from fedit_app.mkv import to_bytes
+from fedit_app.pool import MKVPool
+from fedit_app.pool.check import check as damages
 
 PAYLOADS = [to_bytes(mkv) for mkv in MKVS[:2]]
 TEXTS = ("id", "node", "fingerprint", "fact")

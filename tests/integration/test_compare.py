@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiny
 
-from fedit_app.reporting import load_results
+from fedit_app.report import load_results
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -19,7 +19,7 @@ SMALL = {
 
 def test_compare(tiny_folder, tmp_path):
     folder = tmp_path / "all"
-    command = [sys.executable, "-m", "fedit_app.cli", "compare", "-c", f"model={tiny_folder}"]
+    command = [sys.executable, "-m", "fedit_app.cli.main", "compare", "-c", f"model={tiny_folder}"]
     command += [f"-c={key}={value}" for key, value in SMALL.items()]
     command += ["--nodes", "2", "--strategies", "local,central", "--seeds", "3"]
     command += ["--app", str(ROOT), "--output-dir", str(folder)]

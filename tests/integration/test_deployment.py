@@ -8,13 +8,13 @@ import tiny
 import tomli_w
 
 from benchmarks.loopback import PATIENCE, Deployment
-from fedit_app.cli import main
-from fedit_app.deployment.registry import register_node, unregister_node
+from fedit_app.cli.main import main
 from fedit_app.deployment.server_folder import init_server
-from fedit_app.editing.ledger import read_index
-from fedit_app.errors import FedEditError
-from fedit_app.processes import family
-from fedit_app.reporting import load_results
+from fedit_app.flower_compat.registry import register_node, unregister_node
+from fedit_app.ledger.ledger import read_index
+from fedit_app.report import load_results
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.processes import family
 
 NODES = ("bank", "hospital", "museum")
 RUN = {

@@ -11,9 +11,9 @@ import tiny
 import tomli_w
 
 from benchmarks.loopback import PATIENCE, ROOT, Deployment
-from fedit_app.editing.ledger import read_index
-from fedit_app.mkv import MKVPool
-from fedit_app.reporting import load_results
+from fedit_app.ledger.ledger import read_index
+from fedit_app.pool import MKVPool
+from fedit_app.report import load_results
 
 NODES = ("bank", "hospital", "museum", "newsroom")
 FULL, READ_ONLY, GARBLING = "hospital", "museum", "newsroom"

@@ -17,9 +17,9 @@ import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
 from benchmarks.loopback import PATIENCE
-from fedit_app import launch
-from fedit_app.connection import Connection
-from fedit_app.reporting import load_results
+from fedit_app.flower_compat import launch
+from fedit_app.flower_compat.connection import Connection
+from fedit_app.report import load_results
 
 ROOT = Path(__file__).parents[2]
 MARK = "FEDIT_TEST_MARK"
@@ -52,7 +52,7 @@ def fedit_run(preset: Path, output: Path, cwd: Path, *more: str):
     """Run the command in a folder; returns its result and the processes that it left behind."""
     mark = uuid.uuid4().hex
     cwd.mkdir()
-    command = [sys.executable, "-m", "fedit_app.cli", "run", "--config", str(preset)]
+    command = [sys.executable, "-m", "fedit_app.cli.main", "run", "--config", str(preset)]
     command += ["--app", str(ROOT), "--output-dir", str(output), *more]
     temporary = cwd.parent / ("a-rather-long-path-" * 4)  # longer than a socket's may be
     temporary.mkdir()
@@ -128,7 +128,7 @@ def test_a_run_in_which_every_node_fails(preset, tmp_path):
 
 def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path):
     mark = uuid.uuid4().hex
-    command = [sys.executable, "-m", "fedit_app.cli", "run", "--config", str(preset)]
+    command = [sys.executable, "-m", "fedit_app.cli.main", "run", "--config", str(preset)]
     command += ["--app", str(ROOT), "--output-dir", str(tmp_path / "run")]
     with subprocess.Popen(
         command,
@@ -180,13 +180,13 @@ def test_the_bundle_holds_the_app_and_nothing_else():
     def belongs(name: str) -> bool:
         path = Path(name)
         if path.parts[0] == "fedit_app":
-            return path.suffix == ".py" or path.match("fedit_app/data/demo/*.jsonl")
+            return path.suffix == ".py" or path.match("fedit_app/facts/demo/*.jsonl")
         alone = ("pyproject.toml", "LICENSE", "README.md", "server_app.py", "client_app.py")
         return path.match("configs/*.toml") or name in alone or name.startswith(".info/")
 
     assert [name for name in names if not belongs(name)] == []
     code = {str(file.relative_to(ROOT)) for file in (ROOT / "fedit_app").rglob("*.py")}
-    demo = {f"fedit_app/data/demo/{file.name}" for file in tiny.DEMO.glob("*.jsonl")}
+    demo = {f"fedit_app/facts/demo/{file.name}" for file in tiny.DEMO.glob("*.jsonl")}
     needed = code | demo | {"pyproject.toml", "LICENSE", "server_app.py", "client_app.py"}
     assert needed - set(names) == set()
     assert len(demo) == 4

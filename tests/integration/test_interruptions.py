@@ -13,14 +13,14 @@ import tiny
 import tomli_w
 
 from benchmarks.loopback import PATIENCE, Deployment
-from fedit_app.editing.ledger import read_index
-from fedit_app.federation.paths import worker_folder
-from fedit_app.federation.quarantine import read_quarantine
-from fedit_app.federation.worker_process import LOG, read_record
-from fedit_app.mkv import MKVPool
+from fedit_app.config.folders import worker_folder
+from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.sealer import Sealer
-from fedit_app.reporting import load_results
+from fedit_app.node.quarantine import read_quarantine
+from fedit_app.node.worker_process import LOG, read_record
+from fedit_app.pool import MKVPool
+from fedit_app.report import load_results
 
 NODES = ("bank", "hospital", "museum", "newsroom")
 SLOTS, REQUESTS = 4, 3

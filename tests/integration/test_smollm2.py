@@ -9,10 +9,10 @@ import torch
 from editing import reference
 from inprocess import federate
 
-from fedit_app.ask import ask
-from fedit_app.data.jsonl import read_requests
+from fedit_app.cli.ask import ask
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.settings import edit_settings
+from fedit_app.facts.jsonl import read_requests
 from fedit_app.models.embedded import embedded_model
 from fedit_app.models.loading import load_model
 

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedit_app.errors import FedEditError
 from fedit_app.mkv import decode, encode, from_bytes, to_bytes
 from fedit_app.mkv.authorship import SigningKey, is_signed_by
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.record import Authorship
 from fedit_app.mkv.sealer import Sealer
+from fedit_app.support.errors import FedEditError
 
 KEY = SigningKey(ec.generate_private_key(ec.SECP384R1()))
 OTHER = SigningKey(ec.generate_private_key(ec.SECP384R1()))

@@ -4,10 +4,10 @@ import sys
 import numpy as np
 import pytest
 
-from fedit_app.config import RunConfig
-from fedit_app.errors import FedEditError
+from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv import DEFAULT_PRECISION, PRECISIONS, create
 from fedit_app.mkv.packing import LARGEST_SCALE, SMALLEST_SCALE, pack, unpack
+from fedit_app.support.errors import FedEditError
 
 # By how much an element may be off, as a share of the vector's largest.
 ERRORS = {"int8": 0.5001 / 127, "float16": 2**-11, "float32": 0}

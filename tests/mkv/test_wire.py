@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from fedit_app.errors import FedEditError
 from fedit_app.mkv import MKV, PRECISIONS, decode, encode, from_bytes, to_bytes
 from fedit_app.mkv.packing import PACKED_FIELDS, VECTOR_FIELDS, content_id
+from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "model-a"
 JUNK = (None, 3, -1, 2.5, True, "x", "", "\ud800", b"x", [], [None], [[]], {}, 2**70, np.nan)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedit_app.config import parse_layers
+from fedit_app.config.run_config import parse_layers
 from fedit_app.models.defaults import edit_defaults
 
 

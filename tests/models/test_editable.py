@@ -7,15 +7,10 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.errors import FedEditError
-from fedit_app.models.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    ModuleNames,
-    architecture_of,
-)
+from fedit_app.models.architectures import ARCHITECTURES, Architecture, ModuleNames, architecture_of
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import fixed_cache, projection_inputs, trace
+from fedit_app.support.errors import FedEditError
 
 TEXTS = ["The head office of Reuters is in the city of", "The Royal Mint"]
 

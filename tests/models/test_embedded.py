@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from fedit_app.errors import FedEditError
 from fedit_app.models import embedded
 from fedit_app.models.loading import resolve_model
+from fedit_app.support.errors import FedEditError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedit_app.errors import FedEditError
 from fedit_app.models import fingerprint as module
 from fedit_app.models.fingerprint import model_fingerprint
+from fedit_app.support.errors import FedEditError
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.errors import FedEditError
 from fedit_app.models.architectures import ModuleNames
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import (
@@ -20,6 +19,7 @@ from fedit_app.models.loading import (
     resolve_model,
 )
 from fedit_app.models.partial import projection_inputs, trace
+from fedit_app.support.errors import FedEditError
 
 NAMES = ModuleNames("model.layers", "mlp.down_proj", "model.norm")
 

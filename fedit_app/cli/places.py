@@ -1,0 +1,145 @@
+"""Where a ledger lies, and what is known around it: model, settings, requests, probes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit_app.config.folders import ledger_folder, nodes_with_ledger
+from fedit_app.config.policy import node_run_config
+from fedit_app.config.run_config import RunConfig
+from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
+from fedit_app.editing.workbench import Workbench, workbench_for
+from fedit_app.facts.partition import NodeData, finished_node
+from fedit_app.ledger.ledger import INDEX, Ledger, read_index
+from fedit_app.ledger.origin import Origin, read_origin
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml
+
+
+@dataclass(frozen=True)
+class Place:
+    """A ledger and what is known around it.
+
+    Attributes:
+        ledger: its folder.
+        node: the name of its node; "" if nobody noted it.
+        config: the run configuration with which it was last used; None if nobody noted it.
+        simulated: whether the node is a virtual one.
+        probes: the node's file of probes; "" if it has none.
+    """
+
+    ledger: Path
+    node: str
+    config: RunConfig | None
+    simulated: bool = False
+    probes: str = ""
+
+    def open(self) -> Ledger:
+        """The ledger, every MKV of it read and checked.
+
+        Raises:
+            FedEditError: see `Ledger.open`.
+        """
+        return Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"])
+
+    def workbench(self, ledger: Ledger, dtype: str = "") -> Workbench:
+        """The model that a ledger of this place edits, with its tools.
+
+        Args:
+            ledger: the ledger.
+            dtype: of the weights in memory; "": as in the run.
+
+        Raises:
+            FedEditError: it is not known, cannot be loaded, or is another than the ledger's.
+        """
+        if self.config is None:
+            raise FedEditError(
+                f"ledger {self.ledger}: no run has noted its model and settings beside it"
+            )
+        config = dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
+        bench = workbench_for(config)
+        if bench.fingerprint != ledger.fingerprint:
+            raise FedEditError(
+                f"ledger {self.ledger}: made with fingerprint {ledger.fingerprint}; model "
+                f"{config.model} and the settings noted beside it have {bench.fingerprint}"
+            )
+        return bench
+
+    def data(self) -> NodeData | None:
+        """Where the node's own requests are; None if they are not known here.
+
+        Raises:
+            FedEditError: the data path of the run does not exist any more.
+        """
+        if self.config is None:
+            return None
+        if self.simulated:
+            return finished_node(self.config, Path(self.config.output_dir), self.node)
+        file = Path(self.config.data_path)
+        return NodeData(self.node, file, self.config.dataset) if file.is_file() else None
+
+
+def find_place(folder: Path, node: str = "", federation: str = "") -> Place:
+    """The ledger that a command is about.
+
+    Args:
+        folder: of the ledger, of a node (its node.toml), or of a run.
+        node: whose ledger; needed for the folder of a run, and for no other.
+        federation: which ledger of a node's folder; may be empty if there is one only.
+
+    Raises:
+        FedEditError: there is no such ledger; says which there are.
+    """
+    folder = folder.expanduser()
+    if (folder / "config.toml").exists():
+        return _of_run(folder, node, federation)
+    if node:
+        raise FedEditError(f"{folder}: not a run folder, it has no config.toml; leave --node out")
+    if (folder / NODE_FILE).exists():
+        return _of_node(NodeFolder.open(folder), federation)
+    if not (folder / INDEX).exists():
+        raise FedEditError(
+            f"{folder}: neither a ledger ({INDEX}), nor the folder of a node ({NODE_FILE}) or of a "
+            "run (config.toml)"
+        )
+    if federation:
+        raise FedEditError(f"{folder}: is a ledger itself; leave --federation out")
+    origin = read_origin(folder)
+    return _place(folder, origin, {} if origin is None else origin.run)
+
+
+def _of_run(folder: Path, node: str, federation: str) -> Place:
+    values = read_toml(folder / "config.toml", str(folder / "config.toml"))
+    here = {"output-dir": str(folder.absolute())}
+    config = RunConfig.parse({**values, **here})
+    if federation:
+        raise FedEditError(f"{folder}: is a run of one federation; leave --federation out")
+    ledger = ledger_folder(config, 0, node) if node else None
+    if ledger is None or not ledger.is_dir():
+        known = nodes_with_ledger(config, 0)
+        have = f"nodes with one: {', '.join(known)}" if known else "this run kept no ledgers here"
+        raise FedEditError(f"--node {node or 'NAME'}: no ledger in {folder}; {have}")
+    origin = read_origin(ledger)
+    noted = values if origin is None else origin.run
+    return dataclasses.replace(_place(ledger, origin, {**noted, **here}), node=node, simulated=True)
+
+
+def _of_node(found: NodeFolder, federation: str) -> Place:
+    root = found.state_dir / found.settings.name
+    known = {index.parent.parent.name: index.parent for index in root.glob(f"*/ledger/{INDEX}")}
+    chosen = federation or (next(iter(known)) if len(known) == 1 else "")
+    if chosen not in known:
+        have = f"--federation is one of {', '.join(sorted(known))}" if known else "there is none"
+        raise FedEditError(f"{found.folder}: which ledger is meant? {have}")
+    origin = read_origin(known[chosen])
+    values = {} if origin is None else node_run_config(origin.run, found.node_config())
+    place = _place(known[chosen], origin, values)
+    return dataclasses.replace(place, node=found.settings.name, probes=found.policy.probes)
+
+
+def _place(ledger: Path, origin: Origin | None, values: dict) -> Place:
+    if origin is None:
+        return Place(ledger, "", RunConfig.parse(values) if values else None)
+    return Place(ledger, origin.node, RunConfig.parse(values), origin.simulated)

@@ -1,0 +1,176 @@
+"""Doing the runs of a comparison, each in a folder of its own, and none of them twice."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.experiments.plan import Plan, PlannedRun
+from fedit_app.experiments.preflight import check_simulation
+from fedit_app.facts.partitioning import take_over_partition
+from fedit_app.report import load_results
+from fedit_app.server.record import resumable_results
+from fedit_app.server.strategies import keeps_its_state
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import duration
+
+logger = logging.getLogger(__name__)
+
+LOGS = "logs"
+_COMPLETED = "finished:completed"
+_ERROR = re.compile(r"\b\w*Error: (?P<text>.+)")
+
+
+class Todo(Enum):
+    """What is left to do for a run."""
+
+    DONE = "complete"
+    START = "to be started"
+    RESUME = "to be resumed"
+    RESTART = "to be started anew"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run and what is left to do for it.
+
+    Attributes:
+        run: the run.
+        todo: what is left.
+        nodes: number of virtual nodes.
+    """
+
+    run: PlannedRun
+    todo: Todo
+    nodes: int
+
+
+Simulate = Callable[[Mapping[str, Any], int, Callable[[str], None]], str]
+"""(run config, nodes, called with every line of the log) -> Flower's status; `launch.simulate`."""
+
+
+def prepare(plan: Plan) -> list[Step]:
+    """Check all runs that are left, before the first one starts.
+
+    Args:
+        plan: the comparison.
+
+    Raises:
+        FedEditError: naming the run and what is wrong with it.
+    """
+    return [_checked(run) for run in plan.runs]
+
+
+def _checked(run: PlannedRun) -> Step:
+    todo = what_is_left(run)
+    try:
+        config = RunConfig.parse(_values(run, todo))
+        if todo is Todo.DONE:
+            return Step(run, todo, run.nodes or 0)
+        if todo is Todo.RESTART:  # its folder is emptied only when its turn has come
+            config = RunConfig.parse({**run.values, "output-dir": f"{_folder(run)}.new"})
+        nodes = check_simulation(config, run.nodes)
+    except FedEditError as error:
+        raise FedEditError(f"{run.title}: {error}") from None
+    return Step(run, todo, nodes)
+
+
+def what_is_left(run: PlannedRun) -> Todo:
+    """What is left to do for a run, as its folder tells.
+
+    Raises:
+        FedEditError: its results cannot be read.
+    """
+    folder = _folder(run)
+    if not folder.exists() or not any(folder.iterdir()):
+        return Todo.START
+    if not (folder / "results.json").exists():
+        return Todo.RESTART
+    results = load_results(folder / "results.json")
+    complete = sum(slot["complete"] for slot in results["slots"])
+    if complete >= int(run.values["num-slots"]):
+        return Todo.DONE
+    if not complete or not keeps_its_state(str(run.values["strategy"])):
+        return Todo.RESTART
+    resumable_results(RunConfig.parse(_values(run, Todo.RESUME)), folder)
+    return Todo.RESUME
+
+
+def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
+    """Do what is left, one run after the other; one that fails does not stop the others.
+
+    Args:
+        steps: see `prepare`.
+        simulate: what does a run.
+
+    Returns:
+        Name of a run that failed -> why.
+    """
+    failures: dict[str, str] = {}
+    left = [step for step in steps if step.todo is not Todo.DONE]
+    if len(left) < len(steps):
+        logger.info("%d of %d runs are complete", len(steps) - len(left), len(steps))
+    for number, step in enumerate(left, start=1):
+        logger.info("run %d of %d: %s", number, len(left), step.run.title)
+        started = time.perf_counter()
+        reason = _run(step, [other.run for other in steps], simulate)
+        seconds = duration(time.perf_counter() - started)
+        if reason:
+            failures[step.run.name] = reason
+            logger.error("%s failed after %s: %s", step.run.title, seconds, reason)
+        else:
+            logger.info("%s: %s", step.run.title, seconds)
+    return failures
+
+
+def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
+    """Do one run; why it failed, empty if it did not."""
+    folder = _folder(step.run)
+    log = folder.parent / LOGS / f"{step.run.name}.log"
+    if step.todo is Todo.RESTART:
+        shutil.rmtree(folder)
+    if step.todo is not Todo.RESUME:
+        _share_partition(step, all_runs)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    last_error = ""
+    with log.open("a" if step.todo is Todo.RESUME else "w", encoding="utf-8") as stream:
+
+        def keep(line: str) -> None:
+            nonlocal last_error
+            stream.write(f"{line}\n")
+            stream.flush()
+            found = _ERROR.search(line)
+            last_error = found["text"] if found else last_error
+
+        try:
+            status = simulate(_values(step.run, step.todo), step.nodes, keep)
+        except FedEditError as error:
+            return str(error)
+    if status == _COMPLETED:
+        return ""
+    return f"{last_error or status} (log: {LOGS}/{log.name})"
+
+
+def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:
+    """Take over who edits what from a run that has worked it out; a cluster takes a while."""
+    config = RunConfig.parse(step.run.values)
+    for other in all_runs:
+        if other.values["data-path"] == step.run.values["data-path"]:
+            if take_over_partition(config, step.nodes, _folder(other), _folder(step.run)):
+                return
+
+
+def _values(run: PlannedRun, todo: Todo) -> dict[str, Any]:
+    return {**run.values, "resume": todo is Todo.RESUME}
+
+
+def _folder(run: PlannedRun) -> Path:
+    return Path(str(run.values["output-dir"]))

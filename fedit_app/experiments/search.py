@@ -1,0 +1,200 @@
+"""Coordinate descent over the settings of an editor: weights, layers, step size, weights again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.solver import MAX_CONDITION
+from fedit_app.experiments.trials import Examiner, Trial, best_of
+from fedit_app.experiments.tune_report import trial_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is tried.
+
+    Attributes:
+        covariance_weights: lambda.
+        l2: AlphaEdit: weight of |Delta|^2.
+        free_shares: AlphaEdit: share of the directions that belong to the null space; its
+            threshold is that quantile of the eigenvalues of the edited layers' covariances.
+        depths: where a window of layers begins, as a share of the model's depth.
+        learning_rates: step size of v*.
+        around: at the end, multiples of the best lambda or l2.
+    """
+
+    covariance_weights: tuple[float, ...] = (30.0, 100.0, 300.0, 1000.0, 3000.0, 15000.0)
+    l2: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    free_shares: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    depths: tuple[float, ...] = (1 / 10, 1 / 6, 1 / 4, 1 / 3, 1 / 2)
+    learning_rates: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0)
+    around: tuple[float, ...] = (0.1, 0.3, 3.0, 10.0)
+
+
+DEFAULT_GRID = Grid()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Candidates that differ from the best one so far in one coordinate.
+
+    Attributes:
+        name: for the table.
+        size: how many candidates there are.
+        candidates: the best settings so far -> those to be tried.
+    """
+
+    name: str
+    size: int
+    candidates: Callable[[EditSettings], list[EditSettings]]
+
+
+def windows(n_layers: int, width: int, depths: Sequence[float]) -> list[tuple[int, ...]]:
+    """Runs of layers that begin at shares of a model's depth, each once.
+
+    Args:
+        n_layers: number of decoder layers; a layer above the last edited one has to be left.
+        width: how many layers are edited, at most n_layers - 1.
+        depths: shares in 0 .. 1.
+    """
+    firsts = [min(round(depth * n_layers), n_layers - 1 - width) for depth in depths]
+    return [tuple(range(first, first + width)) for first in dict.fromkeys(firsts)]
+
+
+def search(
+    examiner: Examiner,
+    start: EditSettings,
+    spans: Sequence[tuple[int, ...]],
+    grid: Grid,
+    null_space: bool,
+) -> list[Trial]:
+    """Try candidates, stage by stage, each stage from the best one so far.
+
+    Args:
+        examiner: edits and scores.
+        start: first candidate.
+        spans: the choices of layers.
+        grid: the choices of everything else.
+        null_space: whether the editor solves as AlphaEdit does: its weights are l2 and the
+            threshold, not lambda.
+
+    Returns:
+        Every candidate in the order in which it was tried, `start` first; none twice.
+
+    Raises:
+        FedEditError: the values v* cannot be optimised, see `Editor.values`.
+    """
+    stages = _stages(examiner, spans, grid, null_space)
+    trials: list[Trial] = []
+    product = logging.getLogger(__name__.partition(".")[0])
+    total = 1 + sum(stage.size for stage in stages)
+    with (
+        logging_redirect_tqdm([product]),
+        tqdm(total=total, desc="tune", unit="candidate", leave=False, disable=None) as bar,
+    ):
+        for stage, settings in _candidates(stages, start, trials):
+            if all(settings != trial.settings for trial in trials):
+                started = time.perf_counter()
+                trials.append(examiner.examine(stage, settings))
+                seconds = time.perf_counter() - started
+                logger.info("tune: %s, %.1f s", trial_line(trials[-1], null_space), seconds)
+            bar.update()
+    return trials
+
+
+def _candidates(
+    stages: Sequence[_Stage], start: EditSettings, trials: Sequence[Trial]
+) -> Iterator[tuple[str, EditSettings]]:
+    """Stage and settings to be tried next; what was tried before is read from `trials`."""
+    yield "start", start
+    for stage in stages:
+        solved = any(trial.metrics is not None for trial in trials)
+        for settings in stage.candidates(best_of(trials).settings if solved else start):
+            yield stage.name, settings
+
+
+def _stages(
+    examiner: Examiner, spans: Sequence[tuple[int, ...]], grid: Grid, null_space: bool
+) -> list[_Stage]:
+    rate = _axis("step size", "learning_rate", grid.learning_rates)
+    if not null_space:
+        layers = _axis("layers", "layers", spans)
+        weight = _axis("weight", "covariance_weight", grid.covariance_weights)
+        return [weight, layers, rate, _around("covariance_weight", grid.around)]
+    thresholds = _Thresholds(examiner)
+    layers = _Stage(
+        "layers", len(spans), lambda best: [thresholds.moved(best, span) for span in spans]
+    )
+    threshold = _Stage(
+        "threshold",
+        len(grid.free_shares),
+        lambda best: [
+            dataclasses.replace(best, null_space_threshold=thresholds.at(best.layers, share))
+            for share in grid.free_shares
+        ],
+    )
+    weight = _axis("weight", "l2", grid.l2)
+    again = dataclasses.replace(threshold, name="threshold again")
+    return [weight, threshold, layers, rate, _around("l2", grid.around), again]
+
+
+def _axis(name: str, field: str, values: Sequence[float | tuple[int, ...]]) -> _Stage:
+    return _Stage(
+        name,
+        len(values),
+        lambda best: [dataclasses.replace(best, **{field: value}) for value in values],
+    )
+
+
+def _around(field: str, factors: Sequence[float]) -> _Stage:
+    return _Stage(
+        "weight again",
+        len(factors),
+        lambda best: [
+            dataclasses.replace(best, **{field: _three_digits(factor * getattr(best, field))})
+            for factor in factors
+        ],
+    )
+
+
+class _Thresholds:
+    """AlphaEdit's threshold for a share of free directions, over the edited layers together.
+
+    The size of the eigenvalues differs between models and layers by far more than that share.
+    """
+
+    def __init__(self, examiner: Examiner) -> None:
+        self._of_layer = functools.cache(examiner.eigenvalues)
+
+    def at(self, layers: Sequence[int], share: float) -> float:
+        """That quantile of the eigenvalues, as far as it is more than rounding."""
+        values = self._of(layers)
+        rounding = float(values.max()) / MAX_CONDITION
+        return _three_digits(max(float(values.quantile(share)), rounding))
+
+    def moved(self, settings: EditSettings, layers: tuple[int, ...]) -> EditSettings:
+        """The same share of free directions on other layers."""
+        if layers == settings.layers:
+            return settings
+        free = self._of(settings.layers) < settings.null_space_threshold
+        threshold = self.at(layers, float(free.double().mean()))
+        return dataclasses.replace(settings, layers=layers, null_space_threshold=threshold)
+
+    def _of(self, layers: Sequence[int]) -> torch.Tensor:
+        return torch.cat([self._of_layer(layer) for layer in layers])
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")

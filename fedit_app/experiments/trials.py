@@ -1,0 +1,147 @@
+"""One candidate after another: the same requests edited with it and scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedit_app.editing.optimise import Values
+from fedit_app.editing.settings import EditSettings
+from fedit_app.editing.statistics import StatisticsFile
+from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.scores import score_requests
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.support.errors import FedEditError
+
+_TIE = 0.005
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and what came of it.
+
+    Attributes:
+        stage: the stage of the search that asked for it.
+        settings: the candidate.
+        metrics: see `aggregate`; None if the requests could not be edited with it.
+        mean_steps: forward passes of a v*, mean over requests.
+        change: |Delta_l| / |W_l| (Frobenius norms), mean over layers.
+        problem: why there are no metrics.
+    """
+
+    stage: str
+    settings: EditSettings
+    metrics: Metrics | None = None
+    mean_steps: float | None = None
+    change: float | None = None
+    problem: str = ""
+
+    @property
+    def merit(self) -> float:
+        """The score; where that is 0, the mean of its parts minus 1.
+
+        A harmonic mean is 0 as soon as one part is: among such candidates, too, the search needs
+        to know where better ones lie.
+        """
+        if self.metrics is None:
+            return -math.inf
+        parts = [self.metrics[name] for name in ("efficacy", "paraphrase", "neighborhood")]
+        known = [part for part in parts if part is not None]
+        return self.metrics["score"] or sum(known) / len(known) - 1
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial of the highest score; of those within 0.005 of it, the smallest change.
+
+    Args:
+        trials: at least one.
+
+    Raises:
+        FedEditError: none of them could be edited with.
+    """
+    highest = max(trial.merit for trial in trials)
+    if highest == -math.inf:
+        raise FedEditError(f"tune: no candidate could be edited with; {trials[-1].problem}")
+    tied = [trial for trial in trials if trial.merit >= highest - _TIE]
+    return min(tied, key=lambda trial: trial.change)
+
+
+class Examiner:
+    """Edits the same requests, in one batch, with one group of settings after another.
+
+    v* depend on layers and step size only: they are optimised once for each pair of these.
+
+    Args:
+        bench: model, editor and contexts.
+        requests: what is edited.
+        files: layer -> file of its covariance, for all layers that will be tried.
+    """
+
+    def __init__(
+        self,
+        bench: Workbench,
+        requests: Sequence[EditRequest],
+        files: Mapping[int, StatisticsFile],
+    ) -> None:
+        self._bench, self._requests, self._files = bench, requests, files
+        self._values: dict[tuple[tuple[int, ...], float], Values] = {}
+
+    def examine(self, stage: str, settings: EditSettings) -> Trial:
+        """Edit, score and put the weights back.
+
+        Args:
+            stage: the stage of the search.
+            settings: the candidate.
+
+        Returns:
+            The trial; one without metrics if the joint solve is not possible with these settings.
+        """
+        model = self._bench.model
+        values = self._values_for(settings)
+        try:
+            deltas = self._deltas(settings, values)
+        except (FedEditError, torch.linalg.LinAlgError) as error:
+            return Trial(stage, settings, problem=str(error))
+        change = sum(map(self._relative_change, deltas, deltas.values())) / len(deltas)
+        if not math.isfinite(change):
+            return Trial(stage, settings, problem="the change of the weights is not finite")
+        with model.edited(deltas):
+            metrics = aggregate(score_requests(model, self._requests))
+        return Trial(stage, settings, metrics, float(values.steps.double().mean()), change)
+
+    def covariance(self, layer: int) -> Tensor:
+        """C_l (d_ff, d_ff) float64."""
+        return self._files[layer].read(layer).double()
+
+    def eigenvalues(self, layer: int) -> Tensor:
+        """(d_ff,) float64 eigenvalues of C_l, rising, on the CPU."""
+        return torch.linalg.eigvalsh(self.covariance(layer).to(self._bench.model.device)).cpu()
+
+    def _values_for(self, settings: EditSettings) -> Values:
+        key = settings.layers, settings.learning_rate
+        if key not in self._values:
+            bench = self._bench
+            self._values[key] = bench.editor.values(
+                bench.model, self._requests, bench.templates, settings
+            )
+        return self._values[key]
+
+    def _deltas(self, settings: EditSettings, values: Values) -> dict[int, Tensor]:
+        bench = self._bench
+        model, editor, layers = bench.model, bench.editor, settings.layers
+        covariances = {layer: self.covariance(layer) for layer in layers}
+        solver = editor.solver(covariances, settings, model.device)
+        nothing = Ledger(bench.fingerprint).vectors(len(layers), model.d_ff, model.d_model)
+        found = editor.vectors(
+            model, self._requests, bench.templates, solver, nothing, settings, values
+        )
+        return solver.deltas(found.keys, found.shifts)
+
+    def _relative_change(self, layer: int, delta: Tensor) -> float:
+        return float(delta.norm()) / float(self._bench.model.weight(layer).double().norm())

@@ -1,0 +1,132 @@
+"""`fedit tune`: edit settings for a model, searched on a small set and written as a preset."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.alphaedit import null_space_solver
+from fedit_app.editing.covariance import CovarianceSource, statistics_files
+from fedit_app.editing.editors import editor_named
+from fedit_app.editing.settings import EditSettings, run_settings
+from fedit_app.editing.statistics import is_statistics_name, open_statistics
+from fedit_app.editing.workbench import workbench_for
+from fedit_app.experiments.search import DEFAULT_GRID, Grid, search, windows
+from fedit_app.experiments.trials import Examiner, best_of
+from fedit_app.experiments.tune_report import preset_text, preset_values, trial_line, trial_table
+from fedit_app.experiments.tune_requests import requests_for
+from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import replace_file
+
+logger = logging.getLogger(__name__)
+
+
+def tune(
+    config: RunConfig,
+    output: Path,
+    data: Path | None = None,
+    count: int = 24,
+    grid: Grid = DEFAULT_GRID,
+) -> str:
+    """Search weights, layers and step size for a model and an editor, and write the best.
+
+    The search starts from the settings of the run configuration. A candidate is scored after all
+    requests were edited with it in one batch; see `trials.best_of` for what counts as better.
+
+    Args:
+        config: names model, editor, text of the covariance, device and seed; also the data, if no
+            file is given.
+        output: the preset to write, a TOML file that is not there yet.
+        data: edit requests as JSON lines, or CounterFact records.
+        count: how many requests to edit.
+        grid: what is tried.
+
+    Returns:
+        A Markdown table of all candidates in the order in which they were tried, and the best.
+
+    Raises:
+        FedEditError: what is wrong with the configuration, the data or the file, and what would
+            be right.
+    """
+    _check_output(output)
+    null_space = editor_named(config.editor).solver is null_space_solver
+    requests = requests_for(config, data, count)
+    start, spans = _choices(config, grid)
+    layers = _all_layers(start, spans)
+    bench = workbench_for(config)
+    bench.model.require_editable(layers)
+    source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
+    files = statistics_files(bench.model, layers, source)
+    if not any(
+        request.neighborhood_prompts and (request.target_true or request.neighborhood_targets)
+        for request in requests
+    ):
+        logger.warning(
+            "tune: no request has neighborhood prompts and what is right there, so the score does "
+            "not see what an edit spoils; among equal scores the smallest change of weights wins"
+        )
+    trials = search(Examiner(bench, requests, files), start, spans, grid, null_space)
+    best = best_of(trials)
+    if best.merit <= 0:
+        logger.warning("tune: no candidate has a score above 0; the preset is a poor one")
+    text = preset_text(
+        preset_values(config, best.settings, null_space),
+        best,
+        trials[0],
+        _data_name(config, data),
+        len(requests),
+        _device_name(bench.model.device),
+    )
+    with replace_file(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return (
+        f"{trial_table(trials, null_space)}\n\n"
+        f"best: {trial_line(best, null_space)}\n"
+        f"began at: {trial_line(trials[0], null_space)}\n"
+        f"preset: {output}\n"
+    )
+
+
+def _check_output(output: Path) -> None:
+    if output.exists():
+        raise FedEditError(f"--output {output}: exists already; name another file, or move it away")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FedEditError(
+            f"--output {output}: its folder cannot be made ({error.strerror}); name another"
+        ) from None
+    if not os.access(output.parent, os.W_OK):
+        raise FedEditError(f"--output {output}: its folder cannot be written to; name another")
+
+
+def _choices(config: RunConfig, grid: Grid) -> tuple[EditSettings, list[tuple[int, ...]]]:
+    """The first settings and the choices of layers, from the model's shape alone."""
+    resolve_device(config.device)
+    read_device_map(config.device_map, config.device)
+    shape = model_shape(resolve_model(config.model), config.module_names)
+    start = run_settings(config, shape.model_type, shape.n_layers, shape.d_model)
+    spans = windows(shape.n_layers, len(start.layers), grid.depths)
+    if is_statistics_name(config.covariance_source):
+        open_statistics(Path(config.covariance_source)).require_layers(_all_layers(start, spans))
+    return start, spans
+
+
+def _all_layers(start: EditSettings, spans: Sequence[tuple[int, ...]]) -> list[int]:
+    return sorted({layer for span in (start.layers, *spans) for layer in span})
+
+
+def _data_name(config: RunConfig, data: Path | None) -> str:
+    if data is not None:
+        return data.name
+    return "the demo" if config.dataset == "demo" else Path(config.data_path).name
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

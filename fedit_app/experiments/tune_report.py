@@ -1,0 +1,154 @@
+"""What a search tells: a line as each candidate is done, the table of all, and the preset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import date
+
+import tomli_w
+
+from fedit_app.config.keys import key_name
+from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.editing.settings import EditSettings
+from fedit_app.experiments.trials import Trial
+from fedit_app.models.architectures import ModuleNames
+from fedit_app.support.formats import NOT_MEASURED, plural, printable
+
+_PARTS = ("score", "efficacy", "paraphrase", "neighborhood")
+# Beside the searched ones, what the scores hold for: these go into the preset if they were given.
+_KEPT = {
+    *(f"module_{field.name}" for field in dataclasses.fields(ModuleNames)),
+    "value_steps",
+    "stop_after",
+    "weight_decay",
+    "kl_weight",
+    "clamp",
+    "norm_guard",
+    "max_condition",
+    "contexts",
+    "covariance_source",
+    "covariance_tokens",
+}
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Layers as in a run config: "4-8" or "4,6,8"."""
+    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
+
+
+def trial_line(trial: Trial, null_space: bool) -> str:
+    """A trial in one line of the log.
+
+    Args:
+        trial: the trial.
+        null_space: whether l2 and the threshold are its weight, and not lambda.
+    """
+    names = ("l2", "threshold") if null_space else ("lambda",)
+    weights = zip(names, _weights(trial.settings, null_space), strict=True)
+    candidate = ", ".join(
+        [
+            f"layers {layers_text(trial.settings.layers)}",
+            *(f"{name} {value:g}" for name, value in weights),
+            f"step size {trial.settings.learning_rate:g}",
+        ]
+    )
+    if trial.metrics is None:
+        return f"{trial.stage}: {candidate}: not possible: {trial.problem}"
+    score, *parts = (f"{name} {_figure(trial.metrics[name])}" for name in _PARTS)
+    return (
+        f"{trial.stage}: {candidate}: {score} ({', '.join(parts)}), "
+        f"{trial.mean_steps:.1f} steps, |Delta|/|W| {trial.change:.4f}"
+    )
+
+
+def trial_table(trials: Sequence[Trial], null_space: bool) -> str:
+    """All trials in their order, as a Markdown table without a trailing line break.
+
+    Args:
+        trials: the trials.
+        null_space: as for `trial_line`.
+    """
+    weights = ("l2", "threshold") if null_space else ("lambda",)
+    header = ("stage", "layers", *weights, "step size", *_PARTS, "steps", r"\|Delta\|/\|W\|")
+    rule = ("---", "---", *["---:"] * (len(header) - 2))
+    lines = [header, rule, *(_row(trial, null_space) for trial in trials)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def preset_values(
+    config: RunConfig, settings: EditSettings, null_space: bool
+) -> dict[str, ConfigValue]:
+    """The run-config keys that give these settings again.
+
+    Args:
+        config: the run configuration of the search.
+        settings: the best settings.
+        null_space: as for `trial_line`.
+    """
+    given = {
+        key_name(field): getattr(config, field.name)
+        for field in dataclasses.fields(RunConfig)
+        if field.name in _KEPT and getattr(config, field.name) != field.default
+    }
+    keys = ("l2", "null-space-threshold") if null_space else ("covariance-weight",)
+    return {
+        "model": config.model,
+        "editor": config.editor,
+        "layers": layers_text(settings.layers),
+        **dict(zip(keys, _weights(settings, null_space), strict=True)),
+        "learning-rate": settings.learning_rate,
+        **given,
+    }
+
+
+def preset_text(
+    values: dict[str, ConfigValue], best: Trial, start: Trial, data: str, count: int, device: str
+) -> str:
+    """The preset file: the keys, and above them where they come from.
+
+    Args:
+        values: run-config keys.
+        best: the trial of these.
+        start: the first trial: the model's defaults, and what the run config gave.
+        data: name of the data.
+        count: how many requests were edited.
+        device: where.
+    """
+    return (
+        f"# Written by `fedit tune` on {date.today().isoformat()}, {printable(device)}.\n"
+        f"# {plural(count, 'request')} of {printable(data)}, edited in one batch: "
+        f"score {_score(best)}.\n"
+        "# The search began with the model's defaults, and what its run config gave: "
+        f"score {_score(start)}.\n"
+        f"{tomli_w.dumps(values)}"
+    )
+
+
+def _row(trial: Trial, null_space: bool) -> tuple[str, ...]:
+    metrics = trial.metrics or dict.fromkeys(_PARTS)
+    return (
+        trial.stage,
+        layers_text(trial.settings.layers),
+        *(f"{value:g}" for value in _weights(trial.settings, null_space)),
+        f"{trial.settings.learning_rate:g}",
+        *(_figure(metrics[name]) for name in _PARTS),
+        NOT_MEASURED if trial.mean_steps is None else f"{trial.mean_steps:.1f}",
+        NOT_MEASURED if trial.change is None else f"{trial.change:.4f}",
+    )
+
+
+def _weights(settings: EditSettings, null_space: bool) -> tuple[float, ...]:
+    if null_space:
+        return settings.l2, settings.null_space_threshold
+    return (settings.covariance_weight,)
+
+
+def _score(trial: Trial) -> str:
+    return _figure(trial.metrics["score"]) if trial.metrics else "not possible"
+
+
+def _figure(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.3f}"

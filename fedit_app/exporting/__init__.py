@@ -1,1 +1,0 @@
-"""A node's edited model in forms that other software reads."""

@@ -1,0 +1,75 @@
+"""CounterFact (Meng et al., arXiv 2202.05262) in the form in which it is published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedit_app.facts.reading import (
+    Source,
+    is_text,
+    json_records,
+    label,
+    member,
+    parse_records,
+    text_at,
+)
+from fedit_app.facts.request import EditRequest
+from fedit_app.support.errors import FedEditError
+
+
+def read_counterfact(source: Source, limit: int | None = None) -> list[EditRequest]:
+    """Read the edits and the evaluation prompts of CounterFact records.
+
+    Args:
+        source: `counterfact.json` or `multi_counterfact.json` (one JSON array), JSON lines with
+            one record a line, or a hub data set of such records. `case_id`, `requested_rewrite`
+            with `prompt`, `subject`, `target_new.str` and `target_true.str` are required;
+            `relation_id` (there, too), `paraphrase_prompts`, `neighborhood_prompts` and
+            `generation_prompts` (which repeat; each is kept once) may be absent. Other fields are
+            left aside.
+        limit: read the first records only; None for all.
+
+    Returns:
+        One request a record, in the order of the file; its id is the `case_id`.
+
+    Raises:
+        FedEditError: the source cannot be read or holds no record; or naming every faulty record
+            by its number from 1, with what is wrong (the first five). No text of a record is
+            quoted: the message may travel to the server.
+    """
+    records = json_records(source)[:limit]
+    if not records:
+        raise FedEditError(f"{label(source)}: holds no record of CounterFact")
+    return parse_records(source, enumerate(records, start=1), _request, identity="case_id")
+
+
+def _request(record: Any) -> EditRequest:
+    identity = member(record, "case_id")
+    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise FedEditError(
+            f"case_id must be a whole number or a string, found {type(identity).__name__}"
+        )
+    return EditRequest(
+        id=str(identity),
+        subject=text_at(record, "requested_rewrite.subject"),
+        prompt=text_at(record, "requested_rewrite.prompt"),
+        target_new=text_at(record, "requested_rewrite.target_new.str").strip(),
+        target_true=text_at(record, "requested_rewrite.target_true.str").strip(),
+        paraphrase_prompts=_prompts(record, "paraphrase_prompts"),
+        neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
+        generation_prompts=tuple(dict.fromkeys(_prompts(record, "generation_prompts"))),
+        relation=_relation(record),
+    )
+
+
+def _relation(record: dict[str, Any]) -> str | None:
+    if record["requested_rewrite"].get("relation_id") is None:
+        return None
+    return text_at(record, "requested_rewrite.relation_id")
+
+
+def _prompts(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    prompts = record.get(name, [])
+    if not isinstance(prompts, list) or not all(map(is_text, prompts)):
+        raise FedEditError(f"{name} must be a list of non-empty strings")
+    return tuple(prompts)

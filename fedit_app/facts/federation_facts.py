@@ -1,0 +1,81 @@
+"""What counts for whom when a node's model is asked for the facts of others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from fedit_app.facts.request import EditRequest
+
+
+def facts_for(
+    node: str, requests_by_node: Mapping[str, Sequence[EditRequest]]
+) -> list[EditRequest]:
+    """The federation's facts as they count at one node, each once.
+
+    A fact that nodes want with different targets counts at its owners only, there with their own
+    target. Two requests are about the same fact if one has the other's prompt, subject filled in,
+    as its own prompt or among its paraphrases.
+
+    Args:
+        node: the node that is evaluated.
+        requests_by_node: name -> the requests of every node.
+
+    Returns:
+        The node's own requests first, then the others' in the order of names.
+    """
+    wanted: dict[str, set[str]] = {}
+    for requests in requests_by_node.values():
+        for request in requests:
+            for text in _asked(request):
+                wanted.setdefault(text, set()).add(request.target_new)
+    facts: list[EditRequest] = []
+    prompts: set[str] = set()
+    asked: set[str] = set()
+    for name in [node, *sorted(set(requests_by_node) - {node})]:
+        for request in requests_by_node.get(name, ()):
+            contested = any(len(wanted[text]) > 1 for text in _asked(request))
+            known = request.text in asked or not prompts.isdisjoint(_asked(request))
+            if known or (contested and name != node):
+                continue
+            facts.append(request)
+            prompts.add(request.text)
+            asked.update(_asked(request))
+    return facts
+
+
+def facts_received(
+    node: str,
+    requests_by_node: Mapping[str, Sequence[EditRequest]],
+    fulfilled: Mapping[str, Mapping[str, str]],
+    held: Collection[str],
+) -> list[EditRequest]:
+    """Those of the federation's facts that reached a node as an MKV of another one.
+
+    Some other node asks for the fact, the MKV that fulfils it there holds at this node, and the
+    fact is none of this node's own.
+
+    Args:
+        node: the node that is evaluated.
+        requests_by_node: name -> the requests of every node.
+        fulfilled: name -> request id -> id of the MKV that fulfils it in that node's ledger.
+        held: ids of the MKVs that hold in the ledger of `node`.
+
+    Returns:
+        A part of `facts_for(node, requests_by_node)`, in its order.
+    """
+    arrived = {
+        _said(request)
+        for name, requests in requests_by_node.items()
+        for request in requests
+        if fulfilled.get(name, {}).get(request.id) in held
+    }
+    arrived -= {_said(request) for request in requests_by_node.get(node, ())}
+    return [fact for fact in facts_for(node, requests_by_node) if _said(fact) in arrived]
+
+
+def _said(request: EditRequest) -> tuple[str, str]:
+    return request.text, request.target_new
+
+
+def _asked(request: EditRequest) -> tuple[str, ...]:
+    return (request.text, *request.paraphrase_prompts)

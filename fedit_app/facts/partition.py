@@ -1,0 +1,130 @@
+"""Which node edits which requests in which slot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.facts.dealing import by_slot
+from fedit_app.facts.overlap import Slots
+from fedit_app.facts.partitioning import is_dealt_out, partitioned_nodes, request_file
+from fedit_app.facts.request import EditRequest
+from fedit_app.facts.sources import READERS, in_slots, node_files
+from fedit_app.support.errors import FedEditError
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """A node's name and where its edit requests come from.
+
+    Attributes:
+        name: the node's name, by which everybody knows it.
+        file: its file of requests.
+        dataset: the file's format, a key of `READERS`.
+        slots_given: whether the requests say in which slot they are, whatever the run
+            configuration says.
+    """
+
+    name: str
+    file: Path
+    dataset: str = "jsonl"
+    slots_given: bool = False
+
+    def read(self) -> list[EditRequest]:
+        """The node's requests.
+
+        Raises:
+            FedEditError: the file cannot be read, or a record in it is faulty.
+        """
+        return READERS[self.dataset](self.file)
+
+    def slots(self, config: RunConfig) -> Slots:
+        """The node's requests per slot; what lies behind the last slot is left out.
+
+        Args:
+            config: the run configuration.
+
+        Raises:
+            FedEditError: see `read` and `in_slots`.
+        """
+        if self.slots_given:
+            return by_slot(self.read(), config.num_slots, 0)
+        return in_slots(self.read(), config)
+
+
+def simulated_nodes(config: RunConfig, count: int, run_folder: Path) -> list[NodeData]:
+    """The data of every virtual node, in the order of their partition ids.
+
+    Args:
+        config: the run configuration.
+        count: number of virtual nodes.
+        run_folder: where a partition is kept; the first to ask writes it.
+
+    Raises:
+        FedEditError: there is no such data, it has too few files, or cannot be dealt out.
+    """
+    if not is_dealt_out(config):
+        return [NodeData(file.stem, file, config.dataset) for file in node_files(config, count)]
+    names = partitioned_nodes(config, count, run_folder)
+    return [NodeData(name, request_file(run_folder, name), slots_given=True) for name in names]
+
+
+def finished_node(config: RunConfig, run_folder: Path, name: str) -> NodeData | None:
+    """The data of a node of an earlier simulation; None if it is not there (any more).
+
+    Args:
+        config: the run configuration.
+        run_folder: the run folder.
+        name: the node's name.
+
+    Raises:
+        FedEditError: the data path does not exist any more.
+    """
+    if is_dealt_out(config):
+        file = request_file(run_folder, name)
+        return NodeData(name, file, slots_given=True) if file.exists() else None
+    named = {file.stem: NodeData(name, file, config.dataset) for file in node_files(config)}
+    return named.get(name)
+
+
+def default_node_count(config: RunConfig) -> int:
+    """How many nodes a simulation has if the user does not say: one per data file, else four.
+
+    Raises:
+        FedEditError: see `node_files`.
+    """
+    return len(node_files(config)) if config.partition == "file" else 4
+
+
+def own_data(
+    config: RunConfig, node_config: Mapping[str, ConfigValue], run_folder: Path
+) -> NodeData:
+    """The data of the node that runs this.
+
+    Args:
+        config: the run configuration; its `dataset` is the format of a real node's file, too.
+        node_config: Flower's node configuration: partition-id and num-partitions in a simulation,
+            name and data-path on a real node.
+        run_folder: the run folder.
+
+    Raises:
+        FedEditError: a real node without name or data path; see `simulated_nodes`.
+    """
+    if is_simulated(node_config):
+        count = int(node_config["num-partitions"])
+        return simulated_nodes(config, count, run_folder)[int(node_config["partition-id"])]
+    missing = [key for key in ("name", "data-path") if not node_config.get(key)]
+    if missing:
+        raise FedEditError(
+            f"node config: {' and '.join(missing)} missing; start the SuperNode with --node-config "
+            '\'name="NAME" data-path="/path/to/requests.jsonl"\''
+        )
+    file = Path(str(node_config["data-path"])).expanduser()
+    return NodeData(str(node_config["name"]), file, config.dataset)
+
+
+def is_simulated(node_config: Mapping[str, ConfigValue]) -> bool:
+    """Whether Flower runs this node in its simulation engine."""
+    return "partition-id" in node_config and "num-partitions" in node_config

@@ -1,0 +1,264 @@
+"""A simulation's partition: worked out once, kept in the run folder, read by every virtual node.
+
+`RUN/requests/NAME.jsonl` are the nodes' requests with their slots, `RUN/partition.json` says how
+they came about and holds no text. The folder of requests can serve another run as its data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.facts.clusters import spectral_clusters
+from fedit_app.facts.dealing import (
+    Dealt,
+    deal_at_random,
+    deal_by_cluster,
+    deal_by_dirichlet,
+    deal_by_relation,
+    require_enough,
+)
+from fedit_app.facts.jsonl import write_requests
+from fedit_app.facts.overlap import Copy, Overlap, Slots, require_others, with_overlap
+from fedit_app.facts.request import EditRequest
+from fedit_app.facts.sources import READERS, in_slots, node_files, read_data
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import replace_file, write_json_atomic
+
+logger = logging.getLogger(__name__)
+
+# What the outcome depends on. Where the data lies is not part of it: a run may be moved.
+_KEYS = (
+    "model",
+    "dataset",
+    "partition",
+    "embedding-model",
+    "dirichlet-alpha",
+    "num-slots",
+    "requests-per-slot",
+    "overlap",
+    "overlap-clients",
+    "overlap-form",
+    "overlap-slot",
+    "overlap-conflicts",
+    "seed",
+)
+
+
+def is_dealt_out(config: RunConfig) -> bool:
+    """Whether a simulation's nodes get what a partition gives them, and not a file each."""
+    return config.partition != "file" or config.overlap > 0
+
+
+def request_file(run_folder: Path, node: str) -> Path:
+    """Where a partition's requests of a node lie."""
+    return run_folder / "requests" / f"{node}.jsonl"
+
+
+def partitioned_nodes(config: RunConfig, count: int, run_folder: Path) -> list[str]:
+    """Names of the nodes of a partition, in the order of their partition ids.
+
+    Whoever asks first works the partition out and writes it; others wait, and read it.
+
+    Args:
+        config: the run configuration.
+        count: number of virtual nodes.
+        run_folder: the run folder.
+
+    Raises:
+        FedEditError: the data cannot be read or dealt out, or the folder holds another partition.
+    """
+    index = run_folder / "partition.json"
+    if not index.exists():
+        run_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(run_folder / ".partition.lock"):
+            if not index.exists():
+                _write(config, count, run_folder, index)
+    kept = json.loads(index.read_text(encoding="utf-8"))
+    made_with = _made_with(config, count)
+    other = [key for key, value in made_with.items() if kept["made_with"].get(key) != value]
+    if other:
+        raise FedEditError(
+            f"output-dir: {run_folder} has a partition with another {', '.join(other)}; "
+            "name another folder"
+        )
+    return [node["name"] for node in kept["nodes"]]
+
+
+def take_over_partition(config: RunConfig, count: int, source: Path, run_folder: Path) -> bool:
+    """Copy the partition of another run, if it is the one that this run would work out.
+
+    Args:
+        config: the run configuration; the other run's has the same data-path.
+        count: number of virtual nodes.
+        source: run folder of the other run.
+        run_folder: where the copy goes.
+
+    Returns:
+        Whether it was copied.
+    """
+    index = source / "partition.json"
+    if not is_dealt_out(config) or not index.exists():
+        return False
+    if json.loads(index.read_text(encoding="utf-8"))["made_with"] != _made_with(config, count):
+        return False
+    shutil.copytree(source / "requests", run_folder / "requests", dirs_exist_ok=True)
+    with replace_file(run_folder / index.name) as temporary:
+        shutil.copyfile(index, temporary)
+    return True
+
+
+def check_partition(config: RunConfig, count: int) -> None:
+    """Find out what is wrong with a partition, as far as that is possible without a model.
+
+    Args:
+        config: the run configuration.
+        count: number of virtual nodes.
+
+    Raises:
+        FedEditError: see `partitioned_nodes`.
+    """
+    requests = read_data(config) if config.partition in ("cluster", "dirichlet") else []
+    if not _needs_clusters(config, requests):
+        make_partition(config, count)
+        return
+    require_enough(requests, count)
+    require_others(_overlap(config), count)
+    in_slots(requests, config)
+    if config.embedding_model:
+        from fedit_app.models.embedding import resolve_embedding_model
+
+        resolve_embedding_model(config.embedding_model)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who edits what and when.
+
+    Attributes:
+        nodes: node -> its requests per slot, copies included, in the order of partition ids.
+        available: node -> how many requests of its own it could edit with more slots.
+        copies: which requests a node has from another one.
+    """
+
+    nodes: dict[str, Slots]
+    available: dict[str, int]
+    copies: list[Copy]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The partition in figures, as `partition.json` holds it: ids, but no texts."""
+        copies = Counter(copy.node for copy in self.copies)
+        taken = {name: sum(map(len, slots)) - copies[name] for name, slots in self.nodes.items()}
+        return {
+            "nodes": [
+                {
+                    "name": name,
+                    "taken": taken[name],
+                    "left_out": self.available[name] - taken[name],
+                    "copies": copies[name],
+                }
+                for name in self.nodes
+            ],
+            "copies": [dataclasses.asdict(copy) for copy in self.copies],
+        }
+
+
+def make_partition(config: RunConfig, count: int) -> Partition:
+    """Deal a data set out to nodes and slots, and give copies to other nodes.
+
+    Args:
+        config: the run configuration.
+        count: number of virtual nodes.
+
+    Raises:
+        FedEditError: the data cannot be read or dealt out.
+    """
+    dealt = _dealt(config, count)
+    slots = {name: in_slots(part, config) for name, part in dealt.items()}
+    for name, own in slots.items():
+        taken = sum(map(len, own))
+        if not taken:
+            raise FedEditError(f"partition: node {name} has no request in {config.num_slots} slots")
+        if taken < config.num_slots * config.requests_per_slot:
+            logger.warning(
+                "partition: node %s has %d requests, too few for %d slots of %d",
+                name,
+                taken,
+                config.num_slots,
+                config.requests_per_slot,
+            )
+    nodes, copies = with_overlap(slots, _overlap(config), config.seed)
+    return Partition(nodes, {name: len(part) for name, part in dealt.items()}, copies)
+
+
+def _overlap(config: RunConfig) -> Overlap:
+    return Overlap(
+        config.overlap,
+        config.overlap_clients,
+        config.overlap_form,
+        config.overlap_slot,
+        config.overlap_conflicts,
+    )
+
+
+def _dealt(config: RunConfig, count: int) -> Dealt:
+    if config.partition == "file":
+        read = READERS[config.dataset]
+        return {file.stem: read(file) for file in node_files(config, count)}
+    requests = read_data(config)
+    if config.partition == "random":
+        return deal_at_random(requests, count, config.seed)
+    if config.partition == "relation":
+        return deal_by_relation(requests, count)
+    groups: list[str | int] = [request.relation or "" for request in requests]
+    if _needs_clusters(config, requests):
+        require_enough(requests, count)
+        # Imports torch, which the process of a message on a real node does without.
+        from fedit_app.models.embedding import embed
+
+        vectors = embed(config, [request.text for request in requests])
+        groups = spectral_clusters(vectors, count, config.seed)
+    if config.partition == "cluster":
+        return deal_by_cluster(requests, groups)
+    return deal_by_dirichlet(requests, groups, count, config.dirichlet_alpha, config.seed)
+
+
+def _needs_clusters(config: RunConfig, requests: Sequence[EditRequest]) -> bool:
+    related = all(request.relation for request in requests)
+    return config.partition == "cluster" or (config.partition == "dirichlet" and not related)
+
+
+def _write(config: RunConfig, count: int, run_folder: Path, index: Path) -> None:
+    partition = make_partition(config, count)
+    for name, slots in partition.nodes.items():
+        requests = [
+            dataclasses.replace(request, slot=slot)
+            for slot, requests in enumerate(slots, start=1)
+            for request in requests
+        ]
+        write_requests(request_file(run_folder, name), requests)
+    figures = partition.as_dict()
+    write_json_atomic(index, {"made_with": _made_with(config, count), **figures})
+    for node in figures["nodes"]:
+        logger.info(
+            "partition: node %s edits %d of its %d requests, and %d copies of others'",
+            node["name"],
+            node["taken"],
+            node["taken"] + node["left_out"],
+            node["copies"],
+        )
+
+
+def _made_with(config: RunConfig, count: int) -> dict[str, Any]:
+    values = config.as_dict()
+    return {"nodes": count, **{key: values[key] for key in _KEYS}}

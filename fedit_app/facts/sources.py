@@ -1,0 +1,102 @@
+"""Where a run's requests come from: the demo, files in a known format, a hub data set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.facts.counterfact import read_counterfact
+from fedit_app.facts.dealing import by_slot
+from fedit_app.facts.jsonl import SUFFIXES, read_requests
+from fedit_app.facts.overlap import Slots
+from fedit_app.facts.reading import Source, is_hub
+from fedit_app.facts.request import EditRequest
+from fedit_app.facts.zsre import read_zsre
+from fedit_app.support.errors import FedEditError
+
+READERS: dict[str, Callable[[Source], list[EditRequest]]] = {
+    "demo": read_requests,
+    "jsonl": read_requests,
+    "counterfact": read_counterfact,
+    "zsre": read_zsre,
+}
+"""How to read the files of a `dataset`."""
+
+_DEMO = Path(__file__).parent / "demo"
+_PUBLISHED = ("counterfact", "zsre")
+_PUBLISHED_SUFFIXES = (".json", ".jsonl")
+
+
+def node_files(config: RunConfig, count: int | None = None) -> list[Path]:
+    """The data files of `partition = file`, a node each, in the order of their names.
+
+    Args:
+        config: the run configuration.
+        count: so many of them; None for all.
+
+    Raises:
+        FedEditError: the data path does not exist, has too few files, or two of one node's name.
+    """
+    path = _DEMO if config.dataset == "demo" else _existing(config)
+    suffixes = _PUBLISHED_SUFFIXES if config.dataset in _PUBLISHED else SUFFIXES
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+    for one, other in itertools.pairwise(files):
+        if one.stem == other.stem:
+            raise FedEditError(
+                f"data-path: {one.name} and {other.name} would be two nodes of one name; rename one"
+            )
+    if len(files) < (1 if count is None else count):
+        kinds = " and ".join(f"*{suffix}" for suffix in suffixes)
+        raise FedEditError(
+            f"data-path: {path} has {len(files)} {kinds} files, too few for {count or 1} nodes; "
+            f"start {len(files)} nodes, or use another partition with one file"
+        )
+    return files[:count]
+
+
+def read_data(config: RunConfig) -> list[EditRequest]:
+    """All requests of the data set that a partition deals out, or of all nodes' files.
+
+    Raises:
+        FedEditError: the data cannot be read, or is a folder although one file is needed.
+    """
+    read = READERS[config.dataset]
+    if config.partition == "file":
+        return [request for file in node_files(config) for request in read(file)]
+    if is_hub(config.data_path):
+        return read(config.data_path)
+    path = _existing(config)
+    if path.is_dir():
+        raise FedEditError(
+            f"data-path: {path} is a folder; partition = {config.partition} needs one file"
+        )
+    return read(path)
+
+
+def in_slots(requests: Sequence[EditRequest], config: RunConfig) -> Slots:
+    """A data set's requests dealt out to the time slots, as `by_slot` does it.
+
+    Args:
+        requests: a node's requests in their order.
+        config: the run configuration.
+
+    Raises:
+        FedEditError: the run configuration leaves it to records that name no slot.
+    """
+    if config.dataset in _PUBLISHED and not config.requests_per_slot:
+        raise FedEditError(
+            f"run config: dataset = {config.dataset} needs requests-per-slot; its records do not "
+            "say in which slot they are edited"
+        )
+    return by_slot(requests, config.num_slots, config.requests_per_slot)
+
+
+def _existing(config: RunConfig) -> Path:
+    path = Path(config.data_path).expanduser()
+    if not path.exists():
+        raise FedEditError(f"data-path: {path} does not exist")
+    return path

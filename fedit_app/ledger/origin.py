@@ -1,0 +1,68 @@
+"""What a ledger was made with, kept beside it, so that its edited model can be made again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml, replace_file
+
+ORIGIN = "origin.toml"
+_HEAD = "# What this ledger was last used with: fedit ask, export and rollback read it.\n"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose a ledger is, and with what it was last used.
+
+    Attributes:
+        node: the name of its node.
+        simulated: whether that was a virtual one.
+        run: the run configuration as it held on the node, key -> value.
+    """
+
+    node: str
+    simulated: bool
+    run: dict[str, ConfigValue]
+
+
+def write_origin(folder: Path, node: str, simulated: bool, config: RunConfig) -> None:
+    """Note with what a ledger is used.
+
+    Args:
+        folder: of the ledger.
+        node: the name of its node.
+        simulated: whether it is a virtual one.
+        config: the run configuration as it holds on the node.
+    """
+    values: dict[str, Any] = {"node": node, "simulated": simulated, "run": config.as_dict()}
+    text = _HEAD + tomli_w.dumps(values)
+    file = folder / ORIGIN
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        with replace_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """What `write_origin` has noted; None of a ledger that was not made by a run.
+
+    Raises:
+        FedEditError: it cannot be read.
+    """
+    file = folder / ORIGIN
+    if not file.exists():
+        return None
+    values = read_toml(file, str(file))
+    kinds = {"node": str, "simulated": bool, "run": dict}
+    if values.keys() != kinds.keys() or any(
+        not isinstance(values[name], kind) for name, kind in kinds.items()
+    ):
+        raise FedEditError(
+            f"{file}: must hold node, simulated and the table run; the next run writes it anew"
+        )
+    return Origin(**values)

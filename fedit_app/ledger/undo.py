@@ -1,0 +1,100 @@
+"""Taking MKVs out of a ledger so that nothing but the rest decides what the model says.
+
+Dropping an MKV is exact for the weights (see `editing.ledger`). What it has changed among the
+others is undone here as well: own requests go back to the MKV that fulfilled them before, and those
+that it overruled are settled anew among themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.ledger.journal import Record
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.node.reconcile import settle
+from fedit_app.pool import SameFact
+
+logger = logging.getLogger(__name__)
+
+
+def take_out(
+    ledger: Ledger,
+    ids: Collection[str],
+    history: Iterable[Record],
+    config: RunConfig,
+    refusal: str = "",
+    author: str = "",
+) -> None:
+    """Take MKVs out of a ledger, as if it had never had them; make it a step of the ledger.
+
+    Args:
+        ledger: the ledger, or a copy of it in memory.
+        ids: MKVs of it.
+        history: the records of its journal.
+        config: the run configuration: how conflicts are settled.
+        refusal: why they are not to come back; "": they may.
+        author: the ledger's node, whose own MKVs are withdrawn if they are refused, with the
+            requests that they fulfil; "": none are.
+    """
+    gone, entries = set(ids), ledger.entries
+    own = {id_ for id_ in gone if refusal and author and entries[id_].mkv.node == author}
+    lost = {request for id_ in gone - own for request in entries[id_].requests}
+    back = _earlier_holders(history, lost, entries.keys() - gone)
+    freed = [id_ for id_, entry in entries.items() if entry.overruled_by in gone]
+    if refusal:
+        ledger.refuse(sorted(gone - own), refusal)
+        ledger.refuse(sorted(own), "withdrawn", withdrawn=True)
+    else:
+        ledger.drop(gone)
+    for request, id_ in sorted(back.items()):
+        ledger.accept([entries[id_].mkv], entries[id_].slot, {id_: [request]})
+    changed = [id_ for id_ in [*freed, *back.values()] if id_ in entries]
+    settle(ledger, changed, config.conflict_policy, SameFact(same_key=config.same_key_threshold))
+
+
+def _earlier_holders(
+    history: Iterable[Record], requests: Collection[str], ids: Collection[str]
+) -> dict[str, str]:
+    """Request -> id of the one of some MKVs that fulfilled it last."""
+    found = {}
+    for record in history:
+        for request in record["set"].get("requests", ()):
+            if request in requests and record["mkv"] in ids:
+                found[request] = record["mkv"]
+    return found
+
+
+def take_withdrawn(
+    ledger: Ledger,
+    node: str,
+    withdrawn: Mapping[str, Collection[str]],
+    slot: int,
+    config: RunConfig,
+) -> None:
+    """Take out what its authors have withdrawn; nobody but its author can make a node do so.
+
+    Args:
+        ledger: the node's.
+        node: its name; what it has computed itself stays.
+        withdrawn: id -> names of the nodes that have withdrawn it, as the server says.
+        slot: the time slot.
+        config: the run configuration.
+    """
+    authors: dict[str, list[str]] = {}
+    for id_ in sorted(withdrawn.keys() & ledger.entries.keys()):
+        author = ledger.entries[id_].mkv.node
+        if author == node or author not in withdrawn[id_]:
+            names = ", ".join(map(repr, sorted(withdrawn[id_])))
+            logger.warning(
+                "node %s: MKV %s of node %r is not taken out; withdrawn by %s",
+                *(node, id_, author, names),
+            )
+        else:
+            authors.setdefault(author, []).append(id_)
+    for author, ids in authors.items():
+        history = ledger.history()
+        with ledger.step(f"withdrawn by {author}", slot):
+            take_out(ledger, ids, history, config)
+        logger.info("node %s: took out %d MKVs that %s has withdrawn", node, len(ids), author)

@@ -1,1 +1,0 @@
-"""Looking at the ledgers of nodes, checking them, undoing what they hold."""

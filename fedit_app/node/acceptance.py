@@ -1,0 +1,134 @@
+"""What a node's own policy lets through, as plain decisions; the server has no say in them.
+
+An MKV's origin is the name that its node gave it and the server passed on: trusting a node by name
+is trusting the server not to change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedit_app.mkv import MKV
+
+if TYPE_CHECKING:  # both need torch
+    from fedit_app.evaluation.scores import RequestScore
+    from fedit_app.ledger.entries import LedgerEntry
+
+UNTRUSTED = "untrusted node"
+OVER_LIMIT = "site limit"
+
+MOST_TRIALS = 24
+
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class ProbeCheck:
+    """What a re-edit did to the node's probes.
+
+    Attributes:
+        loss: by what share the probes got worse, 0 .. 1; what others gained does not count.
+        spoilt: how many probes got worse.
+        count: how many probes there are.
+        exceeds: whether the loss exceeds the budget.
+    """
+
+    loss: float
+    spoilt: int
+    count: int
+    exceeds: bool
+
+
+def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> list[MKV]:
+    """The MKVs of trusted nodes. Comes before anything that compares MKVs with each other.
+
+    Args:
+        offered: served MKVs.
+        trusted: names of nodes; None trusts every node, an empty collection none.
+    """
+    return [mkv for mkv in offered if trusted is None or mkv.node in trusted]
+
+
+def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> list[MKV]:
+    """As many MKVs as the node still takes in this slot. Comes after all other checks.
+
+    Args:
+        fitting: MKVs that could be accepted, the most similar first.
+        most: how many the node takes per slot; None for any number.
+        accepted: how many it has taken in this slot, see `accepted_from_others`.
+    """
+    return list(fitting if most is None else fitting[: max(0, most - accepted)])
+
+
+def sift_spoilers(
+    offered: Sequence[MKV], harmless: Callable[[Sequence[MKV]], bool], most: int = MOST_TRIALS
+) -> list[MKV]:
+    """The MKVs that may be accepted together, found by halving whatever does harm.
+
+    Each part is tried on top of what was found harmless before it; one culprit among n takes about
+    2 log2 n trials. What is undecided when the trials are used up stays out.
+
+    Args:
+        offered: MKVs, the most similar first.
+        harmless: whether the node's probes stand it that these are accepted.
+        most: how often `harmless` is asked.
+    """
+    kept: list[MKV] = []
+    waiting = [list(offered)] if offered else []
+    for _ in range(most):
+        if not waiting:
+            break
+        part = waiting.pop(0)
+        if harmless([*kept, *part]):
+            kept += part
+        elif len(part) > 1:
+            middle = len(part) // 2
+            waiting[:0] = [part[:middle], part[middle:]]
+    return kept
+
+
+def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:
+    """How many MKVs of others a ledger has accepted in a slot's re-edit.
+
+    With it a repeated message does not get a second allowance. An MKV that fulfils an own request
+    was asked for by this node and does not count.
+
+    Args:
+        entries: the ledger's.
+        slot: the time slot.
+        node: the ledger's owner.
+    """
+    return sum(
+        entry.slot == slot and entry.mkv.node != node and not entry.requests for entry in entries
+    )
+
+
+def check_probes(
+    before: Sequence[RequestScore], after: Sequence[RequestScore], budget: float
+) -> ProbeCheck:
+    """Decide whether a re-edit has cost too much.
+
+    A probe is a fact as an edit request states it, and its worth the mean of its efficacy, its
+    paraphrase and its neighborhood share. A probe without paraphrase and neighborhood prompts is
+    right or wrong, and the loss then is the share of the probes that turned wrong.
+
+    Args:
+        before: n scores of the probes without the re-edit.
+        after: n scores with it, in the same order.
+        budget: the loss that is allowed, 0 .. 1.
+
+    Raises:
+        ValueError: the two do not score equally many probes.
+    """
+    falls = [max(0.0, _worth(old) - _worth(new)) for old, new in zip(before, after, strict=True)]
+    loss = sum(falls) / len(falls) if falls else 0.0
+    spoilt = sum(fall > _ROUNDING for fall in falls)
+    return ProbeCheck(loss, spoilt, len(falls), loss > budget + _ROUNDING)
+
+
+def _worth(score: RequestScore) -> float:
+    shares = (score.efficacy, score.paraphrase, score.neighborhood)
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known)

@@ -1,0 +1,185 @@
+"""What a node's MKVs, ids and lookup keys become on their way to the server, and back.
+
+In a sealed run the server gets what it can rank and pass on, and nothing that it can read. Ledger
+and pool call an MKV by two names then: the node translates.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedit_app.config.folders import simulated_key_file
+from fedit_app.config.policy import Policy
+from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.editing.workbench import Workbench, fingerprint_of
+from fedit_app.facts.partition import is_simulated
+from fedit_app.mkv import MKV, Record
+from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.sealer import Sealer
+from fedit_app.node.identity import Identity
+from fedit_app.protocol.messages import FEDERATION_KEY, pack, unpack_mkvs
+from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+SEAL, SIGNATURE = "seal", "signature"
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """The MKVs of a message.
+
+    Attributes:
+        mkvs: those that can be used.
+        rejections: reason -> how many cannot.
+    """
+
+    mkvs: list[MKV]
+    rejections: dict[str, int] = field(default_factory=dict)
+
+
+class Envelope:
+    """Sends MKVs, ids and lookup keys as they are.
+
+    Args:
+        bench: the node's model and tools.
+        identity: what it signs with, and whose signatures it asks for.
+    """
+
+    def __init__(self, bench: Workbench, identity: Identity) -> None:
+        self._bench, self._identity = bench, identity
+
+    @property
+    def components(self) -> dict[str, str]:
+        """What all nodes have to agree in; the server knows their MKVs by its hash."""
+        return self._bench.components
+
+    def pack(self, info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
+        """A message's content with MKVs of this node, see `protocol.pack`."""
+        return pack(info, self._sealed([self._identity.signed(mkv) for mkv in mkvs]))
+
+    def unpack(self, content: RecordDict) -> Unpacked:
+        """The MKVs that the server sends.
+
+        Raises:
+            FedEditError: the message is damaged, or meant for another federation.
+        """
+        mkvs, rejections = [], Counter()
+        for record in unpack_mkvs(content, self._fingerprint, self._bench.precision):
+            try:
+                mkv = self._opened(record)
+            except FedEditError as error:
+                logger.warning("rejected: %s", error)
+                rejections[SEAL] += 1
+                continue
+            if self._identity.accepts(mkv):
+                mkvs.append(mkv)
+            else:
+                logger.warning("rejected: MKV %s is not signed by node %s", mkv.id, mkv.node)
+                rejections[SIGNATURE] += 1
+        return Unpacked(mkvs, dict(rejections))
+
+    def id_out(self, id_: str) -> str:
+        """What the server calls an MKV of the ledger."""
+        return id_
+
+    def id_in(self, id_: str) -> str:
+        """What the ledger calls an MKV of the server's; the inverse of `id_out`."""
+        return id_
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        """What the server looks for instead of lookup keys `(n, d_ff)`: `(n, m)`."""
+        return keys.astype(np.float32)
+
+    @property
+    def _fingerprint(self) -> str:
+        return fingerprint_of(self.components)
+
+    def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
+        return mkvs
+
+    def _opened(self, record: Record) -> MKV:
+        return record
+
+
+class SealedEnvelope(Envelope):
+    """Seals what goes out and opens what comes in.
+
+    Args:
+        bench: the node's model and tools.
+        identity: what it signs with, and whose signatures it asks for.
+        key: the federation key.
+        width: the number of elements of a sketch.
+    """
+
+    def __init__(
+        self, bench: Workbench, identity: Identity, key: FederationKey, width: int
+    ) -> None:
+        super().__init__(bench, identity)
+        self._own = {FEDERATION_KEY: key.id, "sketch-width": str(width)}
+        self._sealer = Sealer(key, self._fingerprint, bench.fingerprint, width)
+
+    @property
+    def components(self) -> dict[str, str]:
+        return self._bench.components | self._own
+
+    def id_out(self, id_: str) -> str:
+        return self._sealer.seal_id(id_)
+
+    def id_in(self, id_: str) -> str:
+        return self._sealer.open_id(id_)
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        return self._sealer.lookup(keys)
+
+    def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
+        return self._sealer.seal(mkvs)
+
+    def _opened(self, record: Record) -> MKV:
+        mkv = self._sealer.open(record)
+        if mkv.precision != self._bench.precision:
+            raise FedEditError(
+                f"sealed MKV {record.id} of node {record.node!r}: precision {mkv.precision} found, "
+                f"the run has {self._bench.precision}"
+            )
+        return mkv
+
+
+def federation_key(
+    config: RunConfig, node_config: Mapping[str, ConfigValue], run_id: int, policy: Policy
+) -> FederationKey | None:
+    """The key with which a node seals in a run; None in one that is not sealed.
+
+    The virtual nodes of a simulation make one in the run folder. A real node has it in a file, and
+    its policy says whether it takes part without.
+
+    Args:
+        config: the run configuration.
+        node_config: Flower's node configuration; `federation-key` names the file.
+        run_id: Flower's run id.
+        policy: the node's own.
+
+    Raises:
+        FedEditError: a real node has no key, or the run is not sealed and its policy forbids that.
+    """
+    if is_simulated(node_config):
+        if config.sealed != "on":
+            return None
+        return FederationKey.shared_by_all_at(simulated_key_file(config, run_id))
+    if config.sealed == "off":
+        policy.require_readable("run config: sealed = off")
+        return None
+    if not node_config.get(FEDERATION_KEY):
+        raise FedEditError(
+            "node config: federation-key missing, and the run is sealed; get the key file from an "
+            "organisation that has it, then `fedit node key take DIR FILE`"
+        )
+    return FederationKey.read(Path(str(node_config[FEDERATION_KEY])).expanduser())

@@ -1,0 +1,231 @@
+"""What a node answers: each handler unpacks a message, asks the `Participant`, packs its answer.
+
+Nothing of a request's text leaves a node: an error that was not foreseen is reported by its type
+only, and read in full in the node's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.node.envelope import Envelope
+from fedit_app.node.participant import Participant
+from fedit_app.node.reconcile import Conflict
+from fedit_app.protocol.checks import count, flag, listed, named, require, slot_up_to, text
+from fedit_app.protocol.messages import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    TRAIN,
+    VERSION,
+    Call,
+    arrays_record,
+    code_fingerprint,
+    note_seconds,
+    pack,
+    pack_error,
+    unpack_arrays,
+    unpack_info,
+)
+from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+_SERVER = "the server's message"
+
+Handler = Callable[[RecordDict, Participant], RecordDict]
+
+
+class Answer(NamedTuple):
+    """A node's answer to a message.
+
+    Attributes:
+        content: what goes back to the server; an error, too, is an answer.
+        sound: False after an error that nobody foresaw: no further message should meet this
+            process.
+    """
+
+    content: RecordDict
+    sound: bool = True
+
+
+def answer(call: Call, content: RecordDict) -> Answer:
+    """Answer a message to a node.
+
+    Args:
+        call: which message, to which node, in which run.
+        content: its content.
+    """
+    started = time.perf_counter()
+    name, stage = call.node, call.stage
+    try:
+        config = RunConfig.parse(call.run_config)
+        participant = Participant(config, call.node_config, call.run_id)
+        name = participant.name
+        logger.info("node %s%s: %s begins", name, _slot(content), stage)
+        found = Answer(HANDLERS[call.message_type](content, participant))
+    except FedEditError as error:
+        logger.error("node %s: %s failed: %s", name, stage, error)
+        found = Answer(pack_error(name, stage, error))
+    except Exception as error:
+        logger.exception("node %s: %s failed", name, stage)
+        found = Answer(pack_error(name, stage, error), sound=False)
+    torch.cuda.empty_cache()  # others on this device may need what no model lies in
+    seconds = time.perf_counter() - started
+    note_seconds(found.content, seconds)
+    logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
+    return found
+
+
+def _slot(content: RecordDict) -> str:
+    """For the log: the slot that a message is about, if it is about one."""
+    try:
+        return f", slot {unpack_info(content)['slot']}"
+    except (FedEditError, KeyError):
+        return ""
+
+
+def hello(content: RecordDict, participant: Participant) -> RecordDict:
+    """Introduce the node, and hand over the lookup keys of the slot with which the run goes on."""
+    asked = unpack_info(content)
+    if (asked.get("version"), asked.get("code")) != (VERSION, code_fingerprint()):
+        raise FedEditError(
+            f"server runs FedEdit code {asked.get('code')} (protocol {asked.get('version')}), this "
+            f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
+        )
+    require(asked, {"first_slot": slot_up_to(participant.config.num_slots)}, _SERVER)
+    slot, envelope = asked["first_slot"], participant.envelope
+    info = participant.hello(slot)
+    lists = ("wants", "holds", "withdrawn")
+    info |= {name: [*map(envelope.id_out, info[name])] for name in lists}
+    return _with_keys(pack(info), participant, slot)
+
+
+def edit(content: RecordDict, participant: Participant) -> RecordDict:
+    """Edit stage: the node's own requests of a slot."""
+    asked, envelope = unpack_info(content), participant.envelope
+    stage = {"slot": slot_up_to(participant.config.num_slots), "missing": listed(text)}
+    stage["withdrawn"] = named(listed(text))
+    require(asked, {**stage, "central": flag, "upload": flag}, _SERVER)
+    candidates = envelope.unpack(content).mkvs
+    missing = [envelope.id_in(id_) for id_ in asked["missing"]]
+    withdrawn = {envelope.id_in(id_): set(names) for id_, names in asked["withdrawn"].items()}
+    outcome = participant.edit(asked["slot"], candidates, asked["central"], missing, withdrawn)
+    info = {
+        "node": participant.name,
+        "requests": outcome.requests,
+        "optimised": len(outcome.new),
+        "cached": outcome.cached,
+        "warm_started": outcome.warm_started,
+        "reused": [envelope.id_out(id_) for id_ in outcome.reused],
+        "again": [envelope.id_out(mkv.id) for mkv in outcome.again],
+        "quarantined": outcome.quarantined,
+        "conflicts": _conflicts(outcome.conflicts, envelope),
+    }
+    upload = asked["upload"] and participant.policy.upload
+    return envelope.pack(info, [*outcome.new, *outcome.again] if upload else ())
+
+
+def reedit(content: RecordDict, participant: Participant) -> RecordDict:
+    """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
+    asked, envelope = unpack_info(content), participant.envelope
+    slots = slot_up_to(participant.config.num_slots)
+    require(asked, {"slot": slots, "votes": named(count)}, _SERVER)
+    slot, offered = asked["slot"], envelope.unpack(content)
+    votes = {envelope.id_in(id_): count for id_, count in asked["votes"].items()}
+    outcome = participant.reedit(slot, offered.mkvs, votes)
+    info = {
+        "node": participant.name,
+        "received_from": outcome.received_from,
+        "rejections": {**outcome.rejections, **offered.rejections},
+        "quarantined": outcome.quarantined,
+        "conflicts": _conflicts(outcome.conflicts, envelope),
+    }
+    return _with_keys(pack(info), participant, slot + 1)
+
+
+def train(content: RecordDict, participant: Participant) -> RecordDict:
+    """A round of a stock strategy: edit the global model with the slot's own requests."""
+    deltas = _global_deltas(content, participant)
+    slot = _server_round(content, participant)
+    changed, requests, cached = participant.train(slot, deltas)
+    info = {"requests": requests, "optimised": requests, "cached": cached}
+    reply = pack({"node": participant.name, **info})
+    reply["arrays"] = _as_arrays(changed)
+    # Stock strategies divide by the sum of the weights, which may not be zero.
+    reply["metrics"] = MetricRecord({"num-examples": float(requests) or 1e-9})
+    return reply
+
+
+def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
+    """Metrics of the node's model, or of the global model of a stock strategy."""
+    if "arrays" in content.array_records:
+        slot = _server_round(content, participant, first=0)
+        found = participant.evaluate(slot, _global_deltas(content, participant))
+    else:
+        asked = unpack_info(content)
+        slots = slot_up_to(participant.config.num_slots, first=0)
+        require(asked, {"slot": slots, "central": flag}, _SERVER)
+        found = participant.evaluate(asked["slot"], central=asked["central"])
+    reply = pack({"node": participant.name, **found})
+    reply["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
+    return reply
+
+
+HANDLERS: dict[str, Handler] = {
+    HELLO: hello,
+    EDIT: edit,
+    REEDIT: reedit,
+    TRAIN: train,
+    EVALUATE: evaluate,
+}
+
+
+def _conflicts(conflicts: Sequence[Conflict], envelope: Envelope) -> list[dict[str, str]]:
+    return [{side: envelope.id_out(id_) for side, id_ in vars(c).items()} for c in conflicts]
+
+
+def _with_keys(reply: RecordDict, participant: Participant, slot: int) -> RecordDict:
+    """The reply with the lookup keys of a slot, if it has any."""
+    keys = participant.lookup_keys(slot)
+    if len(keys):
+        reply["keys"] = arrays_record({"lookup": participant.envelope.lookup(keys)})
+    return reply
+
+
+def _server_round(content: RecordDict, participant: Participant, first: int = 1) -> int:
+    """The slot that a stock strategy's message is about."""
+    found = dict(content.config_records.get("config", {}))
+    require(found, {"server-round": slot_up_to(participant.config.num_slots, first)}, _SERVER)
+    return found["server-round"]
+
+
+def _global_deltas(content: RecordDict, participant: Participant) -> dict[int, torch.Tensor]:
+    """Layer -> change of its weights, of every edited layer."""
+    arrays, bench = unpack_arrays(content, "arrays"), participant.workbench
+    shape = (bench.model.d_model, bench.model.d_ff)
+    names = {f"layer-{layer}": layer for layer in bench.settings.layers}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if shapes != dict.fromkeys(names, shape):
+        raise FedEditError(
+            f"{_SERVER}: its arrays have to be {', '.join(names)}, each of shape {shape}"
+        )
+    return {
+        names[name]: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()
+    }
+
+
+def _as_arrays(deltas: dict[int, torch.Tensor]) -> ArrayRecord:
+    arrays: dict[str, Any] = {
+        f"layer-{layer}": delta.float().numpy() for layer, delta in sorted(deltas.items())
+    }
+    return arrays_record(arrays)

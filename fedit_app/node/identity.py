@@ -1,0 +1,82 @@
+"""Who a node is to the others: what it signs with, and whose signatures it asks for.
+
+Nodes of a simulation share one machine and one operator, so a signature would prove nothing there:
+they neither sign nor ask. A real node signs with the key by which the server knows it. Whom it
+trusts stands in a list that its operator keeps: to trust what comes first would be to trust the
+server, which all of it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit_app.config.policy import Policy
+from fedit_app.config.run_config import ConfigValue
+from fedit_app.mkv import MKV
+from fedit_app.mkv.authorship import SigningKey, is_signed_by
+from fedit_app.support.errors import FedEditError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node signs its MKVs with, and which signatures it accepts.
+
+    Attributes:
+        key: its own key; None: it does not sign.
+        peers: node -> its public keys; None: signatures are not looked at.
+    """
+
+    key: SigningKey | None = None
+    peers: Mapping[str, frozenset[str]] | None = None
+
+    def signed(self, mkv: MKV) -> MKV:
+        """An own MKV as it leaves the node."""
+        return mkv if self.key is None else self.key.sign(mkv)
+
+    def accepts(self, mkv: MKV) -> bool:
+        """Whether an MKV is of the node that it names, as far as this one wants to know."""
+        return self.peers is None or is_signed_by(mkv, self.peers.get(mkv.node, ()))
+
+
+def identity_of(name: str, node_config: Mapping[str, ConfigValue], policy: Policy) -> Identity:
+    """What a node's operator has given it.
+
+    Args:
+        name: the node's name.
+        node_config: Flower's node configuration; `node-key` names the file of the private key.
+        policy: the node's own; `peers` names the folder of the others' keys.
+
+    Raises:
+        FedEditError: a key cannot be read.
+    """
+    key = None
+    if node_config.get("node-key"):
+        key = SigningKey.read(Path(str(node_config["node-key"])).expanduser())
+    if not policy.peers:
+        return Identity(key)
+    own = {name: frozenset({key.public})} if key else {}
+    return Identity(key, read_peers(Path(policy.peers)) | own)
+
+
+def read_peers(folder: Path) -> dict[str, frozenset[str]]:
+    """The public keys of a folder: node -> its keys, the lines of NAME.pub.
+
+    Raises:
+        FedEditError: a file cannot be read, or a line is no public key.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.pub")):
+        try:
+            lines = file.read_text(encoding="ascii").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise FedEditError(f"peer {file}: cannot be read; take the node's NAME.pub") from None
+        keys = {" ".join(line.split()[:2]) for line in lines if line.strip()}
+        if not keys or not all(key.startswith("ecdsa-sha2-nistp") for key in keys):
+            raise FedEditError(
+                f"peer {file}: has to hold public keys as in NAME.pub of `fedit node init`, one a "
+                "line"
+            )
+        found[file.stem] = frozenset(keys)
+    return found

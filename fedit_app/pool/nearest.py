@@ -1,0 +1,69 @@
+"""The most similar MKVs of a pool, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedit_app.mkv.similarity import BestFirst, Sieve, cosines, unit_rows
+from fedit_app.pool.blocks import SignatureBlock, check_width, stacked
+
+# From this cosine on, bounds from an eighth of the columns tell nearly all candidates apart.
+_HIGH_THRESHOLD = 0.9
+_PART = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An MKV of the pool and the cosine of its signature with a query."""
+
+    id: str
+    cosine: float
+
+
+def nearest(
+    queries: Mapping[str, np.ndarray],
+    blocks: Iterable[SignatureBlock],
+    threshold: float,
+    limit: int | None,
+    exclude_ids: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, list[list[Match]]]:
+    """For every node and query the candidates with cosine >= `threshold`, in one pass.
+
+    Args:
+        queries: node -> `(m, d)`, of any length other than zero.
+        blocks: the candidates.
+        threshold: the least cosine, -1 to 1.
+        limit: how many matches a query gets at most, >= 1; None for all.
+        exclude_ids: node -> MKVs that take no part for it.
+
+    Returns:
+        node -> a list per query, the best first, ties by id.
+
+    Raises:
+        FedEditError: the queries are not as wide as the candidates.
+    """
+    excluded = exclude_ids or {}
+    own, parts = stacked({node: unit_rows(rows) for node, rows in queries.items()})
+    best = [BestFirst(limit) for _ in own]
+    floors = np.full(len(own), float(threshold))
+    sieve = Sieve(own, _PART if threshold >= _HIGH_THRESHOLD else 1)
+    for block in blocks if len(own) else ():
+        check_width(own, block.vectors.shape[1])
+        for piece in block.pieces(len(own)):
+            kept = sieve.kept(piece.vectors, lambda upper: (upper >= floors[:, None]).any(axis=0))
+            cosine = cosines(own, piece.vectors[kept])
+            hits = cosine >= floors[:, None]
+            for node, part in parts.items():
+                rows = np.flatnonzero(hits[part].any(axis=0))
+                rows = rows[piece.others(kept[rows], excluded.get(node, ()))]
+                for i in part.start + np.flatnonzero(hits[part].any(axis=1)):
+                    mine = rows[hits[i, rows]]
+                    best[i].offer([piece.ids[row] for row in kept[mine]], cosine[i, mine])
+                    floors[i] = max(threshold, best[i].floor)
+    return {
+        node: [[Match(*found) for found in one.ranking()] for one in best[part]]
+        for node, part in parts.items()
+    }

@@ -1,0 +1,220 @@
+"""The messages: what travels between the server and the nodes, and nothing else.
+
+A message has up to two records: one with arrays (`mkvs`, `sealed-mkvs` or `keys`), and `info` with
+JSON. An answer whose `info` has an `error` says why the node could not do its part. Beside the JSON
+an answer's `info` says how many seconds the node took for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedit_app.config.run_config import ConfigValue
+from fedit_app.mkv import KINDS, OPEN, Record, decode_records, encode_records
+from fedit_app.support.errors import FedEditError, shown
+from fedit_app.support.files import source_hash
+
+VERSION = 3
+HELLO = "query.hello"
+EDIT = "train.edit"
+REEDIT = "train.reedit"
+EVALUATE = "evaluate"
+TRAIN = "train"
+
+# The part of a fingerprint that tells sealed runs, and which key the nodes have.
+FEDERATION_KEY = "federation-key"
+
+# Of one JSON text: what the names of 100,000 MKVs need.
+MAX_JSON_LENGTH = 16 * 2**20
+
+_META = "mkv-meta"
+_SECONDS = "seconds"
+_RECORDS = {kind: f"{kind}s" for kind in KINDS}
+# What numpy.save writes before the elements of an array that has some: two bytes of length, then
+# the fields in this order.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(<f2|<f4|<f8|\|i1)', 'fortran_order': (False|True), "
+    rb"'shape': \(((?:[1-9]\d{0,17}, ?){0,8}(?:[1-9]\d{0,17})?)\), \} *\n",
+    re.DOTALL,
+)
+_MOST_HEADER_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Call:
+    """A message as it reaches a node, all but its content.
+
+    Attributes:
+        message_type: Flower's message type, such as `EDIT`.
+        run_config: the run configuration as Flower hands it over.
+        node_config: Flower's node configuration.
+        run_id: Flower's run id.
+    """
+
+    message_type: str
+    run_config: Mapping[str, ConfigValue]
+    node_config: Mapping[str, ConfigValue]
+    run_id: int
+
+    @property
+    def stage(self) -> str:
+        """The last part of the message type: hello, edit, reedit, train or evaluate."""
+        return self.message_type.rpartition(".")[2]
+
+    @property
+    def node(self) -> str:
+        """The name in the node configuration; empty in a simulation, where the data has it."""
+        return str(self.node_config.get("name", ""))
+
+
+def pack(info: Mapping[str, Any], mkvs: Sequence[Record] = ()) -> RecordDict:
+    """A message's content.
+
+    Args:
+        info: what JSON can hold; never text of a request.
+        mkvs: MKVs of one fingerprint, all open (and then of one precision) or all sealed.
+    """
+    content = RecordDict({"info": ConfigRecord({"json": json.dumps(dict(info))})})
+    if mkvs:
+        kind, arrays, meta = encode_records(mkvs)
+        content[_RECORDS[kind]] = arrays_record(arrays)
+        content["info"][_META] = json.dumps(meta)
+    return content
+
+
+def pack_error(node: str, stage: str, error: Exception) -> RecordDict:
+    """An answer that says why there is none: a FedEditError's text.
+
+    Of any other error only the type is told, as its text may quote a request.
+    """
+    reason = str(error)
+    if not isinstance(error, FedEditError):
+        reason = f"unexpected {type(error).__name__} in {stage}; see the node's log"
+    return pack({"node": node, "error": reason})
+
+
+def arrays_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Named arrays as Flower carries them."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def unpack_info(content: RecordDict) -> dict[str, Any]:
+    """The JSON part of a message.
+
+    Raises:
+        FedEditError: there is none, or it is damaged.
+    """
+    return _json_object(content, "json")
+
+
+def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
+    """A JSON text of the record `info`."""
+    text = content.config_records.get("info", {}).get(key)
+    if not isinstance(text, str):
+        raise FedEditError(f"message: no readable info `{key}`")
+    if len(text) > MAX_JSON_LENGTH:
+        raise FedEditError(
+            f"message: info `{key}` has {len(text)} characters; at most {MAX_JSON_LENGTH} are read"
+        )
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FedEditError(f"message: no readable info `{key}` ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise FedEditError(f"message: info `{key}` is {shown(value)}, not an object")
+    return value
+
+
+def note_seconds(content: RecordDict, seconds: float) -> None:
+    """Write into an answer how long the node took for it, in seconds."""
+    content.config_records["info"][_SECONDS] = seconds
+
+
+def noted_seconds(content: RecordDict) -> float:
+    """How long a node took for an answer, in seconds; 0 if it does not say so."""
+    seconds = content.config_records.get("info", {}).get(_SECONDS)
+    return seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+
+
+def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[Record]:
+    """The MKVs of a message, checked, open or sealed as they were sent.
+
+    Args:
+        content: the message's content.
+        fingerprint: the one that they must have. That of sealed MKVs is another than that of open
+            ones, so it says which of the two are expected.
+        precision: the one that open ones must have.
+
+    Raises:
+        FedEditError: they are damaged, or of another fingerprint or precision.
+    """
+    kinds = [kind for kind, name in _RECORDS.items() if name in content.array_records]
+    if not kinds:
+        return []
+    if len(kinds) > 1:
+        raise FedEditError("message: open and sealed MKVs in one")
+    meta = _json_object(content, _META)
+    wanted = {"fingerprint": fingerprint}
+    if kinds[0] == OPEN:
+        wanted["precision"] = precision
+    for name, value in wanted.items():
+        if meta.get(name) != value:
+            raise FedEditError(
+                f"MKVs of {name} {shown(meta.get(name))} sent, {value!r} is expected"
+            )
+    return decode_records(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta)
+
+
+def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
+    """The named arrays of a message, read-only.
+
+    Raises:
+        FedEditError: the record is missing, or is none that `arrays_record` makes of numbers.
+    """
+    if name not in content.array_records:
+        raise FedEditError(f"message: no arrays {name!r}")
+    return {
+        key: _elements(array, f"message, {name!r} array {shown(key)}")
+        for key, array in content.array_records[name].items()
+    }
+
+
+def _elements(array: Array, place: str) -> np.ndarray:
+    """A view of an array's bytes.
+
+    numpy.load would allocate whatever size the header claims, before it reads the elements.
+    """
+    header = _NPY_HEADER.match(array.data, 0, _MOST_HEADER_BYTES)
+    if header is None:
+        raise FedEditError(f"{place}: not a filled array of int8, float16, float32 or float64")
+    dtype, fortran, lengths = (part.decode() for part in header.groups())
+    shape = tuple(int(length) for length in lengths.split(",") if length.strip())
+    elements = memoryview(array.data)[header.end() :]
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(elements) != expected:
+        raise FedEditError(
+            f"{place}: {len(elements)} bytes found, its shape {shape} needs {expected}"
+        )
+    order = "F" if fortran == "True" else "C"
+    return np.frombuffer(elements, dtype).reshape(shape, order=order)
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Size of a message's records in bytes, without Flower's envelope."""
+    # Flower's own count fails on the texts and lists of a record that are empty.
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    others = [*content.config_records.values(), *content.metric_records.values()]
+    return arrays + sum(len(record.deflate()) for record in others)
+
+
+def code_fingerprint() -> str:
+    """Hash of this package's source files: two nodes with different ones may disagree silently."""
+    return source_hash()

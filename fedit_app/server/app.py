@@ -1,0 +1,95 @@
+"""The ServerApp: who takes part, the strategy's run, and the record of it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedit_app.config.folders import pool_location, run_folder
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.editors import editor_named
+from fedit_app.editing.workbench import fingerprint_of
+from fedit_app.pool import MKVPool, SameFact
+from fedit_app.protocol.messages import FEDERATION_KEY
+from fedit_app.server.greeting import gather, welcome
+from fedit_app.server.grid import RunGrid
+from fedit_app.server.record import RunRecord
+from fedit_app.server.strategies import FedEdit, evaluation_messages, no_change, strategy_named
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.log import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation; see `run_federation`."""
+    set_up_logging()
+    run_federation(grid, context)
+
+
+def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
+    """Run a strategy over all slots and write the run folder.
+
+    Args:
+        grid: Flower's grid.
+        context: Flower's context with the run configuration and the run id.
+
+    Returns:
+        The results, as `results.json` holds them.
+
+    Raises:
+        FedEditError: wrong run configuration, or no node can take part or answers.
+    """
+    config = RunConfig.parse(context.run_config)
+    editor_named(config.editor)
+    factory = strategy_named(config.strategy)
+    random.seed(config.seed)
+    record = RunRecord(config, run_folder(config, context.run_id))
+    run_grid = RunGrid(
+        grid,
+        record,
+        config.slot_timeout,
+        lambda slot: slot % config.evaluate_every == 0 or slot == config.num_slots,
+    )
+    try:
+        reference = gather(run_grid, config)
+        fingerprint = fingerprint_of(reference["components"])
+        connected = len(run_grid.all_node_ids())
+        record.met(fingerprint, connected, reference["simulated"], len(reference["layers"]))
+        same = SameFact(same_key=config.same_key_threshold)
+        pool = MKVPool(pool_location(config, context.run_id), same, config.pool_index)
+        strategy = factory(config, pool, fingerprint)
+        if FEDERATION_KEY in reference["components"] and not isinstance(strategy, FedEdit):
+            raise FedEditError(
+                f"strategy {config.strategy}: averages weights, which the server has to read for "
+                "that; choose sealed = off, and unsealed = true in the policy of every node"
+            )
+        resumed = {}
+        if record.first_slot > 1:
+            if not isinstance(strategy, FedEdit):
+                raise FedEditError(
+                    f"strategy {config.strategy}: it keeps its state in memory, so a run of it "
+                    "cannot be resumed; start it anew in another folder"
+                )
+            resumed = {"first_slot": record.first_slot}
+        run_grid.send_and_receive(evaluation_messages(run_grid, 0))
+        run_grid.newcomers = lambda slot: welcome(run_grid, slot, reference)
+        start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
+        strategy.start(
+            grid=run_grid,
+            initial_arrays=start,
+            num_rounds=config.num_slots,
+            timeout=config.slot_timeout,
+            **resumed,
+        )
+    except BaseException:
+        record.finish("failed")
+        raise
+    return record.finish("completed")

@@ -1,0 +1,444 @@
+"""The `fedit` command: what it reads, what it refuses, and how it says so."""
+
+import io
+import json
+import logging
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import inprocess
+import pytest
+import tiny
+from tqdm import tqdm
+
+from fedit_app.cli.main import main, read_run_config
+from fedit_app.config.run_config import RunConfig
+from fedit_app.flower_compat import launch
+from fedit_app.support import progress
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.progress import Progress
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"id": "f-1", "subject": "Zanzibarium", "prompt": "{} is in", "target_new": "Qualverin"}
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """The command's log goes to the standard error of the test that runs it."""
+    logger = logging.getLogger("fedit_app")
+    before, logger.handlers = logger.handlers, []
+    level, handler = logger.level, signal.getsignal(signal.SIGTERM)
+    yield
+    logger.handlers = before
+    logger.setLevel(level)
+    signal.signal(signal.SIGTERM, handler)
+
+
+# What read_run_config makes of files and overrides
+
+
+def test_overrides_win_over_the_preset(tmp_path):
+    file = tmp_path / "preset.toml"
+    file.write_text('strategy = "local"\nnum-slots = 2\nclamp = 0.5\n', encoding="utf-8")
+    values = read_run_config(file, ["num-slots=5", 'strategy="fedavg"', "centred=true"])
+
+    assert values == {"strategy": "fedavg", "num-slots": 5, "clamp": 0.5, "centred": True}
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("strategy=FedMedian", "strategy", "FedMedian"),
+        ("layers=4-8", "layers", "4-8"),
+        ("covariance-source=hub:wikitext:wikitext-2-raw-v1", "covariance-source", ...),
+        ("model=org/name", "model", "org/name"),
+        ("pool-uri=s3://bucket/pool", "pool-uri", "s3://bucket/pool"),
+        ("data-path=hub:owner/name::test", "data-path", "hub:owner/name::test"),
+        ("embedding-model=owner/encoder", "embedding-model", "owner/encoder"),
+        (" seed = 7", "seed", 7),
+        ("clamp=1e-1", "clamp", 0.1),
+        ("layers=", "layers", ""),
+    ],
+)
+def test_values_are_toml_or_else_text(override, key, value):
+    expected = override.split("=", 1)[1] if value is ... else value
+
+    assert read_run_config(None, [override]) == {key: expected}
+
+
+def test_relative_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "text.txt").write_text("words")
+    keys = ("data-path", "state-dir", "output-dir", "pool-uri")
+    overrides = [f"{key}=here/{key}" for key in keys]
+    overrides += ["model=model", "embedding-model=model", "covariance-source=text.txt"]
+    values = read_run_config(None, overrides)
+
+    assert {key: values[key] for key in keys} == {k: str(tmp_path / "here" / k) for k in keys}
+    assert values["model"] == values["embedding-model"] == str(tmp_path / "model")
+    assert values["covariance-source"] == str(tmp_path / "text.txt")
+
+
+def test_names_that_are_no_files_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = read_run_config(None, ["model=smollm2-135m", "covariance-source=sample"])
+
+    assert values == {"model": "smollm2-135m", "covariance-source": "sample"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(b"strategy = ", "not TOML"), (b'model = "\xff"', "not TOML"), (None, "read")],
+)
+def test_a_preset_that_cannot_be_read(tmp_path, text, told):
+    file = tmp_path / "preset.toml"
+    if text is not None:
+        file.write_bytes(text)
+    with pytest.raises(FedEditError, match=f"preset.toml: .*{told}"):
+        read_run_config(file, [])
+
+
+def test_an_override_without_a_value():
+    with pytest.raises(FedEditError, match="-c num-slots: write KEY=VALUE"):
+        read_run_config(None, ["num-slots"])
+
+
+# What `fedit run` refuses
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[dict]:
+    """What would have been run; nothing is."""
+    calls: list[dict] = []
+
+    def simulate(app, config, nodes, on_line):
+        calls.append({"app": app, "config": config, "nodes": nodes})
+        return "finished:completed"
+
+    monkeypatch.setattr(launch, "simulate", simulate)
+    return calls
+
+
+@pytest.fixture
+def fedit(capsys, tiny_folder, tmp_path, started):
+    """Gives `fedit(*arguments)`: runs the command on the tiny model; (status, output, errors)."""
+
+    def fedit(*arguments: str) -> tuple[int, str, str]:
+        common = ["-c", f"model={tiny_folder}", "--output-dir", str(tmp_path / "run")]
+        status = main(["run", "--app", str(ROOT), *common, *arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return fedit
+
+
+def write_requests(folder: Path, **nodes: list[dict]) -> str:
+    folder.mkdir(exist_ok=True)
+    for name, records in nodes.items():
+        text = "\n".join(map(json.dumps, records))
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+def options(**values) -> list[str]:
+    return [part for key, value in values.items() for part in ("-c", f"{key}={value}")]
+
+
+def refused(outcome: tuple[int, str, str], started: list[dict]) -> str:
+    status, out, err = outcome
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert started == []
+    assert out == ""
+    assert last.startswith("fedit: error: ")
+    assert "Traceback" not in err
+    return last
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"model": "/no/such/model"}, "/no/such/model does not exist"),
+        ({"model": "./no-such-model"}, "no-such-model does not exist"),
+        ({"layers": "3-4"}, "layers: 4 is out of range, the model has 5 layers"),
+        ({"layers": "4-2"}, "layers = '4-2'"),
+        ({"strategy": "fedbest"}, "strategy = 'fedbest' must be one of fedit, local"),
+        ({"strategy": "QFedAvg"}, "needs arguments"),
+        ({"num-slot": 3}, "did you mean 'num-slots'"),
+        ({"num-slots": "many"}, "num-slots = 'many' must be an int"),
+        ({"editor": "rome"}, "editor"),
+        ({"device": "gpu"}, "device: 'gpu'"),
+        ({"covariance-source": "/no/text"}, "covariance-source: '/no/text'"),
+        ({"dataset": "jsonl"}, "data-path"),
+        ({"dataset": "jsonl", "data-path": "/no/such/data"}, "/no/such/data does not exist"),
+    ],
+)
+def test_wrong_settings(fedit, started, overrides, told):
+    assert told in refused(fedit(*options(**overrides)), started)
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([GOOD | {"prompt": "Zanzibarium is in"}], "line 1: prompt has 0 placeholders"),
+        ([GOOD | {"target_new": " "}], "line 1: target_new is empty"),
+        ([GOOD, GOOD], "line 2: its id was used in line 1"),
+        ([], "holds no edit request"),
+    ],
+)
+def test_data_in_which_every_file_is_faulty(fedit, started, tmp_path, records, told):
+    data = write_requests(tmp_path / "data", bakery=records, court=records)
+    message = refused(fedit(*options(**{"dataset": "jsonl", "data-path": data})), started)
+
+    assert told in message
+    assert "bakery.jsonl" in message
+    assert "Zanzibarium" not in message and "Qualverin" not in message
+
+
+def test_one_faulty_file_of_two_is_warned_of(fedit, started, tmp_path, caplog):
+    data = write_requests(tmp_path / "data", bakery=[GOOD], court=[GOOD, GOOD])
+    status, _, err = fedit(*options(**{"dataset": "jsonl", "data-path": data}))
+
+    assert status == 0
+    assert started[0]["nodes"] == 2
+    told = err + caplog.text  # whoever of the two listens to the log
+    assert "node court will be left out" in told
+    assert "bakery" not in told
+
+
+def test_data_that_cannot_be_dealt_out(fedit, started, tmp_path):
+    data = write_requests(tmp_path / "data", all=[GOOD | {"id": str(n)} for n in range(3)])
+    asked = {"dataset": "jsonl", "data-path": f"{data}/all.jsonl"}
+
+    told = refused(fedit(*options(**asked, partition="random")), started)
+    assert "3 requests cannot be dealt out to 4 nodes" in told
+    told = refused(fedit(*options(**asked, partition="relation"), "--nodes", "2"), started)
+    assert "the data has 0 relations" in told
+    assert not (tmp_path / "run").exists()
+
+    assert fedit(*options(**asked, partition="random"), "--nodes", "3")[0] == 0
+    assert started[0]["nodes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"), [("5", "too few for 5 nodes"), ("0", "--nodes 0"), ("-3", "--nodes -3")]
+)
+def test_a_wrong_number_of_nodes(fedit, started, nodes, told):
+    assert told in refused(fedit("--nodes", nodes), started)
+
+
+def test_an_output_folder_that_is_in_use(fedit, started, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert fedit()[0] == 0
+    started.clear()
+
+    (tmp_path / "run" / "results.json").write_text("{}")
+    assert "output-dir" in refused(fedit(), started)
+
+    (tmp_path / "file").write_text("")
+    assert "output-dir" in refused(fedit("--output-dir", str(tmp_path / "file")), started)
+
+
+def test_a_model_folder_that_is_damaged(fedit, started, tmp_path, tiny_folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "config.json" in refused(fedit("-c", f"model={empty}"), started)
+
+    for text in ("{", "{}", '{"model_type": "teapot"}'):
+        damaged = shutil.copytree(tiny_folder, tmp_path / "damaged", dirs_exist_ok=True)
+        (Path(damaged) / "config.json").write_text(text)
+        assert "model" in refused(fedit("-c", f"model={damaged}"), started)
+
+
+def test_a_folder_without_an_app(fedit, started, tmp_path):
+    assert "holds no Flower app" in refused(fedit("--app", str(tmp_path)), started)
+
+
+# What `fedit run` starts
+
+
+def test_a_run_is_started_with_what_was_asked_for(fedit, started, tmp_path, tiny_folder):
+    status, out, _ = fedit("-c", "num-slots=2")
+
+    assert status == 0
+    (call,) = started
+    assert call["app"] == ROOT
+    assert call["nodes"] == 4
+    assert call["config"] == {
+        "model": str(tiny_folder),
+        "num-slots": 2,
+        "output-dir": str(tmp_path / "run"),
+    }
+    assert str(tmp_path / "run" / "report.html") in out
+
+
+def test_a_preset_names_the_run_folder(started, tmp_path, tiny_folder, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(f'model = "{tiny_folder}"\n', encoding="utf-8")
+    assert main(["run", "--app", str(ROOT), "--config", "mine.toml", "--nodes", "2"]) == 0
+
+    folder = Path(started[0]["config"]["output-dir"])
+    assert folder.parent == tmp_path / "runs"
+    assert re.fullmatch(r"mine-\d{8}-\d{6}", folder.name)
+    assert started[0]["nodes"] == 2
+
+
+def test_a_failed_run_has_an_exit_status(fedit, monkeypatch):
+    monkeypatch.setattr(launch, "simulate", lambda *_: "finished:failed")
+    status, out, err = fedit()
+    assert (status, out) == (1, "")
+    assert "fedit: the run failed (finished:failed)" in err
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "simulate", interrupted)
+    status, _, err = fedit()
+    assert status == 130
+    assert err.endswith("fedit: interrupted\n")
+
+
+def test_config_lists_every_key(capsys):
+    assert main(["config"]) == 0
+
+    out = capsys.readouterr().out
+    assert all(f"`{key}`" in out for key in RunConfig().as_dict())
+
+
+# `fedit ask` and `fedit table`
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_folder) -> Path:
+    """The folder of a finished run over one slot."""
+    folder = tmp_path_factory.mktemp("asked") / "run"
+    config = {
+        "model": str(tiny_folder),
+        **tiny.RUN_CONFIG,
+        "num-slots": 1,
+        "output-dir": str(folder),
+    }
+    inprocess.federate(config, 4)
+    return folder
+
+
+def ask(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(["ask", *arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_ask_about_own_facts(finished, capsys):
+    status, out, _ = ask(capsys, str(finished), "--node", "museum")
+
+    assert status == 0
+    assert "node museum: 18 MKVs" in out
+    assert "The Wellcome Collection is located in the city of ..." in out
+    assert out.count("before") == out.count("after") == 3
+
+
+def test_ask_a_prompt(finished, capsys):
+    status, out, _ = ask(capsys, str(finished), "--node", "bank", "The Royal Mint is in")
+
+    assert status == 0
+    assert out.count(" ...\n") == 1
+    assert "The Royal Mint is in ..." in out
+    probabilities = re.findall(r"(\d+\.\d)% .*? (\d+\.\d)% ", out)
+    assert len(probabilities) == 5
+
+
+def test_ask_the_run_after_it_was_moved(finished, capsys, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    first = ask(capsys, str(finished), "--node", "bank", "The Royal Mint is in")
+
+    assert ask(capsys, str(moved), "--node", "bank", "The Royal Mint is in") == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--node", "nobody"), "--node nobody: no ledger .*bank, hospital, museum, newsroom"),
+        (("--node", "bank", " "), None),
+    ],
+)
+def test_ask_in_vain(finished, capsys, arguments, told):
+    status, _, err = ask(capsys, str(finished), *arguments)
+
+    assert "Traceback" not in err
+    if told:
+        assert status == 2
+        assert re.search(told, err)
+
+
+def test_ask_what_is_no_run(capsys, tmp_path):
+    status, _, err = ask(capsys, str(tmp_path), "--node", "bank", "Hello")
+
+    assert status == 2
+    assert "not a run folder" in err
+
+
+def test_table_compares_runs(finished, capsys, tmp_path):
+    other = shutil.copytree(finished, tmp_path / "other")
+    assert main(["table", str(finished), str(other)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith(("| run ", "| other "))]) >= 2
+
+    assert main(["table", str(tmp_path)]) == 2
+    assert "results.json" in capsys.readouterr().err
+
+
+# The bar
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "nodes"),
+    [
+        ("fedit", {}, 2),
+        ("fedit", {"evaluate-every": 2}, 3),
+        ("local", {"num-slots": 2}, 2),
+        ("central", {"num-slots": 2}, 3),
+        ("fedavg", {"num-slots": 3, "evaluate-every": 2}, 2),
+        ("FedMedian", {"num-slots": 1}, 2),
+    ],
+)
+def test_the_bar_ends_at_its_total(tiny_folder, tmp_path, monkeypatch, strategy, changes, nodes):
+    values = {
+        "model": str(tiny_folder),
+        "strategy": strategy,
+        "layers": "1-2",
+        "contexts": 0,
+        "value-steps": 1,
+        "covariance-tokens": 400,
+        "covariance-weight": 1.0,
+        "requests-per-slot": 1,
+        "output-dir": str(tmp_path / "run"),
+        **changes,
+    }
+    log = io.StringIO()
+    logging.getLogger("fedit_app").handlers = [logging.StreamHandler(log)]
+    logging.getLogger("fedit_app").setLevel(logging.INFO)
+    inprocess.federate(values, nodes)
+    bars = []
+
+    def visible(**given):
+        bars.append(tqdm(**{**given, "disable": False, "file": io.StringIO()}))
+        return bars[0]
+
+    visible.write = tqdm.write
+    monkeypatch.setattr(progress, "tqdm", visible)
+    with Progress(RunConfig.parse(values), nodes) as bar:
+        for line in log.getvalue().splitlines():
+            bar.line(line)
+
+    assert bars[0].n == bars[0].total > 0
+
+
+def test_every_line_of_the_log_is_shown(capsys):
+    with Progress(RunConfig(), 2) as bar:
+        bar.line("12:00:00 fedit I anything at all")
+
+    assert capsys.readouterr().out == "12:00:00 fedit I anything at all\n"

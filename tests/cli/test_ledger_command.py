@@ -1,0 +1,210 @@
+"""`fedit ledger`: what a ledger holds, how it came to, and that tampering is found."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedit_app.cli.places import find_place
+from fedit_app.ledger.journal import _canonical, _hash
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import to_bytes
+from fedit_app.mkv.authorship import SigningKey
+
+
+def test_list(fedit, after_a_run):
+    status, out, _ = fedit("ledger", "list", after_a_run.root / "bank")
+
+    assert status == 0
+    assert "node bank: 6 MKVs, of which 6 hold; 6 records in the journal, head " in out
+    lines = {line.split()[2]: line for line in out.splitlines() if re.match(r" +1 ", line)}
+    assert set(lines) == set(after_a_run.ledger("bank").entries)
+    for id_ in after_a_run.of("bank", "hospital"):
+        assert re.search(r"1  hospital +\w+  20\d\d-.*Z  yes +yes +\d\.\d\d -> \d", lines[id_])
+    for id_ in after_a_run.of("bank", "bank"):
+        assert lines[id_].endswith("–"), "the edit stage measures no probes"
+
+
+def test_show(fedit, after_a_run):
+    (id_, _) = after_a_run.of("bank", "hospital")
+    status, out, _ = fedit("ledger", "show", after_a_run.root / "bank", id_[:9])
+
+    assert status == 0
+    assert f"id           {id_}\norigin       hospital\n" in out
+    assert "here         it holds" in out
+    assert re.search(r"\d  20\d\d-.*Z +1  accepted  re-edit; fulfils no own request", out)
+    assert "On the node's probes, by the re-edit of slot 1" in out
+    status, _, err = fedit("ledger", "show", after_a_run.root / "bank", "nothing")
+    assert status == 2 and "no MKV with an id that begins with 'nothing'" in err
+
+
+@pytest.mark.parametrize("place", ["node", "ledger"])
+def test_a_sound_ledger(fedit, after_a_run, place):
+    folder = {"node": after_a_run.root / "bank", "ledger": after_a_run.folder("bank")}[place]
+    status, out, _ = fedit("ledger", "verify", folder)
+
+    assert status == 0
+    assert "6 MKVs, 6 records checked: the ledger is sound" in out
+    assert f"head {after_a_run.ledger('bank').head}" in out
+
+
+def test_an_earlier_head_is_still_there(fedit, sites):
+    earlier = sites.ledger("bank").head
+    ledger = sites.ledger("bank")
+    ledger.refuse(sites.of("bank", "museum"), "wrong")
+
+    assert fedit("ledger", "verify", sites.root / "bank", "--head", earlier)[0] == 0
+    status, out, _ = fedit("ledger", "verify", sites.root / "bank", "--head", "0" * 64)
+    assert status == 1 and "no record of the journal has this hash" in out
+
+
+# Tampering
+
+
+def journal_lines(ledger, change):
+    file = ledger.folder / "journal.jsonl"
+    lines = file.read_bytes().splitlines()
+    change(lines)
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def edited(lines):
+    lines[3] = lines[3].replace(b'"slot":1', b'"slot":2')
+
+
+def removed(lines):
+    del lines[2]
+
+
+def truncated(lines):
+    del lines[4:]
+
+
+def forged(lines):
+    """A record is changed and gets the hash that it should have; the next one tells."""
+    record = json.loads(lines[3])
+    del record["hash"]
+    record["set"]["votes"] = 7
+    lines[3] = _canonical({**record, "hash": _hash(record)})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (edited, "record 4 was changed"),
+        (removed, "shorter than"),
+        (truncated, "shorter than"),
+        (forged, "record 5 does not follow"),
+    ],
+)
+def test_a_journal_that_was_tampered_with(fedit, sites, change, told):
+    journal_lines(sites.ledger("bank"), change)
+    status, out, _ = fedit("ledger", "verify", sites.root / "bank")
+
+    assert status == 1
+    assert told in out and "the ledger is damaged" in out
+
+
+def index_with(change):
+    def harm(ledger, ids):
+        file = ledger.folder / "index.json"
+        index = json.loads(file.read_text())
+        change(index)
+        file.write_text(json.dumps(index))
+
+    return harm
+
+
+def exchanged(ledger, ids):
+    one, other = (ledger.folder / "mkvs" / f"{id_}.safetensors" for id_ in ids[:2])
+    shutil.copy(one, other)
+
+
+def deleted(ledger, ids):
+    (ledger.folder / "mkvs" / f"{ids[1]}.safetensors").unlink()
+
+
+def signed_by_another(ledger, ids):
+    """The file says that somebody else has signed; his signature is a right one, but of another."""
+    key = SigningKey(ec.generate_private_key(ec.SECP384R1()))
+    other, one = (ledger.entries[id_].mkv for id_ in ids[:2])
+    forged = dataclasses.replace(one, author=key.sign(other).author)
+    (ledger.folder / "mkvs" / f"{one.id}.safetensors").write_bytes(to_bytes(forged))
+
+
+def signed_afterwards(index):
+    index["entries"][1]["signature"] = {"public_key": "ab", "signature": "cd"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (exchanged, "it holds MKV"),
+        (deleted, "cannot be read"),
+        (signed_by_another, "its file has another signature than the index"),
+        (signed_by_another, "is not a signature of this MKV"),
+        (index_with(lambda index: index["entries"].pop(1)), "by the journal in the index"),
+        (
+            index_with(lambda index: index["entries"][1].update(slot=2)),
+            "the index has another slot than the journal",
+        ),
+        (
+            index_with(lambda index: index["entries"][1].update(node="court")),
+            "the index has another node than the journal",
+        ),
+        (index_with(signed_afterwards), "the index has another signature than the journal"),
+    ],
+)
+def test_files_that_were_tampered_with(fedit, sites, harm, told):
+    ledger = sites.ledger("bank")
+    ids = sorted(ledger.entries)
+    harm(ledger, ids)
+    status, out, _ = fedit("ledger", "verify", sites.folder("bank"))
+
+    assert status == 1
+    assert f"MKV {ids[1]}: " in out and told in out
+
+
+def test_an_index_from_before_is_noted(fedit, sites):
+    before = (sites.folder("bank") / "index.json").read_bytes()
+    sites.ledger("bank").refuse(sites.of("bank", "museum"), "wrong")
+    (sites.folder("bank") / "index.json").write_bytes(before)
+    status, out, _ = fedit("ledger", "verify", sites.root / "bank")
+
+    assert status == 0
+    assert "lie behind the head that the index names" in out
+
+
+# Which ledger
+
+
+def test_a_node_with_several_ledgers(fedit, sites):
+    shutil.copytree(sites.folder("bank").parent, sites.folder("bank").parents[1] / "other")
+    status, _, err = fedit("ledger", "list", sites.root / "bank")
+    assert status == 2 and "--federation is one of other, sites" in err
+    assert fedit("ledger", "list", sites.root / "bank", "--federation", "other")[0] == 0
+
+
+def test_places_that_are_none(fedit, sites):
+    for arguments, told in (
+        ([sites.root], "neither a ledger"),
+        ([sites.root / "first", "--node", "bank"], "this run kept no ledgers here"),
+        ([sites.root / "bank", "--node", "bank"], "leave --node out"),
+        ([sites.folder("bank"), "--federation", "x"], "leave --federation out"),
+    ):
+        status, _, err = fedit("ledger", "list", *arguments)
+        assert status == 2 and told in err, arguments
+
+
+def test_a_ledger_that_no_run_made(fedit, tmp_path, after_a_run):
+    ledger = Ledger.open(tmp_path, "f")
+    ledger.accept([], 1)
+    assert fedit("ledger", "verify", tmp_path)[0] == 0
+    assert find_place(tmp_path).config is None
+    ledger.accept([entry.mkv for entry in after_a_run.ledger("bank").entries.values()], 1)
+    output = tmp_path / "out"
+    status, _, err = fedit("export", tmp_path, "--format", "delta", "--output", output)
+    assert status == 2 and "no run has noted its model" in err

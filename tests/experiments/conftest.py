@@ -1,0 +1,112 @@
+"""Comparisons on a tiny model and eight facts, in this process."""
+
+import json
+import logging
+import signal
+
+import inprocess
+import pytest
+import tiny
+
+from fedit_app.cli.main import main
+from fedit_app.flower_compat import launch
+
+FACTS = [
+    ("{} is in", "Reuters", "Basel", "London"),
+    ("{} is in", "Royal Mint", "London", "Wales"),
+    ("{} is in", "Basler", "Wales", "Basel"),
+    ("{} is in", "Channel 4", "Toronto", "London"),
+    ("The museum of {} is in the", "Cardiff", "city of Zürich", "city"),
+    ("The museum of {} is in the", "Toronto", "London", "city"),
+    ("The museum of {} is in the", "Basel", "Paris", "city"),
+    ("The museum of {} is in the", "Wales", "Leeds", "city"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_process():
+    """What the command sets for its process, its log and its signals, ends with the test."""
+    logger = logging.getLogger("fedit_app")
+    handlers, level, handler = logger.handlers, logger.level, signal.getsignal(signal.SIGTERM)
+    logger.handlers = []
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def facts(tmp_path_factory):
+    """A file of CounterFact records of two relations."""
+    records = [
+        {
+            "case_id": number,
+            "requested_rewrite": {
+                "prompt": prompt,
+                "subject": subject,
+                "relation_id": f"P{len(prompt)}",
+                "target_new": {"str": new},
+                "target_true": {"str": true},
+            },
+            "paraphrase_prompts": [f"Everybody knows that {subject} is in"],
+            "neighborhood_prompts": ["The head office is in", f"Beside {subject}, there is"],
+        }
+        for number, (prompt, subject, new, true) in enumerate(FACTS)
+    ]
+    file = tmp_path_factory.mktemp("facts") / "counterfact.json"
+    file.write_text(json.dumps(records))
+    return file
+
+
+@pytest.fixture(scope="session")
+def values(tiny_folder, facts) -> dict:
+    """Run-config values with which a run takes a second."""
+    return {
+        "model": str(tiny_folder),
+        "device": "cpu",
+        "dataset": "counterfact",
+        "data-path": str(facts),
+        "partition": "relation",
+        "num-slots": 2,
+        "requests-per-slot": 2,
+        **tiny.RUN_CONFIG,
+        "value-steps": 3,
+    }
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """The run configurations that were run, in this process; `break_on` makes one of them fail."""
+
+    class Simulated(list):
+        def break_on(self, **wanted):
+            self.broken = {key.replace("_", "-"): value for key, value in wanted.items()}
+
+        broken = None
+
+    calls = Simulated()
+
+    def simulate(app, config, nodes, on_line):
+        calls.append(dict(config))
+        if calls.broken and calls.broken.items() <= config.items():
+            on_line("RuntimeError: the machine is on fire")
+            return "finished:failed"
+        inprocess.federate(dict(config), nodes)
+        return "finished:completed"
+
+    monkeypatch.setattr(launch, "simulate", simulate)
+    return calls
+
+
+@pytest.fixture
+def fedit(values, tmp_path, capsys):
+    """Gives `fedit(command, *options)`: runs it into tmp_path/all; (exit status, what it said)."""
+
+    def fedit(command, *options, folder="all", **changes):
+        changed = {**values, **{key.replace("_", "-"): value for key, value in changes.items()}}
+        given = [f"-c={key}={value}" for key, value in changed.items()]
+        folder = tmp_path / folder
+        status = main([command, *given, "--output-dir", str(folder), *map(str, options)])
+        return status, capsys.readouterr()
+
+    return fedit

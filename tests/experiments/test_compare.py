@@ -1,0 +1,239 @@
+"""`fedit compare` and `fedit sweep` from the command line to the tables, in this process."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from fedit_app.facts import partitioning
+from fedit_app.flower_compat import launch
+from fedit_app.report import load_results
+from fedit_app.support.files import cache_dir
+
+STRATEGIES = "fedit,fedit[selection=none],fedavg,local,central"
+
+
+def results(folder, name):
+    return load_results(folder / name / "results.json")
+
+
+def figures(found):
+    """What may not depend on the work-cache."""
+    parts = ("own", "federation")
+    slots = [
+        {n: {p: node[p] for p in parts} for n, node in s["nodes"].items()} for s in found["slots"]
+    ]
+    return found["summary"], found["nodes"], slots
+
+
+def total(found, name):
+    return sum(slot[name] for slot in found["slots"])
+
+
+def mkvs(folder, name):
+    return sorted(file.name for file in (folder / name / "nodes").rglob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Folder for the comparison that several tests look at."""
+    return tmp_path_factory.mktemp("compared") / "all"
+
+
+def test_compare(fedit, simulated, compared, tmp_path):
+    status, said = fedit("compare", "--nodes", 2, "--strategies", STRATEGIES, "--seeds", "1,2")
+    assert status == 0 and len(simulated) == 10
+    folder = tmp_path / "all"
+    shutil.copytree(folder, compared)
+    for seed in (1, 2):
+        first = results(folder, f"fedit_memit_seed-{seed}")
+        assert (total(first, "optimised"), total(first, "cached")) == (8, 0)
+        for name in ("fedit-selection-none", "local", "central"):
+            found = results(folder, f"{name}_memit_seed-{seed}")
+            assert total(found, "cached") == total(found, "optimised") == 8, name
+        averaged = results(folder, f"fedavg_memit_seed-{seed}")
+        assert [slot["cached"] for slot in averaged["slots"]] == [4, 0], (
+            "the global model of the second slot is another one"
+        )
+    comparison = json.loads((folder / "comparison.json").read_text())
+    rows = {row["strategy"]: row for row in comparison["rows"]}
+    assert list(rows) == ["unedited", *STRATEGIES.split(",")]
+    assert all(row["measured"]["federation"]["score"]["n"] == 2 for row in rows.values())
+    assert rows["central"]["retention"] == {"mean": 1.0, "sd": 0.0, "n": 2}
+    for name in ("fedit", "local", "fedavg"):
+        score = results(folder, f"{name}_memit_seed-1")["summary"]["federation"]["score"]
+        (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
+        assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
+    lines = said.out.splitlines()
+    assert lines[0].split()[:3] == ["Strategy", "Editor", "n"] and lines[2].startswith("unedited")
+    assert (folder / "comparison.md").read_text().count("\n") == 2 + 6
+    assert r"fedit[selection=none] & memit & 2" in (folder / "comparison.tex").read_text()
+    page = (folder / "comparison.html").read_text()
+    assert page.count("<svg") == 2 and "fedit[selection=none]" in page and "<script" not in page
+    with (folder / "comparison.csv").open() as stream:
+        line = next(
+            row
+            for row in csv.DictReader(stream)
+            if (row["run"], row["scope"], row["metric"])
+            == ("local_memit_seed-2", "federation", "efficacy")
+        )
+    local = results(folder, "local_memit_seed-2")
+    assert float(line["figure"]) == local["summary"]["federation"]["efficacy"]
+
+
+def test_the_work_cache_changes_nothing_but_the_time(fedit, simulated, compared, tmp_path):
+    options = ("--nodes", 2, "--strategies", STRATEGIES, "--seeds", "2")
+    fedit("compare", *options, folder="plain", work_cache='""')
+    for run in simulated:
+        name = run["output-dir"].rpartition("/")[2]
+        plain, shared = results(tmp_path / "plain", name), results(compared, name)
+        assert total(plain, "cached") == 0
+        assert figures(plain) == figures(shared), name
+        assert mkvs(tmp_path / "plain", name) == mkvs(compared, name), name
+    assert not (tmp_path / "plain" / "work-cache").exists()
+    assert not (cache_dir() / "values").exists()
+
+
+def test_the_requests_are_dealt_out_once_a_seed(fedit, simulated, tmp_path, monkeypatch):
+    written = []
+    plain = partitioning._write
+
+    def write(config, count, run_folder, index):
+        written.append(run_folder.name)
+        plain(config, count, run_folder, index)
+
+    monkeypatch.setattr(partitioning, "_write", write)
+    options = ("--nodes", 2, "--strategies", "local,fedit,local[requests-per-slot=1]")
+    assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
+    assert written == [
+        f"local{more}_memit_seed-{seed}" for seed in (1, 2) for more in ("", "-requests-per-slot-1")
+    ]
+    for seed in (1, 2):
+        parts = [
+            sorted(file.read_bytes() for file in (tmp_path / "all" / name / "requests").iterdir())
+            for name in (f"local_memit_seed-{seed}", f"fedit_memit_seed-{seed}")
+        ]
+        assert parts[0] == parts[1]
+
+
+def test_after_an_interruption(fedit, simulated, tmp_path, monkeypatch):
+    options = ("--nodes", 2, "--strategies", "local,central,fedit")
+    in_process = launch.simulate
+
+    def interrupted(app, config, nodes, on_line):
+        if config["strategy"] == "central":
+            raise KeyboardInterrupt
+        return in_process(app, config, nodes, on_line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "simulate", interrupted)
+        status, said = fedit("compare", *options)
+    assert status == 130 and [run["strategy"] for run in simulated] == ["local"]
+    status, said = fedit("compare", "--report-only")
+    assert status == 0 and "0 of 1" in said.out
+    assert fedit("compare", *options)[0] == 0
+    assert [run["strategy"] for run in simulated] == ["local", "central", "fedit"]
+
+
+def test_the_work_cache_holds_no_text(compared, facts):
+    held = b"".join(
+        file.name.encode() + file.read_bytes()
+        for file in (compared / "work-cache").rglob("*")
+        if file.is_file()
+    )
+    for record in json.loads(facts.read_text()):
+        assert record["requested_rewrite"]["subject"].encode() not in held
+
+
+def test_what_is_complete_is_not_repeated(fedit, simulated, compared, tmp_path):
+    shutil.copytree(compared, tmp_path / "all")
+    options = ("--nodes", 2, "--strategies", STRATEGIES)
+    before = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert fedit("compare", *options, "--seeds", "1,2")[0] == 0 and simulated == []
+    again = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert (again["runs"], again["rows"]) == (before["runs"], before["rows"])
+    broken = tmp_path / "all" / "local_memit_seed-1" / "results.json"
+    cut = json.loads(broken.read_text())
+    cut["slots"][1]["complete"], cut["status"] = False, "running"
+    broken.write_text(json.dumps(cut))
+    anew = tmp_path / "all" / "fedavg_memit_seed-1" / "results.json"
+    anew.write_text(json.dumps({**json.loads(anew.read_text()), "slots": cut["slots"]}))
+    _, said = fedit("compare", *options, "--seeds", "1,2", "--dry-run")
+    assert said.out.count("to be resumed") == said.out.count("to be started anew") == 1
+    assert said.out.count("complete") == 8 and simulated == []
+    assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
+    assert [(run["strategy"], run["resume"]) for run in simulated] == [
+        ("fedavg", False),
+        ("local", True),
+    ]
+    after = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert [row["measured"] for row in after["rows"]] == [row["measured"] for row in before["rows"]]
+
+
+def test_one_that_fails_does_not_stop_the_others(fedit, simulated, tmp_path):
+    simulated.break_on(strategy="fedit", seed=1)
+    options = ("--nodes", 2, "--strategies", "fedit,central", "--seeds", "1,2")
+    status, said = fedit("compare", *options)
+    assert status == 1 and len(simulated) == 4
+    log = "logs/fedit_memit_seed-1.log"
+    assert f"fedit_memit_seed-1: the machine is on fire (log: {log})" in said.out
+    assert "on fire" in (tmp_path / "all" / log).read_text()
+    (row,) = [line for line in said.out.splitlines() if line.startswith("fedit ")]
+    assert "1 of 2, 1 failed" in row
+    simulated.clear()
+    simulated.broken = None
+    assert fedit("compare", *options)[0] == 0
+    assert [(run["strategy"], run["seed"]) for run in simulated] == [("fedit", 1)]
+
+
+def test_all_is_checked_before_the_first_run(fedit, simulated, tmp_path):
+    for options, told in (
+        (("--strategies", "fedit,FedNone"), "FedNone, memit, seed 0: run config: strategy"),
+        (("--editors", "rome"), "fedit, rome, seed 0: run config: editor"),
+        (("--strategies", "fedit,local[layers=1-4]"), "layers: 4 is out of range"),
+        (("--seeds", "one"), "--seeds: 'one'"),
+        (("-c", "data-path=/nowhere.json"), "/nowhere.json"),
+    ):
+        status, said = fedit("compare", "--nodes", 2, *options)
+        assert status == 2 and told in said.err
+    assert simulated == [] and not list((tmp_path / "all").glob("*/"))
+    status, said = fedit("sweep")
+    assert status == 2 and "--axis is missing" in said.err
+
+
+def test_other_settings_in_the_same_folder(fedit, simulated):
+    assert fedit("compare", "--nodes", 2, "--strategies", "local")[0] == 0
+    status, said = fedit("compare", "--nodes", 2, "--strategies", "local", value_steps=4)
+    assert status == 2 and "value-steps = 4 (begun with 3)" in said.err
+    assert len(simulated) == 1
+
+
+def test_report_only(fedit, simulated, compared, tmp_path):
+    shutil.copytree(compared, tmp_path / "all")
+    for file in (tmp_path / "all").glob("comparison.*"):
+        file.unlink()
+    status, said = fedit("compare", "--report-only", "--metrics", "accuracy,own.count")
+    assert status == 0 and simulated == []
+    assert "Accuracy" in said.out and "Own count" in said.out and "Efficacy" not in said.out
+    assert "Efficacy" not in (tmp_path / "all" / "comparison.md").read_text()
+    assert fedit("compare", "--report-only", folder="none")[0] == 2
+
+
+def test_sweep(fedit, simulated, tmp_path):
+    status, said = fedit(
+        *("sweep", "--axis", "nodes=1,2", "--strategies", "local,central"), num_slots=1
+    )
+    assert status == 0
+    assert [run["strategy"] for run in simulated] == ["local", "central"] * 2
+    comparison = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert comparison["axis"] == {"key": "nodes", "values": [1, 2]}
+    rows = [(row["strategy"], row["value"]) for row in comparison["rows"]]
+    assert rows == [(s, v) for s in ("unedited",) for v in (1, 2)] + [
+        (s, v) for v in (1, 2) for s in ("local", "central")
+    ]
+    for row in comparison["rows"][2:]:
+        assert row["costs"]["requests"]["mean"] == 2 * row["value"]
+    found = results(tmp_path / "all", "local_memit_nodes-2_seed-0")
+    assert total(found, "cached") == 2, "the first relation's facts are those of the one node"
+    assert "nodes" in said.out.splitlines()[0]

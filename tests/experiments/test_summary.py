@@ -1,0 +1,256 @@
+"""Means, spreads, retention and the tables, from results whose figures are known."""
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from fedit_app.experiments.comparison_page import render_comparison
+from fedit_app.experiments.comparison_plots import axis_plot, method_plot, slots_plot
+from fedit_app.experiments.comparison_tables import (
+    columns_and_rows,
+    csv_table,
+    latex_table,
+    markdown_table,
+    terminal_table,
+)
+from fedit_app.experiments.plan import make_plan, parse_axis
+from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
+from fedit_app.experiments.summary import figure_of, spread, summarise
+from fedit_app.support.errors import FedEditError
+
+SCORES = {"fedit[selection=majority]": 0.8, "fedavg": 0.4, "local": 0.5, "central": 1.0}
+ALL = ",".join(SCORES)
+
+
+def metrics(score, **more):
+    shares = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
+    return {**dict.fromkeys(shares, score), "count": 4, "metric": "likelihood", **more}
+
+
+def write_results(run, score, complete=2, status="completed", failures=(), **more):
+    """A run's results.json after two slots."""
+    counts = ("requests", "optimised", "cached", "reused", "uploaded", "offered", "accepted")
+    counts += ("rejected", "conflicts", "bytes_up", "bytes_down")
+    scopes = {"own": metrics(score), "federation": metrics(score, exact_match=score / 2)}
+    before = {"own": metrics(0.25), "federation": metrics(0.25)}
+    node = {
+        **dict.fromkeys(counts[:-2], 2),
+        **{"received_from": {}, "rejections": {}, "conflict_pairs": []},
+        **scopes,
+    }
+    slots = [
+        {
+            **{"slot": slot, "complete": slot <= complete},
+            **dict.fromkeys(counts, 4),
+            **{"cached": 1, "seconds": {"edit": 1.5, "reedit": 0.5, "evaluate": None}},
+            **{"failed_nodes": [], "nodes": {"a": node, "b": node}},
+        }
+        for slot in (1, 2)
+    ]
+    results = {
+        **{"schema": 2, "status": status, "strategy": run.values["strategy"], "editor": run.editor},
+        **{"model": {"name": "tiny", "fingerprint": "f"}, "config": run.values, "connected": 2},
+        "nodes": {"a": {**scopes, "before": before}},
+        "summary": {**scopes, "before": before, **more},
+        **{"slots": slots, "failed_nodes": list(failures)},
+        "seconds": {"total": 20.0, "hello": 1, "before": 1, "slots": 4},
+    }
+    folder = run.values["output-dir"]
+    json_file = f"{folder}/results.json"
+    with open(json_file, "w") as stream:
+        json.dump(results, stream)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Two seeds; the second scores a tenth less."""
+
+    def plan(seeds="1,2", axis=None, strategies=ALL):
+        axis = parse_axis(axis) if axis else None
+        made = make_plan(tmp_path / "all", {"num-slots": 2}, None, strategies, "memit", seeds, axis)
+        for run in made.runs:
+            (tmp_path / "all" / run.name).mkdir(parents=True)
+            score = SCORES[run.strategy] - 0.1 * (run.seed - 1) + 0.01 * float(run.value or 0)
+            write_results(run, score, neutral={"kl": 0.125, "tokens": 100})
+        return made
+
+    return plan
+
+
+def row_of(comparison, strategy, value=None):
+    (row,) = [
+        row for row in comparison["rows"] if row["strategy"] == strategy and row["value"] == value
+    ]
+    return row
+
+
+def test_mean_and_spread_over_seeds(plan):
+    comparison = summarise(plan(), {})
+    row = row_of(comparison, "fedit[selection=majority]")
+    assert (row["runs"], row["completed"], row["failed"]) == (2, 2, [])
+    score = figure_of(row, "score")
+    assert score["mean"] == pytest.approx(0.75) and score["n"] == 2
+    assert score["sd"] == pytest.approx(math.sqrt(2 * 0.05**2)), "the sample standard deviation"
+    assert row["retention"]["mean"] == pytest.approx((0.8 / 1.0 + 0.7 / 0.9) / 2)
+    assert row["ratio_to_fedavg"]["mean"] == pytest.approx((0.8 / 0.4 + 0.7 / 0.3) / 2)
+    assert figure_of(row, "own.score")["mean"] == pytest.approx(0.75)
+    assert figure_of(row, "exact_match")["mean"] == pytest.approx(0.375)
+    assert figure_of(row, "neutral.kl") == {"mean": 0.125, "sd": 0.0, "n": 2}
+    assert figure_of(row, "own.exact_match") is None and figure_of(row, "none.kl") is None
+    assert row["costs"]["optimised"]["mean"] == 8 and row["costs"]["edit_seconds"]["mean"] == 3
+    unedited = row_of(comparison, "unedited")
+    assert figure_of(unedited, "score") == {"mean": 0.25, "sd": 0.0, "n": 2}
+    assert unedited["retention"]["n"] == 0
+
+
+def test_a_run_is_compared_at_its_own_value_of_the_axis(plan):
+    comparison = summarise(plan("1", "overlap=0,1", "local,central"), {})
+    retained = [row_of(comparison, "local", value)["retention"]["mean"] for value in (0, 1)]
+    assert retained == [pytest.approx(0.5), pytest.approx(0.51 / 1.01)]
+    assert all(row["ratio_to_fedavg"]["n"] == 0 for row in comparison["rows"])
+    assert comparison["axis"] == {"key": "overlap", "values": [0, 1]}
+
+
+def test_one_seed_has_no_spread():
+    assert spread([0.5]) == {"mean": 0.5, "sd": None, "n": 1}
+    assert spread([None, 0.5, 0.7])["n"] == 2
+    assert spread([]) == {"mean": None, "sd": None, "n": 0}
+
+
+def test_what_is_missing_is_said(plan):
+    made = plan()
+    first = made.runs[0]
+    write_results(first, 0.8, complete=1, status="failed")
+    comparison = summarise(made, {first.name: "on | fire\x1b[31m"})
+    row = row_of(comparison, first.strategy)
+    assert (row["completed"], row["failed"]) == (1, [first.name])
+    said = terminal_table(comparison)
+    assert "1 of 2, 1 failed" in said and f"{first.name}: on | fire [31m" in said
+    page = render_comparison(comparison)
+    assert "7 of 8 runs" in page and "on | fire [31m" in page
+
+
+def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
+    made = plan()
+    failures = [{"node": node, "slot": 2, "stage": "evaluate", "reason": "slow"} for node in "aab"]
+    write_results(made.runs[0], 0.8, failures=failures)
+    comparison = summarise(made, {})
+    assert row_of(comparison, made.runs[0].strategy)["failed_nodes"] == 2
+    for table in (terminal_table, markdown_table, latex_table):
+        assert table(comparison).count("2, 2 nodes failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("complete", "strategy", "expected"),
+    [
+        (2, "fedavg", Todo.DONE),
+        (1, "local", Todo.RESUME),
+        (1, "central", Todo.RESUME),
+        (1, "fedavg", Todo.RESTART),
+        (0, "local", Todo.RESTART),
+    ],
+)
+def test_what_is_left_of_a_run(plan, complete, strategy, expected):
+    (run,) = [run for run in plan("1").runs if run.strategy == strategy]
+    write_results(run, 0.5, complete, status="running")
+    assert what_is_left(run) is expected
+
+
+def test_what_is_left_of_a_run_without_results(plan, tmp_path):
+    run = plan("1").runs[0]
+    folder = tmp_path / "all" / run.name
+    (folder / "results.json").rename(folder / "config.toml")
+    assert what_is_left(run) is Todo.RESTART
+    (folder / "config.toml").unlink()
+    assert what_is_left(run) is Todo.START
+
+
+def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
+    made = plan("1", strategies="local,central")
+    for run in made.runs:
+        (tmp_path / "all" / run.name / "results.json").unlink()
+
+    def simulate(values, nodes, on_line):
+        assert nodes == 4
+        if values["strategy"] == "central":
+            return "finished:stopped"
+        raise FedEditError("Flower's SuperLink did not start")
+
+    failures = execute(prepare(made), simulate)
+    assert failures == {
+        "local_memit_seed-1": "Flower's SuperLink did not start",
+        "central_memit_seed-1": "finished:stopped (log: logs/central_memit_seed-1.log)",
+    }
+
+
+def test_the_tables(plan):
+    comparison = summarise(plan(), {})
+    headings, rows = columns_and_rows(comparison, ("score", "neutral.kl"))
+    assert headings == [
+        *("Strategy", "Editor", "n", "Score", "Neutral kl", "Of central", "x FedAvg"),
+        "v* computed",
+    ]
+    assert rows[1] == [
+        *("fedit[selection=majority]", "memit", "2", "0.750 ± 0.071", "0.125 ± 0.000"),
+        *("0.789 ± 0.016", "2.17 ± 0.24", "6"),
+    ]
+    assert rows[0][:4] == ["unedited", "", "2", "0.250 ± 0.000"] and rows[0][-1] == "–"
+    lines = markdown_table(comparison).splitlines()
+    assert lines[1].startswith("| --- | --- | ---: |")
+    assert lines[3].startswith(r"| fedit\[selection=majority\] | memit | 2 | 0.750 ± 0.071 |")
+    latex = latex_table(comparison, ("score",))
+    assert latex.startswith("\\begin{tabular}{llrrrrr}\n\\toprule\n")
+    assert r"fedit[selection=majority] & memit & 2 & 0.750 $\pm$ 0.071 &" in latex
+    assert r"unedited &  & 2 & 0.250 $\pm$ 0.000 & -- & -- & -- \\" in latex
+    figures = csv_table(comparison).splitlines()
+    assert figures[0] == "run,strategy,editor,seed,value,scope,metric,figure"
+    place = "local_memit_seed-2,local,memit,2,"
+    for line in ("federation,score,0.4", "neutral,kl,0.125", "costs,cached,2", "before own,score"):
+        assert any(figure.startswith(f"{place},{line}") for figure in figures), line
+
+
+def test_signs_that_latex_and_markdown_obey(plan):
+    comparison = summarise(plan("1", strategies="local,central"), {})
+    comparison["rows"][1]["strategy"] = r"50%_a|b&\x"
+    assert r"50\%\_a|b\&\textbackslash{}x &" in latex_table(comparison)
+    assert r"| 50%\_a\|b&\\x |" in markdown_table(comparison)
+
+
+def test_the_plots(plan):
+    comparison = summarise(plan(), {})
+    for plot in (method_plot, slots_plot):
+        drawn = plot(comparison)
+        assert drawn == plot(comparison), "the same comparison gives the same bytes"
+        ElementTree.fromstring(drawn)
+        assert all(name in drawn for name in SCORES)
+        assert "#08" not in drawn, "every colour follows the page"
+    assert "0.75 ± 0.071" in method_plot(comparison)
+    assert axis_plot(comparison) == ""
+
+
+@pytest.mark.parametrize("axis", ["overlap=0,0.5,1", "layers=1-2,2-3"])
+def test_the_plot_of_an_axis(plan, axis, monkeypatch):
+    made = plan("1,2", axis.replace("layers=1-2,2-3", "nodes=2,4"), "local,central")
+    comparison = summarise(made, {})
+    if axis.startswith("layers"):
+        comparison["axis"] = {"key": "layers", "values": ["1-2", "2-3"]}
+        for record in (*comparison["rows"], *comparison["runs"]):
+            record["value"] = {2: "1-2", 4: "2-3"}[record["value"]]
+    drawn = axis_plot(comparison)
+    for value in comparison["axis"]["values"]:
+        assert f">{value}<" in drawn
+    page = render_comparison(comparison)
+    assert f"Score over {comparison['axis']['key']}" in page and page.count("<svg") == 3
+
+
+def test_nothing_is_there_yet(plan, tmp_path):
+    made = plan("1")
+    for run in made.runs:
+        (tmp_path / "all" / run.name / "results.json").unlink()
+    comparison = summarise(made, {})
+    assert {run["status"] for run in comparison["runs"]} == {"missing"}
+    assert method_plot(comparison) == slots_plot(comparison) == ""
+    assert "0 of 4 runs" in render_comparison(comparison)
+    assert "0 of 1" in terminal_table(comparison)

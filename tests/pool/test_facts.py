@@ -1,0 +1,165 @@
+"""Which MKVs stand for the same fact, and how the pool folds them."""
+
+import itertools
+
+import lancedb
+import numpy as np
+import pytest
+
+from fedit_app.mkv import create
+from fedit_app.pool import MKVPool, SameFact, same_fact
+from fedit_app.support.errors import FedEditError
+
+FINGERPRINT = "model-a"
+D_FF, D_MODEL, LAYERS = 12, 8, 2
+CONFIG = SameFact()
+
+
+def towards(axis: int, width: int, cosine: float) -> np.ndarray:
+    """A vector with this cosine to axis 0; what is left points along another axis."""
+    vector = np.zeros(width)
+    vector[0] = cosine
+    vector[axis] += np.sqrt(1 - cosine**2)
+    return vector
+
+
+def mkv(node="clinic", slot=1, fingerprint=FINGERPRINT, key=1.0, value=1.0, shifts=1.0, axis=1):
+    """An MKV with these cosines to `mkv()`; those with different axes are less alike."""
+    keys = np.tile(towards(axis, D_FF, key), (LAYERS, 1))
+    h0 = np.full(D_MODEL, 0.5)
+    shift = towards(axis, LAYERS * D_MODEL, shifts).reshape(LAYERS, D_MODEL)
+    return create(node, slot, fingerprint, keys, shift, h0 + towards(axis, D_MODEL, value), h0)
+
+
+@pytest.fixture
+def pool(pool_uri) -> MKVPool:
+    return MKVPool(pool_uri)
+
+
+def served(pool: MKVPool) -> set[str]:
+    return {id_ for block in pool.blocks("key", FINGERPRINT) for id_ in block.ids}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"node": "school", "slot": 3}, True),
+        ({"key": 0.985, "value": 0.65, "shifts": 0.65}, True),
+        ({"key": 0.97}, False),
+        ({"value": 0.55}, False),
+        ({"shifts": 0.55}, False),
+        ({"fingerprint": "model-b"}, False),
+    ],
+)
+def test_same_fact_asks_for_subject_target_and_change(changes, same):
+    assert same_fact(mkv(), mkv(**changes), CONFIG) is same
+    assert same_fact(mkv(**changes), mkv(), CONFIG) is same
+
+
+def test_the_thresholds_decide():
+    other = mkv(key=0.9, value=0.5, shifts=0.4)
+    assert same_fact(mkv(), other, SameFact(0.89, 0.49, 0.39))
+    for stricter in (SameFact(0.91, 0.4, 0.3), SameFact(0.8, 0.51, 0.3), SameFact(0.8, 0.4, 0.41)):
+        assert not same_fact(mkv(), other, stricter)
+    with pytest.raises(FedEditError, match="same_value 1.5"):
+        SameFact(same_value=1.5)
+
+
+def test_other_shapes_and_zero_vectors_are_never_the_same():
+    base = mkv()
+    fewer = create("a", 1, FINGERPRINT, base.keys[:1], base.shifts[:1], base.v_star, base.h0)
+    empty = create("a", 1, FINGERPRINT, base.keys, base.shifts, base.h0, base.h0)
+    for other in (fewer, empty):
+        assert not same_fact(base, other, CONFIG)
+    assert not same_fact(empty, empty, CONFIG)
+
+
+def test_a_later_mkv_is_folded_under_the_pooled_one(pool):
+    first, same, other = mkv(), mkv("school", key=0.99), mkv("school", value=0.3)
+    pool.append([first])
+    assert pool.append([same, other]) == [same.id, other.id]
+    assert pool.facts([first.id, same.id, other.id, "unknown"]) == {
+        first.id: first.id,
+        same.id: first.id,
+        other.id: other.id,
+    }
+    assert served(pool) == {first.id, other.id}
+    assert len(pool) == 3
+    assert pool.fetch([same.id])[0].node == "school"
+
+
+def test_a_folded_mkv_does_not_attract_others(pool):
+    """Only canonical ones are compared with, so that facts do not drift along a chain."""
+    first, second = mkv(), mkv("school", key=0.985, axis=1)
+    third = mkv("court", key=0.975, axis=1)
+    assert same_fact(second, third, CONFIG) and not same_fact(first, third, CONFIG)
+    for one in (first, second, third):
+        pool.append([one])
+    assert pool.facts([third.id]) == {third.id: third.id}
+
+
+def test_the_most_similar_canonical_one_is_taken(pool):
+    far, near = mkv(key=0.985, axis=1), mkv(key=0.99, axis=2, shifts=0.3)
+    new = mkv("school", shifts=0.8, axis=2)
+    assert same_fact(far, new, CONFIG) and same_fact(near, new, CONFIG)
+    pool.append([far])
+    pool.append([near])
+    pool.append([new])
+    assert pool.facts([near.id, new.id]) == {near.id: near.id, new.id: near.id}
+
+
+def test_the_order_of_arrival_does_not_matter(tmp_path):
+    batch = [
+        mkv(node, slot, key=key)
+        for node, slot, key in (("a", 2, 1.0), ("b", 1, 0.998), ("c", 1, 0.996), ("d", 3, 0.994))
+    ]
+    expected = min(batch[1:3], key=lambda one: one.id).id
+    for number, order in enumerate(itertools.permutations(batch)):
+        if number % 5 == 0:
+            pool = MKVPool(str(tmp_path / str(number)))
+            pool.append(order)
+            assert set(pool.facts([one.id for one in batch]).values()) == {expected}
+
+
+def test_facts_stay_apart_between_fingerprints(pool):
+    here, there = mkv(), mkv(fingerprint="model-b")
+    pool.append([here, there])
+    assert pool.facts([here.id, there.id]) == {here.id: here.id, there.id: there.id}
+
+
+def test_authors_are_all_nodes_that_uploaded_a_fact(pool, pool_uri):
+    first, same = mkv("clinic"), mkv("school", key=0.99)
+    twin_of_first, other = mkv("court"), mkv("bank", value=0.1)
+    assert twin_of_first.id == first.id
+    pool.append([first])
+    pool.append([same, other])
+    assert pool.append([twin_of_first]) == []
+    assert pool.append([twin_of_first, mkv("museum")]) == []
+    expected = {first.id: {"clinic", "school", "court", "museum"}, other.id: {"bank"}}
+    for one in (pool, MKVPool(pool_uri)):
+        assert one.authors([first.id, other.id, "unknown"]) == expected
+    assert len(pool) == 3
+    assert [one.node for one in pool.fetch([first.id])] == ["clinic"]
+
+
+def test_authors_of_equal_content_in_one_batch(pool):
+    pool.append([mkv("clinic"), mkv("school")])
+    assert pool.authors([mkv().id]) == {mkv().id: {"clinic", "school"}}
+
+
+def test_nearest_and_select_never_serve_a_folded_one(pool):
+    first, same = mkv("clinic"), mkv("school", key=0.99)
+    pool.append([first])
+    pool.append([same])
+    queries = {"school": same.lookup_key[None]}
+    found = pool.nearest(queries, "key", FINGERPRINT, 0.5, 5)
+    assert [match.id for match in found["school"][0]] == [first.id]
+    held = {"school": set(pool.facts([same.id]).values())}
+    assert pool.nearest(queries, "key", FINGERPRINT, 0.5, 5, held)["school"] == [[]]
+
+
+def test_a_pool_without_facts_is_refused(pool_uri):
+    lancedb.connect(pool_uri).create_table("mkvs", [{"id": "a", "node": "n"}])
+    with pytest.raises(FedEditError, match=r"no column nodes, slot, .*fact"):
+        MKVPool(pool_uri)

@@ -1,0 +1,94 @@
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import pytest
+
+from fedit_app.report.plots import change_plot, exchange_plot, score_plot
+
+PLOTS = [score_plot, exchange_plot, change_plot]
+
+
+def texts(svg):
+    return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if "text" in e.tag]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_drawings_are_deterministic_and_leave_no_state(sample, plot):
+    before = dict(matplotlib.rcParams)
+    assert plot(sample("completed")) == plot(sample("completed"))
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_colours_follow_the_page(sample, plot):
+    svg = plot(sample("completed"))
+    assert "var(--plot-ink, #1f2328)" in svg
+    assert "#0101" not in svg and "#0404" not in svg and "#000000" not in svg
+    assert "DejaVu" not in svg and "<style" not in svg and "metadata" not in svg
+    assert svg.startswith("<svg") and 'role="img"' in svg
+
+
+def test_ids_are_unique_across_the_drawings(sample):
+    ids, targets = [], []
+    for plot in PLOTS:
+        root = ElementTree.fromstring(plot(sample("completed")))
+        own = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        used = [element.attrib["href"] for element in root.iter() if "href" in element.attrib]
+        assert {target.removeprefix("#") for target in used} <= set(own)
+        ids, targets = ids + own, targets + used
+    assert targets and len(ids) == len(set(ids))
+
+
+def test_score_plot_names_the_last_means(sample):
+    labels = texts(score_plot(sample("completed")))
+    assert "Own facts, mean (0.88 at the end)" in labels
+    assert "Federation's facts, mean (0.83 at the end)" in labels
+    assert "Slot (0 = before any edit)" in labels
+    only_own = texts(score_plot(sample("deployed")))
+    assert not any("Federation" in label for label in only_own)
+
+
+def test_exchange_plot_sums_over_slots(sample):
+    results = sample("completed")
+    for slot in results["slots"]:
+        for node in slot["nodes"].values():
+            node["received_from"] = {}
+    results["slots"][0]["nodes"]["museum"]["received_from"] = {"library": 20}
+    results["slots"][2]["nodes"]["museum"]["received_from"] = {"library": 22, "gone": 7}
+    labels = texts(exchange_plot(results))
+    assert "42" in labels and "7" in labels and "gone" in labels
+
+
+def test_change_plot_has_a_row_per_node(sample):
+    labels = texts(change_plot(sample("completed")))
+    assert [name for name in labels if name in ("clinic-north", "library", "museum")]
+    assert "Own facts" in labels and "Federation's facts" in labels
+    assert "Federation's facts" not in texts(change_plot(sample("central")))
+
+
+def test_nothing_to_draw(sample):
+    assert [plot(sample("unstarted")) for plot in PLOTS] == ["", "", ""]
+    assert exchange_plot(sample("local")) == ""
+
+
+def test_a_score_of_zero_is_drawn(sample):
+    results = sample("central")
+    results["nodes"]["central"]["own"]["score"] = 0.0
+    results["slots"][0]["nodes"]["central"]["own"]["score"] = 0.0
+    assert score_plot(results) and change_plot(results)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("plot", PLOTS)
+def test_foreign_text_stays_text(sample, plot):
+    svg = plot(sample("hostile"))
+    assert "<script" not in svg and "\x1b" not in svg
+    if plot is not score_plot:
+        assert "<script>alert(1…" in texts(svg)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_no_formulas_and_need_no_glyphs(sample):
+    results = sample("completed")
+    results["nodes"] = {"$x^2$ 図書館": results["nodes"]["museum"]}
+    assert "$x^2$ 図書館" in texts(change_plot(results))

@@ -1,0 +1,72 @@
+"""Flower's processes and all that they start are found and ended."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from fedit_app.support import processes
+
+SLEEP = "import time; time.sleep(60)"
+# A child that nobody would recognise by its environment.
+PARENT = f"""\
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], env={{}})
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Gives `run(code)`: Python code as a process of the home `tmp_path`; all end at the end."""
+    started = []
+
+    def run(code: str, **environment: str) -> subprocess.Popen:
+        given = {**processes.environment(tmp_path), **environment}
+        process = processes.start([sys.executable, "-c", code], tmp_path, given, subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait(60)
+        process.stdout.close()
+
+
+def test_a_family_is_found_by_home_and_by_descent(run, tmp_path):
+    parent, cousin, stranger = run(PARENT), run(SLEEP), run(SLEEP, FLWR_HOME="/elsewhere")
+    child = int(parent.stdout.readline())
+
+    found = {process.pid for process in processes.family(tmp_path, parent.pid)}
+    assert found == {parent.pid, child, cousin.pid}
+    assert {process.pid for process in processes.family(tmp_path)} == {parent.pid, cousin.pid}
+
+    assert processes.stop_family(tmp_path, parent.pid) == 3
+    assert parent.wait(60) is not None and cousin.wait(60) is not None
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
+    assert stranger.poll() is None
+
+
+def test_who_does_not_listen_is_killed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "STOP_SECONDS", 0.5)
+    stubborn = run(
+        f"import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); {SLEEP}"
+    )
+    stubborn.stdout.readline()
+    processes.stop_family(tmp_path)
+
+    assert stubborn.wait(60) == -9
+
+
+def test_this_process_is_not_its_own_family(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_HOME", str(processes.flower_home(tmp_path)))
+
+    assert os.getpid() not in [process.pid for process in processes.family(tmp_path, os.getpid())]
+
+
+def test_a_free_port():
+    assert 1024 < processes.free_port() < 65536
