@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedit_app.editing.editor import Editor
 from fedit_app.editing.memit import changes, value_site
+from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.solver import Solver, checked
 from fedit_app.support.errors import FedEditError
@@ -84,4 +84,4 @@ def null_space_solver(
     return NullSpaceSolver(covariances, settings.null_space_threshold, settings.l2, device)
 
 
-ALPHAEDIT = Editor(value_site, changes, solver=null_space_solver)
+ALPHAEDIT = EditingMethod(value_site, changes, solver=null_space_solver)

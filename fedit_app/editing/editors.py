@@ -1,15 +1,15 @@
-"""The editors by name. To add one, write a module like `memit` and name its `Editor` here."""
+"""The editors by name. To add one, write a module like `memit` and name its `EditingMethod` here."""
 
 from __future__ import annotations
 
 from fedit_app.editing.alphaedit import ALPHAEDIT
-from fedit_app.editing.editor import Editor
 from fedit_app.editing.memit import MEMIT
 from fedit_app.editing.memit_fe import MEMIT_FE
+from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.pmet import PMET
 from fedit_app.support.errors import FedEditError
 
-EDITORS: dict[str, Editor] = {
+EDITORS: dict[str, EditingMethod] = {
     "memit": MEMIT,
     "pmet": PMET,
     "alphaedit": ALPHAEDIT,
@@ -17,7 +17,7 @@ EDITORS: dict[str, Editor] = {
 }
 
 
-def editor_named(name: str) -> Editor:
+def editor_named(name: str) -> EditingMethod:
     """The editor of a run config.
 
     Raises:

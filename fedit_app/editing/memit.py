@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fedit_app.editing.editor import Editor
+from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.optimise import Values
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
@@ -45,4 +45,4 @@ def changes(
     return wanted
 
 
-MEMIT = Editor(value_site, changes)
+MEMIT = EditingMethod(value_site, changes)

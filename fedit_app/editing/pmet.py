@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedit_app.editing.editor import Editor
+from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.optimise import Values, memit_objective
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerParts
@@ -56,4 +56,4 @@ def changes(
     return wanted
 
 
-PMET = Editor(value_site, changes, objective)
+PMET = EditingMethod(value_site, changes, objective)

@@ -94,7 +94,7 @@ def search(
         Every candidate in the order in which it was tried, `start` first; none twice.
 
     Raises:
-        FedEditError: the values v* cannot be optimised, see `Editor.values`.
+        FedEditError: the values v* cannot be optimised, see `EditingMethod.values`.
     """
     stages = _stages(examiner, spans, grid, null_space)
     trials: list[Trial] = []

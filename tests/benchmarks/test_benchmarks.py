@@ -21,7 +21,7 @@ from benchmarks import (
     targets,
     wire,
 )
-from fedit_app.editing.editor import Editor
+from fedit_app.editing.method import EditingMethod
 from fedit_app.pool import index
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
@@ -168,13 +168,13 @@ def test_editors(figures, tiny_folder, data, tmp_path):
 
 def test_wire(figures, tiny_folder, data, monkeypatch):
     optimised = []
-    plain = Editor.values
+    plain = EditingMethod.values
 
     def values(self, model, requests, *others):
         optimised.append([request.id for request in requests])
         return plain(self, model, requests, *others)
 
-    monkeypatch.setattr(Editor, "values", values)
+    monkeypatch.setattr(EditingMethod, "values", values)
     found = figures(
         wire.run, *("--model", tiny_folder, "--data", data, "--records", 3, "--clients", 2)
     )

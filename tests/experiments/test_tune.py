@@ -12,7 +12,7 @@ import torch
 from fedit_app.cli.main import main, read_run_config
 from fedit_app.config.run_config import RunConfig, parse_layers
 from fedit_app.editing.covariance import CovarianceSource, covariance
-from fedit_app.editing.editor import Editor
+from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.experiments import trials as trials_module
 from fedit_app.experiments.preflight import check_simulation
@@ -162,13 +162,13 @@ def test_the_comment_says_where_it_comes_from(config, tmp_path):
 @pytest.mark.parametrize("editor", ["memit", "pmet", "memit-fe"])
 def test_values_are_optimised_once_for_layers_and_step_size(config, tmp_path, monkeypatch, editor):
     calls = []
-    optimise = Editor.values
+    optimise = EditingMethod.values
 
     def counted(self, model, requests, templates, settings):
         calls.append((settings.layers, settings.learning_rate))
         return optimise(self, model, requests, templates, settings)
 
-    monkeypatch.setattr(Editor, "values", counted)
+    monkeypatch.setattr(EditingMethod, "values", counted)
     text = tune(config(editor=editor), tmp_path / "best.toml", count=3, grid=SMALL)
 
     rows = rows_of(text)

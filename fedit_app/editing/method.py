@@ -68,7 +68,7 @@ def covariance_solver(
 
 
 @dataclass(frozen=True)
-class Editor:
+class EditingMethod:
     """One locate-then-edit method.
 
     Attributes:
