@@ -1,4 +1,4 @@
-"""The editors by name. To add one, write a module like `memit` and name its `EditingMethod` here."""
+"""The editors by name. To add one, write a module like `memit` and name its method here."""
 
 from __future__ import annotations
 
