@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
+from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 from fedit_app.support.files import cache_dir, write_json_atomic
@@ -250,12 +250,6 @@ def workbench_for(config: RunConfig) -> Workbench:
         config.mkv_precision,
         Privacy(config.mkv_clip, config.mkv_noise),
     )
-
-
-def fingerprint_of(components: Mapping[str, str]) -> str:
-    """One hash for the parts of a fingerprint: 32 hex digits."""
-    text = json.dumps(dict(components), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _stored_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, ...]:

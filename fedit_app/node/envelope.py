@@ -19,10 +19,11 @@ from flwr.app import RecordDict
 from fedit_app.config.folders import simulated_key_file
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.editing.workbench import Workbench, fingerprint_of
+from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.partition import is_simulated
 from fedit_app.mkv import MKV, Record
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.node.identity import Identity
 from fedit_app.protocol.messages import FEDERATION_KEY, pack, unpack_mkvs

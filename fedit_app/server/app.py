@@ -11,8 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedit_app.config.folders import pool_location, run_folder
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.editors import editor_named
-from fedit_app.editing.workbench import fingerprint_of
+from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.pool import MKVPool, SameFact
 from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.server.greeting import gather, welcome
@@ -48,7 +47,6 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         FedEditError: wrong run configuration, or no node can take part or answers.
     """
     config = RunConfig.parse(context.run_config)
-    editor_named(config.editor)
     factory = strategy_named(config.strategy)
     random.seed(config.seed)
     record = RunRecord(config, run_folder(config, context.run_id))

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.workbench import fingerprint_of
+from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.protocol.messages import (
     FEDERATION_KEY,
     HELLO,

@@ -440,7 +440,6 @@ def test_a_repeated_message_is_answered_without_computing_again(settings, answer
         ({"strategy": "FedBest"}, "FedBest.*fedit, local, central, fedavg.*FedMedian"),
         ({"strategy": "QFedAvg"}, "QFedAvg.*needs arguments.*client_learning_rate"),
         ({"strategy": "Strategy"}, "Strategy"),
-        ({"editor": "rome"}, "editor.*memit"),
         ({"num_slots": 0}, "num-slots"),
     ],
 )
