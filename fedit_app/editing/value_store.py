@@ -1,7 +1,7 @@
 """Optimised values on this machine's disk, found again by all that they were computed from.
 
 A file is named by the hash of the model and its state, the token rows of a batch, where their
-optimisation begins, the hyperparameters of the value and the source code: its text is not in it,
+optimisation begins, the hyperparameters of the value and the numerics version. It holds no text,
 and a value that is found is bit for bit the one that would be computed. A batch is found as a
 whole, because the sums of another batch are rounded otherwise.
 """
@@ -23,8 +23,9 @@ from torch import Tensor
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.values import RequestRows
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.models.editable import EditableModel
-from fedit_app.support.files import replace_file, source_hash
+from fedit_app.support.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def batch_key(
     for name in _OF_THE_SOLVE:
         del chosen[name]
     made_from = {
-        "code": source_hash("editing", "models"),
+        "numerics": NUMERICS_VERSION,
         "torch": torch.__version__,
         "model": [model.fingerprint, model.edits_hash()],
         "dtype": str(model.model.dtype),

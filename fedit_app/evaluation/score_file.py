@@ -12,10 +12,14 @@ from pathlib import Path
 
 from fedit_app.evaluation.scores import RequestScore
 from fedit_app.facts.request import EditRequest
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.models.editable import EditableModel
-from fedit_app.support.files import source_hash, write_json_atomic
+from fedit_app.support.files import write_json_atomic
 
 logger = logging.getLogger(__name__)
+
+SCORES_VERSION = 1
+"""Of what `evaluation.scores` computes; see `tests/mkv/test_numerics.py`."""
 
 
 class ScoreFile:
@@ -28,7 +32,8 @@ class ScoreFile:
 
     def __init__(self, folder: Path, model: EditableModel) -> None:
         state = [
-            source_hash("editing", "evaluation", "models"),
+            SCORES_VERSION,
+            NUMERICS_VERSION,
             model.fingerprint,
             model.edits_hash(),
             str(model.model.dtype),

@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node.envelope import Envelope
 from fedit_app.node.participant import Participant
 from fedit_app.node.reconcile import Conflict
@@ -29,14 +30,13 @@ from fedit_app.protocol.messages import (
     VERSION,
     Call,
     arrays_record,
-    code_fingerprint,
     note_seconds,
     pack,
     pack_error,
     unpack_arrays,
     unpack_info,
 )
-from fedit_app.support.errors import FedEditError
+from fedit_app.support.errors import FedEditError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,13 @@ def _slot(content: RecordDict) -> str:
 def hello(content: RecordDict, participant: Participant) -> RecordDict:
     """Introduce the node, and hand over the lookup keys of the slot with which the run goes on."""
     asked = unpack_info(content)
-    if (asked.get("version"), asked.get("code")) != (VERSION, code_fingerprint()):
+    theirs = asked.get("version"), asked.get("numerics")
+    if theirs != (VERSION, NUMERICS_VERSION):
+        protocol, numerics = map(shown, theirs)
         raise FedEditError(
-            f"server runs FedEdit code {asked.get('code')} (protocol {asked.get('version')}), this "
-            f"node {code_fingerprint()} (protocol {VERSION}); install the same version"
+            f"{_SERVER}: protocol version {protocol}, numerics version {numerics}; this node has "
+            f"protocol version {VERSION}, numerics version {NUMERICS_VERSION}: install the same "
+            "version of FedEdit on both"
         )
     require(asked, {"first_slot": slot_up_to(participant.config.num_slots)}, _SERVER)
     slot, envelope = asked["first_slot"], participant.envelope

@@ -33,6 +33,7 @@ from fedit_app.node.worker_process import (
     LOCK,
     LOG,
     Record,
+    code_fingerprint,
     is_running,
     last_line,
     log_size,
@@ -42,7 +43,7 @@ from fedit_app.node.worker_process import (
     stop_worker,
     unusable,
 )
-from fedit_app.protocol.messages import Call, code_fingerprint
+from fedit_app.protocol.messages import Call
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ import psutil
 from flwr.app import RecordDict
 
 from fedit_app.node.channel import check_size, receive, send, send_greeting, welcome
-from fedit_app.node.worker_process import LOG, MODULE, forget, read_record
-from fedit_app.protocol.messages import Call, code_fingerprint, pack_error
+from fedit_app.node.worker_process import LOG, MODULE, code_fingerprint, forget, read_record
+from fedit_app.protocol.messages import Call, pack_error
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging
 

@@ -20,9 +20,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.mkv import KINDS, OPEN, Record, decode_records, encode_records
 from fedit_app.support.errors import FedEditError, shown
-from fedit_app.support.files import source_hash
 
-VERSION = 3
+VERSION = 4
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"
@@ -213,8 +212,3 @@ def content_bytes(content: RecordDict) -> int:
     arrays = sum(record.count_bytes() for record in content.array_records.values())
     others = [*content.config_records.values(), *content.metric_records.values()]
     return arrays + sum(len(record.deflate()) for record in others)
-
-
-def code_fingerprint() -> str:
-    """Hash of this package's source files: two nodes with different ones may disagree silently."""
-    return source_hash()

@@ -12,11 +12,11 @@ from flwr.app import Message, RecordDict
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv.fingerprint import fingerprint_of
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.protocol.messages import (
     FEDERATION_KEY,
     HELLO,
     VERSION,
-    code_fingerprint,
     pack,
     unpack_arrays,
     unpack_info,
@@ -106,7 +106,7 @@ def lookup_of(content: RecordDict, width: int) -> np.ndarray:
 
 def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Message]:
     """The answers of nodes by their names; of several with one name the first by id."""
-    asked = {"version": VERSION, "code": code_fingerprint(), "first_slot": slot}
+    asked = {"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": slot}
     messages = [Message(pack(asked), message_type=HELLO, dst_node_id=id_) for id_ in ids]
     present, registered = set(grid.all_node_ids()), grid.registered_names()
     replies: dict[str, Message] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -136,24 +134,6 @@ def read_toml(file: Path, place: str) -> dict[str, Any]:
         raise FedEditError(f"{place}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FedEditError(f"{place}: not TOML ({error})") from None
-
-
-@functools.cache
-def source_hash(*parts: str) -> str:
-    """Hash of this package's source files: what other code has computed may be something else.
-
-    Args:
-        parts: subpackages, such as "editing"; none: all of it.
-
-    Returns:
-        16 hex digits.
-    """
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for folder in [root / part for part in parts] or [root]:
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def cache_dir() -> Path:

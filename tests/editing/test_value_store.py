@@ -107,13 +107,13 @@ def test_an_edited_model_has_values_of_its_own(tmp_path):
     assert model.edits_hash() == "" and values(tmp_path)[1] == 3
 
 
-def test_other_code_and_other_precision_have_values_of_their_own(tmp_path, monkeypatch):
+def test_other_numerics_and_another_precision_have_values_of_their_own(tmp_path, monkeypatch):
     values(tmp_path)
     store = ValueStore(tmp_path)
     given = (EASY, TEMPLATES, ALONE)
     EDITORS["memit"].values(tiny.editable(double=True), *given, store=store)
     assert store.found == 0
-    monkeypatch.setattr(value_store, "source_hash", lambda *parts: "older")
+    monkeypatch.setattr(value_store, "NUMERICS_VERSION", 0)
     assert values(tmp_path)[1] == 0
 
 

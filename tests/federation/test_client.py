@@ -16,9 +16,10 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from fedit_app.config.folders import worker_folder
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node.worker import NICENESS
 from fedit_app.node.worker_process import read_record, stop_worker
-from fedit_app.protocol.messages import EDIT, HELLO, VERSION, code_fingerprint, pack, unpack_info
+from fedit_app.protocol.messages import EDIT, HELLO, VERSION, pack, unpack_info
 
 NODES = ["bank", "hospital"]
 IDLE = 600
@@ -119,7 +120,7 @@ def test_after_a_crash_the_ledger_answers(runs, folders, answer):
 def test_an_error_of_the_model_reaches_the_server(runs, folders, answer):
     _, (config, _) = runs
     nowhere = f"{folders[0]}/nowhere"
-    asked = pack({"version": VERSION, "code": code_fingerprint(), "first_slot": 1})
+    asked = pack({"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": 1})
     message = Message(asked, dst_node_id=102, message_type=HELLO)
     before = read_record(folders[1]).pid
     reply = answer(message, {**config, "model": nowhere}, 1, node_config=real(IDLE, 1)).content

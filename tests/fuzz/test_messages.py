@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv import create
+from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node import handlers
 from fedit_app.node.handlers import answer
 from fedit_app.node.participant import Participant
@@ -26,7 +27,6 @@ from fedit_app.protocol.messages import (
     TRAIN,
     VERSION,
     Call,
-    code_fingerprint,
     content_bytes,
     pack,
     unpack_arrays,
@@ -39,7 +39,7 @@ from fedit_app.server.record import RunRecord
 from fedit_app.support.errors import FedEditError
 
 ASKED = {
-    HELLO: {"version": VERSION, "code": code_fingerprint(), "first_slot": 1},
+    HELLO: {"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": 1},
     EDIT: {"slot": 1, "central": False, "upload": True, "missing": ["0" * 32]},
     REEDIT: {"slot": 1, "votes": {"0" * 32: 2}},
     EVALUATE: {"slot": 1, "central": False},

@@ -13,7 +13,6 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, PRECISIONS, create
 from fedit_app.protocol.messages import (
     arrays_record,
-    code_fingerprint,
     content_bytes,
     note_seconds,
     noted_seconds,
@@ -269,11 +268,6 @@ def test_random_corruptions_of_an_array():
             continue
         assert found.nbytes == 24 and found.dtype == np.float32
     assert refused > 1500
-
-
-def test_the_code_fingerprint_is_stable():
-    assert code_fingerprint() == code_fingerprint()
-    assert len(code_fingerprint()) == 16
 
 
 def test_an_answer_says_how_long_it_took():
