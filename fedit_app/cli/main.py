@@ -265,10 +265,10 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from fedit_app.report import comparison_table, load_results
+    from fedit_app.report import load_results, runs_table
 
     runs = [(folder.name, load_results(folder / "results.json")) for folder in options.run_dirs]
-    sys.stdout.write(comparison_table(runs) + "\n")
+    sys.stdout.write(runs_table(runs).markdown() + "\n")
     return 0
 
 

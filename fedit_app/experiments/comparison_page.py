@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fedit_app.experiments.comparison_plots import axis_plot, method_plot, slots_plot
-from fedit_app.experiments.comparison_tables import METRICS, columns_and_rows
+from fedit_app.experiments.comparison_tables import METRICS, methods_table
 from fedit_app.experiments.summary import Record
 from fedit_app.report.styles import STYLES
 from fedit_app.report.template import FIGURE
@@ -108,14 +108,14 @@ def render_comparison(comparison: Record, metrics: Sequence[str] = METRICS) -> s
 
     Args:
         comparison: what `summarise` returns.
-        metrics: columns of the table, see `columns_and_rows`.
+        metrics: columns of the table, see `methods_table`.
 
     Returns:
         A complete HTML document. It forbids scripts and loads nothing.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.globals.update(duration=duration)
-    headings, rows = columns_and_rows(comparison, metrics)
+    table = methods_table(comparison, metrics)
     config, axis, runs = comparison["config"], comparison["axis"], comparison["runs"]
     done = sum(run["status"] == "completed" for run in runs)
     failed = [run for run in runs if run["status"] == "failed"]
@@ -128,8 +128,8 @@ def render_comparison(comparison: Record, metrics: Sequence[str] = METRICS) -> s
         status="Complete" if done == len(runs) else f"{done} of {plural(len(runs), 'run')}",
         status_class="bad" if failed else "good" if done == len(runs) else "mixed",
         lead=_lead(comparison),
-        headings=headings,
-        rows=[[printable(cell) for cell in row] for row in rows],
+        headings=table.columns,
+        rows=table.texts,
         axis=axis["key"] if axis else "",
         at_last=f", {axis['key']} = {axis['values'][-1]}" if axis else "",
         runs=runs,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedit_app.experiments.comparison_page import render_comparison
-from fedit_app.experiments.comparison_tables import METRICS, csv_table, latex_table, markdown_table
+from fedit_app.experiments.comparison_tables import METRICS, csv_table, methods_table
 from fedit_app.experiments.summary import Record
 from fedit_app.support.files import replace_file, write_json_atomic
 
@@ -19,15 +19,16 @@ def write_comparison(
     Args:
         comparison: what `summarise` returns.
         folder: the comparison's folder.
-        metrics: columns of the tables, see `columns_and_rows`.
+        metrics: columns of the tables, see `methods_table`.
 
     Returns:
         The files.
     """
+    table = methods_table(comparison, metrics)
     texts = {
         "csv": csv_table(comparison),
-        "md": markdown_table(comparison, metrics),
-        "tex": latex_table(comparison, metrics),
+        "md": table.markdown() + "\n",
+        "tex": table.latex() + "\n",
         "html": render_comparison(comparison, metrics),
     }
     files = [folder / "comparison.json", *(folder / f"comparison.{kind}" for kind in texts)]

@@ -9,101 +9,67 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedit_app.experiments.summary import Record, figure_of
-from fedit_app.report.table import plain_table
-from fedit_app.support.formats import NOT_MEASURED, printable
+from fedit_app.report.table import Cell, Figure, Table
+from fedit_app.support.formats import plural, printable
 
 METRICS = ("own.score", "score", "efficacy", "paraphrase", "neighborhood", "accuracy")
-_LATEX = {
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 
 
-def columns_and_rows(
-    comparison: Record, metrics: Sequence[str] = METRICS
-) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells that all tables have in common.
+def methods_table(comparison: Record, metrics: Sequence[str] = METRICS) -> Table:
+    """A comparison, one row a method: mean ± sample standard deviation over its runs.
 
     Args:
         comparison: what `summarise` returns.
-        metrics: any that `results.json` has, see `figure_of`.
-
-    Returns:
-        Headings, and rows of as many cells: mean ± sample standard deviation.
+        metrics: the figures to show, any that `results.json` has, see `figure_of`.
     """
     axis = comparison["axis"]
-    headings = ["Strategy", "Editor", *([axis["key"]] if axis else []), "n"]
-    headings += [re.sub(r"[._]", " ", name).capitalize() for name in metrics]
-    headings += ["Of central", "x FedAvg", "v* computed"]
+    columns = ["Strategy", "Editor", *([axis["key"]] if axis else []), "n"]
+    columns += [re.sub(r"[._]", " ", name).capitalize() for name in metrics]
+    columns += ["Of central", "x FedAvg", "v* computed"]
     rows = []
     for row in comparison["rows"]:
-        cells = [row["strategy"], row["editor"] or ""]
+        cells: list[Cell] = [row["strategy"], row["editor"] or ""]
         cells += [str(row["value"])] if axis else []
-        cells += [_count(row), *(_number(figure_of(row, name), 3) for name in metrics)]
-        cells += [_number(row["retention"], 3), _number(row["ratio_to_fedavg"], 2)]
+        cells += [_count(row), *(_figure(figure_of(row, name), 3) for name in metrics)]
+        cells += [_figure(row["retention"], 3), _figure(row["ratio_to_fedavg"], 2)]
         rows.append([*cells, _computed(row["costs"])])
-    return headings, rows
+    return Table("", columns, rows)
 
 
-def _count(row: Record) -> str:
+def failed_runs(comparison: Record) -> list[tuple[str, str]]:
+    """Names of the runs that failed, and why."""
+    runs = comparison["runs"]
+    return [(run["name"], run["reason"]) for run in runs if run["status"] == "failed"]
+
+
+def _count(row: Record) -> str | int:
     """How many runs stand behind a row, how many are missing, and how many nodes in the others."""
-    missing = row["runs"] - row["completed"]
-    parts = [f"{row['completed']}" if not missing else f"{row['completed']} of {row['runs']}"]
+    missing, nodes = row["runs"] - row["completed"], row["failed_nodes"]
+    parts = [f"{row['completed']} of {row['runs']}"] if missing else [f"{row['completed']}"]
     parts += [f"{len(row['failed'])} failed"] if row["failed"] else []
-    nodes = row["failed_nodes"]
-    parts += [f"{nodes} node{'s' if nodes > 1 else ''} failed"] if nodes else []
-    return ", ".join(parts)
+    parts += [f"{plural(nodes, 'node')} failed"] if nodes else []
+    return ", ".join(parts) if len(parts) > 1 or missing else row["completed"]
 
 
-def _number(found: Record | None, digits: int) -> str:
-    if not found or found["mean"] is None:
-        return NOT_MEASURED
-    mean = f"{found['mean']:.{digits}f}"
-    return mean if found["sd"] is None else f"{mean} ± {found['sd']:.{digits}f}"
+def _figure(found: Record | None, digits: int) -> Figure:
+    return Figure(found["mean"], digits, found["sd"]) if found else Figure(None)
 
 
-def _computed(costs: Record) -> str:
+def _computed(costs: Record) -> Figure:
     """Mean number of optimisations that a run did itself."""
     if not costs or costs["optimised"]["mean"] is None:
-        return NOT_MEASURED
-    return f"{costs['optimised']['mean'] - costs['cached']['mean']:.0f}"
+        return Figure(None)
+    return Figure(costs["optimised"]["mean"] - costs["cached"]["mean"], digits=0)
 
 
 def terminal_table(comparison: Record, metrics: Sequence[str] = METRICS) -> str:
     """The table as monospaced text, and the runs that failed."""
-    headings, rows = columns_and_rows(comparison, metrics)
-    failed = [run for run in comparison["runs"] if run["status"] == "failed"]
-    lines = [plain_table(headings, rows)]
+    lines = [methods_table(comparison, metrics).text()]
+    failed = failed_runs(comparison)
     if failed:
         lines += ["", "failed:"]
-        lines += [f"  {run['name']}: {printable(run['reason'])}" for run in failed]
+        lines += [f"  {name}: {printable(reason)}" for name, reason in failed]
     return "\n".join(lines) + "\n"
-
-
-def markdown_table(comparison: Record, metrics: Sequence[str] = METRICS) -> str:
-    """The table in Markdown."""
-    headings, rows = columns_and_rows(comparison, metrics)
-    names = 3 if comparison["axis"] else 2
-    rule = ["---"] * names + ["---:"] * (len(headings) - names)
-    lines = [headings, rule, *([_markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def latex_table(comparison: Record, metrics: Sequence[str] = METRICS) -> str:
-    """The table as a LaTeX `tabular` that needs the package booktabs."""
-    headings, rows = columns_and_rows(comparison, metrics)
-    names = 3 if comparison["axis"] else 2
-    lines = [rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(headings) - names)}}}", r"\toprule"]
-    lines += [_latex_row(headings), r"\midrule", *map(_latex_row, rows)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    escaped = ("".join(_LATEX.get(char, char) for char in printable(cell)) for cell in cells)
-    row = " & ".join(cell.replace("±", r"$\pm$").replace(NOT_MEASURED, "--") for cell in escaped)
-    return rf"{row} \\"
 
 
 def csv_table(comparison: Record) -> str:
@@ -128,7 +94,3 @@ def csv_table(comparison: Record) -> str:
 def _scopes(run: Record) -> list[tuple[str, Any]]:
     before = [(f"before {scope}", record) for scope, record in (run["before"] or {}).items()]
     return [*run["measured"].items(), *before, ("costs", run["costs"])]
-
-
-def _markdown(text: str) -> str:
-    return "".join(f"\\{char}" if char in r"\`*_[]<>|" else char for char in printable(text))

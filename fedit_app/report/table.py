@@ -1,257 +1,149 @@
-"""Tables: plain text for the terminal, Markdown for comparisons of runs."""
+"""A table as data, and the formats that it is written in."""
 
+from __future__ import annotations
+
+import csv
+import io
+import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from fedit_app.report.figures import Metrics, metric_of, value_of
-from fedit_app.support.formats import (
-    NOT_MEASURED,
-    byte_size,
-    display_width,
-    duration,
-    percent,
-    plural,
-    printable,
-    share,
-    shorten,
-)
+from fedit_app.support.formats import NOT_MEASURED, display_width, printable
 
-_PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
-_NAME_WIDTH = 24
-# Heading, scope and figure of columns that not every run has.
-_OPTIONAL = (
-    ("Received score", "received", "score"),
-    ("Own exact match", "own", "exact_match"),
-    ("Federation exact match", "federation", "exact_match"),
-    ("Federation entropy", "federation", "generation_entropy"),
-    ("Neutral KL", "neutral", "kl"),
-    ("Neutral top-10 overlap", "neutral", "top10_overlap"),
-    ("Neutral perplexity", "neutral", "perplexity_after"),
-)
+_MARKDOWN = {char: f"\\{char}" for char in r"\`*_[]<>|"}
+_LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    NOT_MEASURED: "--",
+}
 
 
-def total(results: dict[str, Any], count: str) -> int:
-    """The sum over all slots of one of their counts, for example `requests` or `bytes_up`."""
-    return sum(slot[count] for slot in results["slots"])
+@dataclass(frozen=True)
+class Figure:
+    """A measured number in a cell of a table.
 
-
-def summary_table(results: dict[str, Any]) -> str:
-    """The outcome of a run as monospaced text for the terminal.
-
-    One row a node and a row of means, each with the shares before and after the run, for the
-    node's own facts and for the facts of the whole federation; then what else was measured, the
-    counts of the run, and the nodes that failed and why.
-
-    Args:
-        results: A results dict as `load_results` returns it.
-
-    Returns:
-        Lines without a trailing line break. Control characters in names and reasons are removed.
+    Attributes:
+        value: the number; None where nothing was measured.
+        digits: decimals that people see.
+        spread: its sample standard deviation; None without one.
+        percent: whether people see a ratio as a whole percentage.
     """
-    rows = [("node", *(f"own {part}" for part in _PARTS), "federation score")]
-    rows += [
-        (shorten(name, _NAME_WIDTH), *_changes(node))
-        for name, node in sorted(results["nodes"].items())
-    ]
-    rows.append(("mean", *_changes(results["summary"])))
-    header, *body, mean = _aligned(rows)
-    rule = "-" * display_width(header)
-    lines = [_title(results), "", header, rule, *body]
-    lines += [rule, mean] if body else [mean]
-    lines += ["", *_further_lines(results["summary"])]
-    lines += [_counts_line(results), _traffic_line(results)]
-    lines += _failure_lines(results["failed_nodes"])
-    return "\n".join(lines)
+
+    value: float | None
+    digits: int = 2
+    spread: float | None = None
+    percent: bool = False
+
+    def __str__(self) -> str:
+        """The number as people read it, such as `0.75 ± 0.07`; a dash where it is None."""
+        if self.value is None:
+            return NOT_MEASURED
+        if self.percent:
+            return f"{self.value * 100:.0f} %"
+        spread = "" if self.spread is None else f" ± {self.spread:.{self.digits}f}"
+        return f"{self.value:.{self.digits}f}{spread}"
 
 
-def comparison_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Several runs side by side as a Markdown table, one row a run.
-
-    A first row shows the unedited model when all runs started from the same figures. When a run
-    with the strategy `central` is among them, a last column gives every run's federation score as
-    a share of that run's. The own facts of a central run are those of the whole federation, so
-    they stand in where it has no separate federation figures. Columns for received facts, for what
-    models wrote themselves and for neutral text are there if a run has such figures. Runs whose
-    shares are counted differently (zsRE's correct tokens, CounterFact's comparisons) are told
-    apart by a column.
-
-    Args:
-        runs: Pairs of a label and a results dict as `load_results` returns it.
-
-    Returns:
-        Lines without a trailing line break.
-    """
-    header = ["Run", "Own score", "Federation score"]
-    header += [f"{scope} {part}" for scope in ("Own", "Federation") for part in _PARTS[:-1]]
-    rows = [(label, results["summary"]) for label, results in runs]
-    before = [results["summary"]["before"] for _, results in runs]
-    if before and before[0]["own"] is not None and all(b == before[0] for b in before):
-        rows.insert(0, ("unedited", before[0]))
-
-    cells = [[_markdown(label), *_comparison_cells(summary)] for label, summary in rows]
-    for name, scope, figure in _OPTIONAL:
-        found = [value_of(summary.get(scope), figure) for _, summary in rows]
-        if any(value is not None for value in found):
-            header.append(name)
-            for row, value in zip(cells, found, strict=True):
-                row.append(_figure(figure, value))
-    metrics = [metric_of(summary["own"]) for _, summary in rows]
-    if len(set(metrics)) > 1:
-        header.append("Metric")
-        for row, metric in zip(cells, metrics, strict=True):
-            row.append(metric)
-    central = next((r["summary"] for _, r in runs if r["strategy"] == "central"), None)
-    if central is not None:
-        header.append("Of central")
-        for row, (_, summary) in zip(cells, rows, strict=True):
-            row.append(_ratio(summary, central))
-
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *cells]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+Cell = str | int | Figure
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> str:
-    """Rows under headings, as monospaced text; columns of numbers are right-aligned.
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings.
 
-    Args:
+    Attributes:
+        title: what the table shows; may be empty.
         columns: one heading a column.
-        rows: one cell a column; control characters in text are removed.
-
-    Returns:
-        Lines without a trailing line break.
+        rows: one cell a column. Text may come from other nodes: every format escapes it.
     """
-    cells = [[f"{c:,}" if isinstance(c, int) else printable(c) for c in row] for row in rows]
-    widths = [max(map(display_width, column)) for column in zip(columns, *cells, strict=True)]
-    right = [any(isinstance(row[i], int) for row in rows) for i in range(len(columns))]
-    lines = [list(columns), ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(
-            gap + cell if numbers else cell + gap
-            for cell, numbers, gap in (
-                (cell, numbers, " " * (width - display_width(cell)))
-                for cell, numbers, width in zip(line, right, widths, strict=True)
-            )
-        ).rstrip()
-        for line in lines
-    )
 
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
 
-def _changes(node: dict[str, Any]) -> tuple[str, ...]:
-    before = node["before"]
-    own = [_change(before["own"], node["own"], part) for part in _PARTS]
-    return (*own, _change(before["federation"], node["federation"], "score"))
+    @property
+    def texts(self) -> list[list[str]]:
+        """The cells as people read them, without control characters."""
+        return [[_text(cell) for cell in row] for row in self.rows]
 
-
-def _change(before: Metrics | None, after: Metrics | None, name: str) -> str:
-    old, new = value_of(before, name), value_of(after, name)
-    if old is None and new is None:
-        return NOT_MEASURED
-    return f"{share(old):>4} -> {share(new):>4}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell + " " * (width - display_width(cell))
-            for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _title(results: dict[str, Any]) -> str:
-    counted = {"likelihood": "", "tokens": " of tokens", "mixed": " of prompts or tokens"}
-    return printable(
-        f"{results['status']}: {results['strategy']} with {results['editor']} on "
-        f"{results['model']['name']}, {plural(len(results['slots']), 'slot')}; "
-        f"shares{counted[metric_of(results['summary']['own'])]} before -> after"
-    )
-
-
-def _further_lines(summary: dict[str, Any]) -> list[str]:
-    """What was measured beside the shares of the table, as far as it was."""
-    lines = []
-    received, neutral = summary.get("received"), summary.get("neutral")
-    if received is not None:
-        lines.append(
-            f"facts received from others: score {share(received['score'])} on {received['count']:,}"
-        )
-    for scope in ("own", "federation"):
-        before = summary["before"][scope]
-        figures = [
-            f"{name} {_change(before, summary[scope], figure).strip()}"
-            for name, figure in (("exact match", "exact_match"), ("entropy", "generation_entropy"))
-            if value_of(summary[scope], figure) is not None
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers and is aligned to the right, for every column."""
+        return [
+            any(isinstance(row[place], int | Figure) for row in self.rows)
+            for place in range(len(self.columns))
         ]
-        if figures:
-            lines.append(f"{scope} facts: {', '.join(figures)}")
-    if neutral is not None:
-        lines.append(
-            f"neutral text: KL {neutral['kl']:.4f}, top-10 overlap "
-            f"{share(neutral['top10_overlap'])}, perplexity {neutral['perplexity_before']:.2f} -> "
-            f"{neutral['perplexity_after']:.2f}"
+
+    def text(self) -> str:
+        """Monospaced text without a trailing line break; the title is left out."""
+        texts = self.texts
+        columns = zip(self.columns, *texts, strict=True)
+        widths = [max(map(display_width, column)) for column in columns]
+        lines = [list(self.columns), ["-" * width for width in widths], *texts]
+        numeric = self.numeric
+        return "\n".join(
+            "  ".join(
+                _padded(cell, width, right)
+                for cell, width, right in zip(line, widths, numeric, strict=True)
+            ).rstrip()
+            for line in lines
         )
-    return lines
+
+    def markdown(self) -> str:
+        """A Markdown table without a trailing line break, the title above it."""
+        rule = ["---:" if right else "---" for right in self.numeric]
+        lines = [
+            [_escaped(name, _MARKDOWN) for name in self.columns],
+            rule,
+            *([_escaped(cell, _MARKDOWN) for cell in row] for row in self.texts),
+        ]
+        title = f"{_escaped(self.title, _MARKDOWN)}\n\n" if self.title else ""
+        return title + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def latex(self) -> str:
+        """A LaTeX `tabular` that needs the package booktabs, without a trailing line break."""
+        alignment = "".join("r" if right else "l" for right in self.numeric)
+        head, *body = (
+            rf"{' & '.join(_escaped(cell, _LATEX) for cell in row)} \\"
+            for row in [self.columns, *self.texts]
+        )
+        lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+    def csv(self) -> str:
+        """CSV with a line of headings; numbers are not rounded, an empty cell has none."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_plain(cell) for cell in row] for row in self.rows)
+        return stream.getvalue()
+
+    def json(self) -> str:
+        """A JSON array with an object per row: heading -> cell; numbers are not rounded."""
+        rows = [dict(zip(self.columns, map(_plain, row), strict=True)) for row in self.rows]
+        return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
-def _figure(name: str, value: float | None) -> str:
-    """A figure with two decimals, a KL divergence with four."""
-    return f"{value:.4f}" if name == "kl" and value is not None else share(value)
+def _text(cell: Cell) -> str:
+    return f"{cell:,}" if isinstance(cell, int) else printable(str(cell)).strip()
 
 
-def _counts_line(results: dict[str, Any]) -> str:
-    cached = sum(slot.get("cached", 0) for slot in results["slots"])
-    found = f" ({cached:,} of them found in the work-cache)" if cached else ""
-    return (
-        f"{plural(total(results, 'requests'), 'request')}: "
-        f"{total(results, 'optimised'):,} optimised{found}{_warm(results)}, "
-        f"{total(results, 'reused'):,} reused; "
-        f"{total(results, 'accepted'):,} of {plural(total(results, 'offered'), 'MKV')} accepted, "
-        f"{plural(total(results, 'conflicts'), 'conflict')}"
-    )
+def _plain(cell: Cell) -> str | int | float | None:
+    return cell.value if isinstance(cell, Figure) else cell
 
 
-def _warm(results: dict[str, Any]) -> str:
-    """How many optimisations began at another MKV's value; results of older runs do not say."""
-    count = sum(slot.get("warm_started", 0) for slot in results["slots"])
-    return f" ({count:,} from another's value)" if count else ""
+def _escaped(text: str, signs: dict[str, str]) -> str:
+    return "".join(signs.get(char, char) for char in printable(text))
 
 
-def _traffic_line(results: dict[str, Any]) -> str:
-    return (
-        f"{byte_size(total(results, 'bytes_up'))} up, "
-        f"{byte_size(total(results, 'bytes_down'))} down; "
-        f"{duration(results['seconds']['total'])}"
-    )
+def _padded(text: str, width: int, right: bool) -> str:
+    gap = " " * (width - display_width(text))
+    return gap + text if right else text + gap
 
 
-def _failure_lines(failures: list[dict[str, Any]]) -> list[str]:
-    if not failures:
-        return []
-    return ["", "failed nodes:", *(f"  {_failure(failure)}" for failure in failures)]
-
-
-def _failure(failure: dict[str, Any]) -> str:
-    place = f"slot {failure['slot']}, " if failure["slot"] else ""
-    name = shorten(failure["node"], _NAME_WIDTH)
-    return f"{name} ({place}{printable(failure['stage'])}): {printable(failure['reason'])}"
-
-
-def _comparison_cells(summary: dict[str, Any]) -> list[str]:
-    own, federation = summary["own"], summary["federation"]
-    cells = [share(value_of(own, "score")), share(value_of(federation, "score"))]
-    for metrics in (own, federation):
-        cells += [share(value_of(metrics, part)) for part in _PARTS[:-1]]
-    return cells
-
-
-def _ratio(summary: dict[str, Any], central: dict[str, Any]) -> str:
-    reference = value_of(central["federation"] or central["own"], "score")
-    score = reference if summary is central else value_of(summary["federation"], "score")
-    return NOT_MEASURED if score is None or not reference else percent(score / reference)
-
-
-def _markdown(text: str) -> str:
-    escaped = "".join(f"\\{char}" if char in r"\`*_[]<>|" else char for char in printable(text))
-    return escaped.strip()
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """See `Table.text`."""
+    return Table("", columns, rows).text()

@@ -9,10 +9,8 @@ import pytest
 from fedit_app.experiments.comparison_page import render_comparison
 from fedit_app.experiments.comparison_plots import axis_plot, method_plot, slots_plot
 from fedit_app.experiments.comparison_tables import (
-    columns_and_rows,
     csv_table,
-    latex_table,
-    markdown_table,
+    methods_table,
     terminal_table,
 )
 from fedit_app.experiments.plan import make_plan, parse_axis
@@ -138,8 +136,7 @@ def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
     write_results(made.runs[0], 0.8, failures=failures)
     comparison = summarise(made, {})
     assert row_of(comparison, made.runs[0].strategy)["failed_nodes"] == 2
-    for table in (terminal_table, markdown_table, latex_table):
-        assert table(comparison).count("2, 2 nodes failed") == 1
+    assert terminal_table(comparison).count("2, 2 nodes failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -187,8 +184,9 @@ def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
 
 def test_the_tables(plan):
     comparison = summarise(plan(), {})
-    headings, rows = columns_and_rows(comparison, ("score", "neutral.kl"))
-    assert headings == [
+    table = methods_table(comparison, ("score", "neutral.kl"))
+    rows = table.texts
+    assert table.columns == [
         *("Strategy", "Editor", "n", "Score", "Neutral kl", "Of central", "x FedAvg"),
         "v* computed",
     ]
@@ -197,10 +195,10 @@ def test_the_tables(plan):
         *("0.789 ± 0.016", "2.17 ± 0.24", "6"),
     ]
     assert rows[0][:4] == ["unedited", "", "2", "0.250 ± 0.000"] and rows[0][-1] == "–"
-    lines = markdown_table(comparison).splitlines()
+    lines = methods_table(comparison).markdown().splitlines()
     assert lines[1].startswith("| --- | --- | ---: |")
     assert lines[3].startswith(r"| fedit\[selection=majority\] | memit | 2 | 0.750 ± 0.071 |")
-    latex = latex_table(comparison, ("score",))
+    latex = methods_table(comparison, ("score",)).latex()
     assert latex.startswith("\\begin{tabular}{llrrrrr}\n\\toprule\n")
     assert r"fedit[selection=majority] & memit & 2 & 0.750 $\pm$ 0.071 &" in latex
     assert r"unedited &  & 2 & 0.250 $\pm$ 0.000 & -- & -- & -- \\" in latex
@@ -214,8 +212,8 @@ def test_the_tables(plan):
 def test_signs_that_latex_and_markdown_obey(plan):
     comparison = summarise(plan("1", strategies="local,central"), {})
     comparison["rows"][1]["strategy"] = r"50%_a|b&\x"
-    assert r"50\%\_a|b\&\textbackslash{}x &" in latex_table(comparison)
-    assert r"| 50%\_a\|b&\\x |" in markdown_table(comparison)
+    assert r"50\%\_a|b\&\textbackslash{}x &" in methods_table(comparison).latex()
+    assert r"| 50%\_a\|b&\\x |" in methods_table(comparison).markdown()
 
 
 def test_the_plots(plan):

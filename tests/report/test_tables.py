@@ -1,0 +1,117 @@
+from fedit_app.report import render_report, runs_table, summary_table
+from fedit_app.support.formats import display_width
+
+
+def test_summary_table(sample):
+    lines = summary_table(sample("completed")).splitlines()
+    assert lines[0].startswith("completed: fedit with memit on HuggingFaceTB/SmolLM2")
+    rows = {line.split()[0]: line.split() for line in lines if "->" in line and ":" not in line}
+    assert list(rows) == ["clinic-north", "library", "museum", "mean"]
+    assert rows["museum"][1:] == (
+        "0.36 -> 0.87 0.32 -> 0.79 0.31 -> 0.77 0.33 -> 0.81 0.33 -> 0.83".split()
+    )
+    assert "34 requests: 25 optimised, 9 reused; 108 of 138 MKVs accepted, 10 conflicts" in lines
+    assert "4.1 MB up, 12.4 MB down; 6 min 25 s" in lines
+    assert lines[-2:] == ["failed nodes:", "  town-hall (slot 2, reedit): no reply within 600 s"]
+
+
+def test_values_that_were_found_are_not_passed_off_as_computed(sample):
+    results = sample("completed")
+    for slot in results["slots"]:
+        slot["cached"] = 2
+    found = 2 * len(results["slots"])
+    assert f"25 optimised ({found} of them found in the work-cache), 9" in summary_table(results)
+    page = render_report(results)
+    assert f"{25 - found} computed, 9 reused, {found} from the work-cache" in page
+
+
+def test_columns_stand_under_each_other(sample):
+    table = summary_table(sample("hostile")).splitlines()
+    header = table[2]
+    for row in table[4:7]:
+        assert display_width(row[: row.index("0.36")]) == header.index("own efficacy")
+
+
+def test_every_sample_has_a_table_without_control_characters(any_results):
+    text = summary_table(any_results)
+    assert "mean" in text and "\x1b" not in text and "\x07" not in text
+    assert len(text.splitlines()) < 20
+
+
+def test_run_without_slots(sample):
+    text = summary_table(sample("unstarted"))
+    assert text.startswith("failed: fedit")
+    assert "0 requests" in text
+    assert "  library (hello): model fingerprint 77ab01 differs" in text
+
+
+def test_not_measured(sample):
+    text = summary_table(sample("deployed"))
+    museum = next(line for line in text.splitlines() if line.startswith("museum"))
+    assert museum.split()[4] == "–" and museum.split()[-1] == "–"
+
+
+def cells(runs):
+    table = runs_table(runs)
+    return table.columns, *table.texts
+
+
+def test_comparison_with_central(sample):
+    runs = [(name, sample(name)) for name in ("completed", "local", "central", "deployed")]
+    header, *rows = cells(runs)
+    assert header[:3] == ["Run", "Own score", "Federation score"]
+    assert header[-1] == "Of central"
+    assert {len(row) for row in (header, *rows)} == {10}
+    assert [(row[0], *row[1:3], row[-1]) for row in rows] == [
+        ("completed", "0.88", "0.83", "95 %"),
+        ("local", "0.88", "0.34", "39 %"),
+        ("central", "0.87", "–", "100 %"),
+        ("deployed", "0.88", "–", "–"),
+    ]
+
+
+def test_comparison_shows_a_common_start(sample):
+    header, *rows = cells([("a", sample("completed")), ("b", sample("local"))])
+    assert "Of central" not in header
+    assert [row[0] for row in rows] == ["unedited", "a", "b"]
+    assert rows[0][1:3] == ["0.33", "0.33"]
+
+
+def test_shares_of_tokens_are_called_so(sample):
+    assert "shares of tokens before -> after" in summary_table(sample("zsre"))
+    assert "shares before -> after" in summary_table(sample("local"))
+
+
+def test_comparison_tells_metrics_apart(sample):
+    header, *rows = cells([("a", sample("zsre")), ("b", sample("local"))])
+    assert header[-1] == "Metric"
+    assert [(row[0], row[-1]) for row in rows] == [("a", "tokens"), ("b", "likelihood")]
+
+    header, *rows = cells([("a", sample("zsre")), ("b", sample("zsre"))])
+    assert "Metric" not in header and len(rows) == 3
+
+
+def test_comparison_of_nothing():
+    assert len(runs_table([]).markdown().splitlines()) == 2
+
+
+def test_full_metrics_stand_below_the_table(sample):
+    lines = summary_table(sample("full")).splitlines()
+    assert "facts received from others: score 0.71 on 21" in lines
+    assert "own facts: exact match 0.05 -> 0.75, entropy 6.10 -> 5.90" in lines
+    neutral = "neutral text: KL 0.0123, top-10 overlap 0.94, perplexity 11.50 -> 11.75"
+    assert neutral in lines
+    assert any("25 optimised (20 from another's value), 9 reused" in line for line in lines)
+    assert "neutral" not in summary_table(sample("completed"))
+
+
+def test_comparison_has_columns_for_what_some_run_measured(sample):
+    header, *rows = cells([("a", sample("full")), ("b", sample("zsre"))])
+    shown = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert shown["Run"] == ("a", "b")
+    assert shown["Received score"] == ("0.71", "–")
+    assert shown["Federation exact match"] == ("0.75", "–")
+    assert shown["Federation entropy"] == ("5.90", "–")
+    assert shown["Neutral KL"] == ("0.0123", "–")
+    assert shown["Neutral perplexity"] == ("11.75", "–")
+    assert header[-1] == "Metric"
