@@ -237,6 +237,19 @@ def workbench_for(config: RunConfig) -> Workbench:
     model = load_model(
         config.model, config.device, config.dtype, config.module_names, config.device_map
     )
+    return workbench_of(model, config)
+
+
+def workbench_of(model: EditableModel, config: RunConfig) -> Workbench:
+    """A loaded model with the editor and the settings of a run configuration.
+
+    Args:
+        model: the model, unedited.
+        config: the run configuration; what it says about loading the model is not read.
+
+    Raises:
+        FedEditError: the layers that it names cannot be edited.
+    """
     settings = run_settings(config, model.model.config.model_type, model.n_layers, model.d_model)
     model.require_editable(settings.layers)
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)

@@ -24,9 +24,34 @@ READERS: dict[str, Callable[[Source], list[EditRequest]]] = {
 }
 """How to read the files of a `dataset`."""
 
+_FORMATS = tuple(name for name in READERS if name != "demo")
+
 _DEMO = Path(__file__).parent / "demo"
 _PUBLISHED = ("counterfact", "zsre")
 _PUBLISHED_SUFFIXES = (".json", ".jsonl")
+
+
+def load_requests(source: Source, dataset: str = "jsonl") -> list[EditRequest]:
+    """Read and check edit requests.
+
+    Args:
+        source: a file, or a data set of the Hugging Face hub: "hub:DATASET[:CONFIG[:SPLIT]]".
+        dataset: jsonl, one JSON object a line, or a table if the file ends in .csv, with the
+            fields of `EditRequest`; counterfact or zsre, as published.
+
+    Returns:
+        The requests in the order of the file.
+
+    Raises:
+        FedEditError: the source cannot be read, or holds an invalid record; names the first five.
+
+    Example:
+        >>> requests = load_requests("facts.jsonl")
+        >>> requests = load_requests("counterfact.json", "counterfact")
+    """
+    if dataset not in _FORMATS:
+        raise FedEditError(f"dataset {dataset!r}: unknown; choose one of {', '.join(_FORMATS)}")
+    return READERS[dataset](source)
 
 
 def node_files(config: RunConfig, count: int | None = None) -> list[Path]:

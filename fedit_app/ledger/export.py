@@ -37,23 +37,38 @@ def export(place: Place, form: str, output: Path, rank: int | None = None) -> st
     Raises:
         FedEditError: the ledger is empty, its model is not there, or `output` is.
     """
-    if rank is not None and (form != "lora" or rank < 1):
-        raise FedEditError(f"--rank {rank}: is for --format lora, and at least 1")
-    if output.exists():
-        raise FedEditError(f"--output {output}: exists already; name a folder that does not")
+    _check(form, output, rank)
     ledger = place.open()
-    if not len(ledger):
-        raise FedEditError(f"ledger {place.ledger}: no MKV in it holds, so there is no edit")
     if form == "hf" and place.config is not None:
         bench = place.workbench(ledger, dtype=stored_dtype(resolve_model(place.config.model)))
     else:
         bench = place.workbench(ledger)
+    return write_export(bench, ledger, form, output, rank)
+
+
+def write_export(
+    bench: Workbench, ledger: Ledger, form: str, output: Path, rank: int | None = None
+) -> str:
+    """Write the model that a ledger makes of the model of a workbench; see `export`."""
+    _check(form, output, rank)
+    if not len(ledger):
+        where = f"ledger {ledger.folder}" if ledger.folder else "ledger"
+        raise FedEditError(f"{where}: no MKV in it holds, so there is no edit to export")
     with new_folder(output.expanduser().absolute()) as folder:
         said = _write(form, bench, ledger, folder, rank)
         card = model_card(form, bench, ledger, f"```text\n{said}\n```" if said else "")
         (folder / "README.md").write_text(card, encoding="utf-8")
     lines = [f"{output}: {plural(len(ledger), 'MKV')} as {form}", *([said] if said else [])]
     return "\n".join(lines) + "\n"
+
+
+def _check(form: str, output: Path, rank: int | None) -> None:
+    if form not in FORMS:
+        raise FedEditError(f"format {form!r}: unknown; choose one of {', '.join(FORMS)}")
+    if rank is not None and (form != "lora" or rank < 1):
+        raise FedEditError(f"--rank {rank}: is for --format lora, and at least 1")
+    if output.exists():
+        raise FedEditError(f"--output {output}: exists already; name a folder that does not")
 
 
 def _write(form: str, bench: Workbench, ledger: Ledger, folder: Path, rank: int | None) -> str:

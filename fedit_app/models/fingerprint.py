@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
@@ -60,21 +64,48 @@ def _read_cache(cache_file: Path | None) -> dict[str, str]:
     return json.loads(cache_file.read_text())
 
 
+def memory_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash a model in memory. The hash is another than that of the folder it was loaded from.
+
+    Args:
+        model: the model, unedited.
+        tokenizer: its fast tokenizer.
+
+    Returns:
+        32 hex digits.
+    """
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    tensors = sorted(model.state_dict().items())
+    return _digest(config, tokenizer.backend_tokenizer.to_str().encode(), tensors)
+
+
 def _hash_folder(folder: Path, weights: list[Path]) -> str:
-    digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
-    kept = {key: value for key, value in config.items() if key not in _IGNORED_CONFIG}
-    digest.update(json.dumps(kept, sort_keys=True).encode())
     tokenizer = folder / "tokenizer.json"
-    if tokenizer.exists():
-        digest.update(hashlib.sha256(tokenizer.read_bytes()).digest())
     where = {}
     for file in weights:
         with safe_open(file, "pt") as tensors:
             where.update(dict.fromkeys(tensors.keys(), file))
+    return _digest(config, tokenizer.read_bytes() if tokenizer.exists() else None, _stored(where))
+
+
+def _stored(where: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint by name, one at a time in memory."""
     for name in sorted(where):
         with safe_open(where[name], "pt") as tensors:
-            tensor = tensors.get_tensor(name).contiguous()
+            yield name, tensors.get_tensor(name)
+
+
+def _digest(
+    config: Mapping[str, Any], tokenizer: bytes | None, tensors: Iterable[tuple[str, Tensor]]
+) -> str:
+    digest = hashlib.sha256()
+    kept = {key: value for key, value in config.items() if key not in _IGNORED_CONFIG}
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    if tokenizer is not None:
+        digest.update(hashlib.sha256(tokenizer).digest())
+    for name, tensor in tensors:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.view(-1).view(dtype=torch.uint8).numpy()))
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(dtype=torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -21,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
@@ -33,7 +34,7 @@ from fedit_app.models.architectures import (
 )
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
-from fedit_app.models.fingerprint import model_fingerprint
+from fedit_app.models.fingerprint import memory_fingerprint, model_fingerprint
 from fedit_app.models.modules import find_layers, find_module, projection_weight
 from fedit_app.models.name_check import verify_names
 from fedit_app.support.errors import FedEditError
@@ -239,6 +240,23 @@ def load_model(
     """
     places = json.dumps(read_device_map(device_map, device))
     return _load(str(resolve_model(name)), name, resolve_device(device), dtype, names, places)
+
+
+def loaded_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: ModuleNames = NO_NAMES
+) -> EditableModel:
+    """A model that the caller has loaded, ready to be edited. It is put in evaluation mode.
+
+    Args:
+        model: the causal language model, unedited.
+        tokenizer: its fast tokenizer.
+        names: module names; they win over the table of families.
+
+    Raises:
+        FedEditError: see `EditableModel`.
+    """
+    name = model.name_or_path or f"{model.config.model_type} in memory"
+    return EditableModel(model, tokenizer, name, memory_fingerprint(model, tokenizer), names)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,134 @@
+"""The public `Editor`: what is promised to somebody who edits one model in a notebook."""
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from editing.cases import EASY
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import fedit_app
+from fedit_app import Editor, FedEditError
+from fedit_app.facts.jsonl import write_requests
+
+STRONG = {
+    "layers": "1-3",
+    "covariance_tokens": 500,
+    "covariance_weight": 0.02,
+    "contexts": 2,
+    "value_steps": 25,
+    "clamp": 20.0,
+    "kl_weight": 0.01,
+    "weight_decay": 0.1,
+    "learning_rate": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model on disk whose weights are so large that any target can be learned."""
+    path, model = tmp_path_factory.mktemp("model") / "tiny", tiny.editable()
+    model.model.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def editor(folder):
+    return Editor.from_pretrained(folder, **STRONG)
+
+
+def says(answer, request):
+    return answer.text.strip().startswith(request.target_new)
+
+
+def test_an_edit_is_reported_asked_and_rolled_back(editor):
+    report = editor.edit(EASY[:2])
+    assert report.decoded == 2 and [fact.mkv for fact in report.facts] == list(
+        editor.ledger.fulfilled().values()
+    )
+    assert "2 of 2 facts decoded" in str(report) and "Reuters" not in str(report)
+    asked = editor.ask(EASY[0].text)
+    assert says(asked.after, EASY[0]) and not says(asked.before, EASY[0])
+    assert "before" in str(asked) and "after" in str(asked)
+    editor.rollback(["e1"])
+    assert not says(editor.ask(EASY[0].text).after, EASY[0])
+    assert says(editor.ask(EASY[1].text).after, EASY[1])
+    with pytest.raises(FedEditError, match="'e1': not in the ledger; its requests are: e2"):
+        editor.rollback(["e1"])
+
+
+def test_a_later_edit_of_a_fact_replaces_the_earlier_one_and_rollback_restores_it(editor):
+    first = EASY[0]
+    second = dataclasses.replace(first, id="e9", target_new="published")
+    editor.edit([first])
+    assert editor.edit([second]).decoded == 1
+    assert len(editor.ledger) == 1 and len(editor.ledger.entries) == 2
+    assert editor.ledger.fulfilled().keys() == {"e9"}
+    editor.rollback(["e9"])
+    assert says(editor.ask(first.text).after, first)
+
+
+def test_the_same_requests_twice_change_nothing(editor):
+    editor.edit(EASY[:1])
+    weights = editor.bench.deltas(editor.ledger)
+    editor.edit(EASY[:1])
+    again = editor.bench.deltas(editor.ledger)
+    assert all(torch.equal(weights[layer], again[layer]) for layer in weights)
+
+
+def test_one_id_for_two_requests_is_refused(editor):
+    with pytest.raises(FedEditError, match="'e1' is used more than once"):
+        editor.edit([EASY[0], dataclasses.replace(EASY[1], id="e1")])
+
+
+def test_a_loaded_model_is_edited_inside_the_block_only_and_stays_usable(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    editor = Editor(model, tokenizer, **STRONG)
+    editor.edit(EASY[:1])
+    with editor.edited() as edited:
+        assert edited is model
+        write = pipeline("text-generation", model=edited, tokenizer=tokenizer)
+        text = write(EASY[0].text, max_new_tokens=2, do_sample=False)[0]["generated_text"]
+    assert text.removeprefix(EASY[0].text).strip().startswith(EASY[0].target_new)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_fingerprint_of_a_loaded_model_depends_on_its_weights(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    models = [AutoModelForCausalLM.from_pretrained(folder) for _ in range(3)]
+    with torch.no_grad():
+        models[2].get_input_embeddings().weight[0, 0] += 1
+    prints = [Editor(model, tokenizer, **STRONG).bench.model.fingerprint for model in models]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_ledger_on_disk_is_continued(folder, tmp_path):
+    first = Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG)
+    first.edit(EASY[:1])
+    second = Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG)
+    assert says(second.ask(EASY[0].text).after, EASY[0])
+    second.edit(EASY[1:2])
+    second.rollback(["e1"])
+    assert second.ledger.fulfilled().keys() == {"e2"}
+    with pytest.raises(FedEditError, match="fingerprint"):
+        Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **{**STRONG, "layers": "1-2"})
+
+
+def test_one_call_turns_a_file_of_facts_into_a_folder_that_transformers_loads(folder, tmp_path):
+    write_requests(tmp_path / "facts.jsonl", EASY[:1])
+    output = tmp_path / "edited"
+    report = fedit_app.edit(folder, tmp_path / "facts.jsonl", output, **STRONG)
+    assert report.decoded == 1
+    assert says(fedit_app.ask(output, EASY[0].text), EASY[0])
+    assert (output / "README.md").exists()
+    with pytest.raises(FedEditError, match="exists already"):
+        fedit_app.edit(folder, EASY[:1], output, **STRONG)
+
+
+def test_a_setting_that_does_not_exist_is_refused_by_name(folder):
+    with pytest.raises(FedEditError, match="value-stepz"):
+        Editor.from_pretrained(folder, value_stepz=3)
