@@ -23,9 +23,19 @@ def _use_cache(folder: str | None) -> None:
         os.environ["FEDIT_CACHE"] = folder
 
 
+# Folders whose tests all have a marker; elsewhere a decorator sets it (see CONTRIBUTING.md).
+_MARKED_FOLDERS = {"integration": "integration", "fuzz": "slow", "benchmarks": "slow"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take minutes come first, so that no process ends with them alone."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    """Mark tests by their folder, and let the files that take minutes come first."""
+    for item in items:
+        for folder, marker in _MARKED_FOLDERS.items():
+            if folder in item.path.parent.parts:
+                item.add_marker(marker)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
 @pytest.fixture(scope="module")

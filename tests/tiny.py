@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.overrides import TorchFunctionMode
@@ -88,6 +89,16 @@ UNKNOWN = {
     "mpt": {"d_model": D_MODEL, "n_layers": LAYERS, "n_heads": 2, "expansion_ratio": 2},
 }
 _CONFIGS = FAMILIES | VARIANTS | UNKNOWN
+# One family of each kind: gated, transposed weights, attention beside the MLP, norms behind both.
+_ONE_OF_EACH_KIND = ("llama", "gpt2", "gptj", "gemma2")
+
+
+def every(*families: str) -> list:
+    """Parameters of a test: one family of each kind in every tier, the others with `slow`."""
+    return [
+        pytest.param(family, marks=() if family in _ONE_OF_EACH_KIND else pytest.mark.slow)
+        for family in families
+    ]
 
 
 def make_model(folder: Path, family: str = "llama", seed: int = 0, bos: bool = False) -> Path:

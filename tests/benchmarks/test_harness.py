@@ -155,7 +155,6 @@ def test_freed_memory_does_not_hide_new_memory():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_of_a_gpu_is_exact():
     def work():
         return float(torch.ones(64 * MIB, dtype=torch.uint8, device="cuda")[0])

@@ -82,7 +82,7 @@ def compare_edits(model, settings, editor, *groups):
             shifts[layer] = torch.cat([shifts[layer], new_shifts[layer]])
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 @pytest.mark.parametrize("editor", EDITORS)
 def test_two_edits_in_a_row(family, editor):
     model = tiny.editable(family, double=True)
@@ -90,7 +90,7 @@ def test_two_edits_in_a_row(family, editor):
     compare_edits(model, settings, editor, REQUESTS[:2], REQUESTS[2:])
 
 
-@pytest.mark.parametrize("family", tiny.VARIANTS)
+@pytest.mark.parametrize("family", tiny.every(*tiny.VARIANTS))
 @pytest.mark.parametrize("editor", ["memit", "pmet"])
 def test_two_edits_in_a_row_of_other_configurations(family, editor):
     settings = dataclasses.replace(FEW_STEPS, layers=(0, 2))
@@ -141,7 +141,7 @@ def test_value_without_any_token_before_the_subject(family, editor):
     compare_values(model, ODD[:1], ("{}",), FEW_STEPS, editor)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 def test_covariance(family):
     model = tiny.editable(family, double=True)
     found = covariances_of(model, SETTINGS.layers)

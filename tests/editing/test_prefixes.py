@@ -67,7 +67,7 @@ def passes(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 def test_prefixes_of_all_lengths(family, passes):
     lengths = (0, 17, 1, 9, 2, 30, 3, 10)
     rows, groups = rows_of_groups((0, lengths), (5, lengths), (12, lengths), (3, lengths), (7, [0]))
@@ -76,7 +76,7 @@ def test_prefixes_of_all_lengths(family, passes):
     assert passes[0] == 5, "the beginnings of the groups"
 
 
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 def test_subjects_at_the_very_start_alone(family, passes):
     rows, groups = rows_of_groups((0, [0] * 20))
     compare(tiny.editable(family, double=True), rows, groups)

@@ -98,7 +98,7 @@ def test_a_target_that_is_lost_again_starts_the_count_anew(model, monkeypatch):
 
 
 @pytest.mark.parametrize("site", [LayerOutput, LayerParts])
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 def test_selected_requests_make_the_same_problem(family, site):
     model = tiny.editable(family, double=True)
     requests = EASY + ODD

@@ -299,7 +299,6 @@ def test_an_unknown_editor_or_precision_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("editor", EDITORS)
 def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder, editor):
     found = {}

@@ -30,7 +30,7 @@ def plain_greedy(model, prompt, count):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 def test_greedy_texts_are_those_of_plain_passes(family, bos):
     model = tiny.editable(family, bos=bos, double=True)
     lengths = [4, 6, 1, 5]

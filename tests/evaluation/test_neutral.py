@@ -44,7 +44,7 @@ def plain_scores(model, deltas, rows):
     return float(kl), *map(float, perplexities), len(wanted), sum(shared) / len(shared)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 def test_scores_are_those_of_plain_passes(family):
     model = tiny.editable(family, double=True)
     deltas = random_deltas(model)

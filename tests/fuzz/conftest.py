@@ -1,4 +1,4 @@
-"""How much is tried: a few hundred inputs each in `make test`, `make fuzz` says more."""
+"""How much is tried: 200 inputs a test, or as many as FEDIT_FUZZ_EXAMPLES says."""
 
 import os
 

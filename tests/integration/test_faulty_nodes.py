@@ -27,8 +27,8 @@ RUN = {
 # The app as it is, but for what one node uploads: in slot 1 half of its payload is gone, in slot 2
 # one byte of it is another, which the server cannot see: it is sealed.
 CLIENT_APP = f'''
-from fedit_app.federation import resident
-from fedit_app.federation.client import app
+from fedit_app.node import resident
+from fedit_app.node.app import app
 
 __all__ = ["app"]
 _ask = resident.ask

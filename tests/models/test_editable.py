@@ -15,7 +15,7 @@ from fedit_app.support.errors import FedEditError
 TEXTS = ["The head office of Reuters is in the city of", "The Royal Mint"]
 
 
-@pytest.fixture(params=[*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.fixture(params=tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 def model(request):
     return tiny.editable(request.param)
 
@@ -249,7 +249,7 @@ def test_an_unknown_attention_says_what_to_do():
     assert model.attention_output(1) is model.layers[1].self_attn.o_proj
 
 
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 @torch.no_grad()
 def test_a_projection_shift_moves_the_residual_stream_as_wanted(family):
     model, layer = tiny.editable(family, double=True), 2

@@ -73,7 +73,7 @@ def test_a_gpu_that_is_not_there_is_named():
         resolve_device(f"cuda:{count}")
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 def test_every_family_loads_from_its_folder(family, tmp_path):
     folder = tiny.make_model(tmp_path / family, family)
     model = load_model(str(folder), "cpu")
@@ -148,7 +148,7 @@ def test_other_names_make_another_fingerprint(tiny_folder):
     assert found != known and len(found) == 32 and int(found, 16)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
 def test_the_shape_is_known_without_the_weights(family, tmp_path):
     folder = tiny.make_model(tmp_path, family)
     (folder / "model.safetensors").unlink()

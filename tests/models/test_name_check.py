@@ -24,7 +24,7 @@ def verify(family, names=NAMES, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.VARIANTS])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
 def test_the_names_of_the_table_are_right(family, dtype):
     model = tiny.editable(family)
     paths = dataclasses.asdict(model.architecture)
