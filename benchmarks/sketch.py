@@ -42,11 +42,12 @@ from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.records import record_to_bytes
+from fedit_app.mkv.same_key import SameFact
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.similarity import unit_rows
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.models.loading import load_model
-from fedit_app.pool import SameFact, SelectionConfig, SignatureBlock, select
+from fedit_app.pool import SelectionConfig, SignatureBlock, select
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from fedit_app.editing.subjects import lookup_keys
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.values import ValueProblem, request_rows
 from fedit_app.facts.request import EditRequest
-from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
 from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.models.editable import EditableModel
@@ -37,6 +37,16 @@ logger = logging.getLogger(__name__)
 
 _PAIRS_PER_PASS = 16
 _NOBODYS_SUBJECTS = ("The city", "That person", "A company", "Their language", "This work")
+
+
+class Edits(Protocol):
+    """Accepted edits, such as a ledger: what the workbench needs to know of them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
+        """Their keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +146,16 @@ class Workbench:
         shifts = np.array([scale.output_norm for scale in scales])
         return keys, shifts, self.settings.clamp * state, state
 
-    def vectors(self, ledger: Ledger) -> tuple[Tensor, Tensor]:
-        """Keys and shifts of a ledger, see `Ledger.vectors`."""
+    def vectors(self, ledger: Edits) -> tuple[Tensor, Tensor]:
+        """Keys and shifts of a ledger, see `Edits.vectors`."""
         return ledger.vectors(len(self.settings.layers), self.model.d_ff, self.model.d_model)
 
-    def deltas(self, ledger: Ledger) -> dict[int, Tensor]:
+    def deltas(self, ledger: Edits) -> dict[int, Tensor]:
         """What a ledger adds to the weights: layer -> Delta_l (d_model, d_ff) float64."""
         return self.solver.deltas(*self.vectors(ledger))
 
     @contextmanager
-    def edited(self, ledger: Ledger) -> Iterator[EditableModel]:
+    def edited(self, ledger: Edits) -> Iterator[EditableModel]:
         """The model edited by a ledger inside the block, the base model again afterwards."""
         with self.model.edited(self.deltas(ledger) if len(ledger) else {}):
             yield self.model
@@ -153,7 +163,7 @@ class Workbench:
     def compute(
         self,
         requests: Sequence[EditRequest],
-        ledger: Ledger,
+        ledger: Edits,
         node: str,
         slot: int,
         starts: Sequence[MKV | None] | None = None,
@@ -224,9 +234,11 @@ class Workbench:
         return found
 
 
-@functools.lru_cache(maxsize=1)
 def workbench_for(config: RunConfig) -> Workbench:
-    """The model and editor of a run configuration; the latest one stays in memory.
+    """The model and editor of a run configuration.
+
+    The latest one stays in memory, under what it depends on: a run that differs from the last one
+    in other keys, such as `output-dir`, gets the same one with its covariances factorised.
 
     Args:
         config: the run configuration.
@@ -237,15 +249,18 @@ def workbench_for(config: RunConfig) -> Workbench:
     model = load_model(
         config.model, config.device, config.dtype, config.module_names, config.device_map
     )
-    return workbench_of(model, config)
+    return workbench_of(model, config, latest_workbench)
 
 
-def workbench_of(model: EditableModel, config: RunConfig) -> Workbench:
+def workbench_of(
+    model: EditableModel, config: RunConfig, make: Callable[..., Workbench] = Workbench
+) -> Workbench:
     """A loaded model with the editor and the settings of a run configuration.
 
     Args:
         model: the model, unedited.
         config: the run configuration; what it says about loading the model is not read.
+        make: makes the workbench of its parts, or finds it.
 
     Raises:
         FedEditError: the layers that it names cannot be edited.
@@ -253,7 +268,7 @@ def workbench_of(model: EditableModel, config: RunConfig) -> Workbench:
     settings = run_settings(config, model.model.config.model_type, model.n_layers, model.d_model)
     model.require_editable(settings.layers)
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
-    return Workbench(
+    return make(
         model,
         config.editor,
         settings,
@@ -263,6 +278,9 @@ def workbench_of(model: EditableModel, config: RunConfig) -> Workbench:
         config.mkv_precision,
         Privacy(config.mkv_clip, config.mkv_noise),
     )
+
+
+latest_workbench = functools.lru_cache(maxsize=1)(Workbench)
 
 
 def _stored_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, ...]:

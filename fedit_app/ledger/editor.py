@@ -19,15 +19,15 @@ from fedit_app.editing.workbench import workbench_of
 from fedit_app.evaluation.scores import TargetScore, score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.facts.sources import load_requests
+from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.export import write_export
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_out
+from fedit_app.mkv.same_key import SameFact, near_keys
 from fedit_app.models.answers import Answer, Comparison, answer
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model, loaded_model
-from fedit_app.node.reconcile import near_keys, settle
-from fedit_app.pool import SameFact
 from fedit_app.report.table import plain_table
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural

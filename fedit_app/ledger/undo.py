@@ -11,10 +11,10 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.journal import Record
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.node.reconcile import settle
-from fedit_app.pool import SameFact
+from fedit_app.mkv.same_key import SameFact
 
 logger = logging.getLogger(__name__)
 

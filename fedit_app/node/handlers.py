@@ -16,10 +16,10 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.ledger.conflicts import Conflict
 from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node.envelope import Envelope
 from fedit_app.node.participant import Participant
-from fedit_app.node.reconcile import Conflict
 from fedit_app.protocol.checks import count, flag, listed, named, require, slot_up_to, text
 from fedit_app.protocol.messages import (
     EDIT,

@@ -31,17 +31,17 @@ from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.facts.federation_facts import facts_for, facts_received
 from fedit_app.facts.partition import NodeData, is_simulated, own_data, simulated_nodes
 from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import Conflict, settle
 from fedit_app.ledger.ledger import Ledger, fulfilled_requests
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_withdrawn
 from fedit_app.mkv import MKV
+from fedit_app.mkv.same_key import SameFact
 from fedit_app.node.acceptance import sift_origins
 from fedit_app.node.envelope import Envelope, SealedEnvelope, federation_key
 from fedit_app.node.identity import identity_of
 from fedit_app.node.receiving import Receiver, ReeditOutcome, screened
-from fedit_app.node.reconcile import Conflict, settle
 from fedit_app.node.reuse import Found, fact, missed, open_requests, release_outdated, repeat, reuse
-from fedit_app.pool import SameFact
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)

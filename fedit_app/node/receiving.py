@@ -16,9 +16,11 @@ from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import RequestScore, score_requests
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import Conflict, settle
 from fedit_app.ledger.entries import LedgerEntry
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
+from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.node.acceptance import (
     OVER_LIMIT,
     UNTRUSTED,
@@ -29,9 +31,7 @@ from fedit_app.node.acceptance import (
     sift_surplus,
 )
 from fedit_app.node.quarantine import quarantine
-from fedit_app.node.reconcile import Conflict, settle
 from fedit_app.node.reuse import saying_own_targets
-from fedit_app.pool import SameFact, same_fact
 
 logger = logging.getLogger(__name__)
 

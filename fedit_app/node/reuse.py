@@ -13,8 +13,7 @@ from fedit_app.evaluation.scores import score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
-from fedit_app.node.reconcile import near_keys
-from fedit_app.pool import SameFact
+from fedit_app.mkv.same_key import SameFact, near_keys
 
 _MOST_TRIED = 8
 

@@ -4,7 +4,6 @@ Knows no Flower, no torch and no model.
 """
 
 from fedit_app.pool.blocks import SignatureBlock
-from fedit_app.pool.facts import SameFact, same_fact
 from fedit_app.pool.nearest import Match
 from fedit_app.pool.pool import MKVPool
 from fedit_app.pool.selection import POLICIES, Ranked, SelectionConfig, select
@@ -14,9 +13,7 @@ __all__ = [
     "MKVPool",
     "Match",
     "Ranked",
-    "SameFact",
     "SelectionConfig",
     "SignatureBlock",
-    "same_fact",
     "select",
 ]

@@ -1,57 +1,18 @@
-"""When two MKVs stand for the same fact, and which of them is canonical.
+"""Which of the MKVs that stand for the same fact is canonical.
 
 Several nodes may compute an MKV for one fact before they hear of each other. The pool serves one
 of them, the canonical one; the others are folded under it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from fedit_app.mkv.records import Record
-from fedit_app.mkv.similarity import cosines, unit_rows
+from fedit_app.mkv.same_key import SameFact, same_fact
+from fedit_app.mkv.similarity import unit_rows
 from fedit_app.pool.blocks import MOST_ROWS, SignatureBlock
 from fedit_app.pool.nearest import Match, nearest
-from fedit_app.support.errors import FedEditError
-
-
-@dataclass(frozen=True)
-class SameFact:
-    """How alike two MKVs of one fingerprint have to be to stand for the same fact.
-
-    Attributes:
-        same_key: least cosine of the lookup keys: the same subject.
-        same_value: least cosine of `delta`: the same target.
-        same_shifts: least cosine of the flattened shifts: the same change of the model.
-
-    Raises:
-        FedEditError: a cosine is not in -1 to 1.
-    """
-
-    same_key: float = 0.98
-    same_value: float = 0.6
-    same_shifts: float = 0.6
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not -1 <= value <= 1:
-                raise FedEditError(f"{name} {value} found; it is a cosine, -1 to 1")
-
-
-def same_fact(a: Record, b: Record, config: SameFact) -> bool:
-    """Whether two MKVs stand for the same fact.
-
-    MKVs of different fingerprints or shapes never do; nor does one with a zero vector. The answer
-    is the same on every machine (see `similarity`). Of sealed MKVs the sketches are compared.
-    """
-    if a.fingerprint != b.fingerprint:
-        return False
-    least = (config.same_key, config.same_value, config.same_shifts)
-    return all(
-        one.shape == other.shape and _cosine(one, other) >= cosine
-        for one, other, cosine in zip(a.fact_vectors, b.fact_vectors, least, strict=True)
-    )
 
 
 def near_keys(
@@ -106,7 +67,3 @@ def _as_blocks(mkvs: Sequence[Record]) -> Iterator[SignatureBlock]:
             slots=[mkv.slot for mkv in part],
             vectors=unit_rows(np.stack([mkv.signature("key") for mkv in part])),
         )
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(cosines(unit_rows(a)[None], unit_rows(b)[None])[0, 0])

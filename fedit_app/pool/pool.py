@@ -13,8 +13,9 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from fedit_app.mkv.record import check_signature
 from fedit_app.mkv.records import Record, record_from_bytes
+from fedit_app.mkv.same_key import SameFact
 from fedit_app.pool.blocks import MOST_ROWS, SignatureBlock, rows_per_block
-from fedit_app.pool.facts import SameFact, assign_facts, near_keys
+from fedit_app.pool.facts import assign_facts, near_keys
 from fedit_app.pool.index import INDEXES, SignatureIndex, block_of
 from fedit_app.pool.nearest import Match, nearest
 from fedit_app.pool.rows import (

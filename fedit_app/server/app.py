@@ -12,7 +12,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedit_app.config.folders import pool_location, run_folder
 from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv.fingerprint import fingerprint_of
-from fedit_app.pool import MKVPool, SameFact
+from fedit_app.mkv.same_key import SameFact
+from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.server.greeting import gather, welcome
 from fedit_app.server.grid import RunGrid

@@ -12,7 +12,7 @@ import tiny
 from fedit_app.cli.main import read_run_config
 from fedit_app.config.keys import key_name
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.workbench import workbench_for
+from fedit_app.editing.workbench import latest_workbench
 from fedit_app.support.errors import FedEditError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -99,7 +99,7 @@ def test_runs_for_one_slot(preset, models, data, tmp_path):
     try:
         results, _ = inprocess.federate(values, 2)
     finally:
-        workbench_for.cache_clear()
+        latest_workbench.cache_clear()
 
     assert results["status"] == "completed"
     assert results["failed_nodes"] == []

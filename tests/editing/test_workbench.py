@@ -8,12 +8,13 @@ import tiny
 import torch
 from editing.cases import EASY, REQUESTS, SETTINGS
 
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing import workbench as module
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.optimise import optimise_values
 from fedit_app.editing.values import ValueProblem
-from fedit_app.editing.workbench import Workbench
+from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.scores import score_targets
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
@@ -312,3 +313,12 @@ def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder, editor):
             found[device] = likelihood(edited, EASY), bench.lookup_keys(EASY)
     assert np.allclose(found["cpu"][0], found["cuda"][0], rtol=0.05)
     assert torch.allclose(found["cpu"][1], found["cuda"][1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_another_folder_keeps_the_workbench_and_its_covariances(tiny_folder):
+    values = {"model": str(tiny_folder), **tiny.RUN_CONFIG}
+    bench = workbench_for(RunConfig.parse(values))
+
+    assert workbench_for(RunConfig.parse({**values, "output-dir": "/elsewhere"})) is bench
+    other = workbench_for(RunConfig.parse({**values, "covariance-weight": 7.0}))
+    assert other is not bench and other.settings.covariance_weight == 7.0

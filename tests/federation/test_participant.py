@@ -13,12 +13,11 @@ from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.evaluation.scores import RequestScore, TargetScore
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import create
+from fedit_app.mkv.same_key import SameFact, near_keys, same_fact
 from fedit_app.node import receiving
 from fedit_app.node import reuse as reuse_module
 from fedit_app.node.participant import Participant
 from fedit_app.node.quarantine import read_quarantine
-from fedit_app.node.reconcile import near_keys
-from fedit_app.pool import SameFact, same_fact
 from fedit_app.support.errors import FedEditError
 
 RUN = 7

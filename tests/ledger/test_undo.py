@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.undo import take_out, take_withdrawn
 from fedit_app.mkv import create
-from fedit_app.node.reconcile import settle
-from fedit_app.pool import SameFact
+from fedit_app.mkv.same_key import SameFact
 
 CONFIG = RunConfig()
 AXES = np.eye(6)

@@ -8,11 +8,12 @@ import pytest
 from fedit_app.mkv import create, to_bytes
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.records import decode_records, encode_records, record_from_bytes, record_to_bytes
+from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.mkv.sealed import SKETCHES
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.mkv.wire import from_bytes
-from fedit_app.pool import MKVPool, SameFact, SelectionConfig, same_fact
+from fedit_app.pool import MKVPool, SelectionConfig
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT, PUBLIC, WIDTH = "model-a", "sealed-a", 64

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fedit_app.mkv import create
-from fedit_app.pool import MKVPool, SameFact, same_fact
+from fedit_app.mkv.same_key import SameFact, same_fact
+from fedit_app.pool import MKVPool
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "model-a"
@@ -38,41 +39,6 @@ def pool(pool_uri) -> MKVPool:
 
 def served(pool: MKVPool) -> set[str]:
     return {id_ for block in pool.blocks("key", FINGERPRINT) for id_ in block.ids}
-
-
-@pytest.mark.parametrize(
-    ("changes", "same"),
-    [
-        ({}, True),
-        ({"node": "school", "slot": 3}, True),
-        ({"key": 0.985, "value": 0.65, "shifts": 0.65}, True),
-        ({"key": 0.97}, False),
-        ({"value": 0.55}, False),
-        ({"shifts": 0.55}, False),
-        ({"fingerprint": "model-b"}, False),
-    ],
-)
-def test_same_fact_asks_for_subject_target_and_change(changes, same):
-    assert same_fact(mkv(), mkv(**changes), CONFIG) is same
-    assert same_fact(mkv(**changes), mkv(), CONFIG) is same
-
-
-def test_the_thresholds_decide():
-    other = mkv(key=0.9, value=0.5, shifts=0.4)
-    assert same_fact(mkv(), other, SameFact(0.89, 0.49, 0.39))
-    for stricter in (SameFact(0.91, 0.4, 0.3), SameFact(0.8, 0.51, 0.3), SameFact(0.8, 0.4, 0.41)):
-        assert not same_fact(mkv(), other, stricter)
-    with pytest.raises(FedEditError, match="same_value 1.5"):
-        SameFact(same_value=1.5)
-
-
-def test_other_shapes_and_zero_vectors_are_never_the_same():
-    base = mkv()
-    fewer = create("a", 1, FINGERPRINT, base.keys[:1], base.shifts[:1], base.v_star, base.h0)
-    empty = create("a", 1, FINGERPRINT, base.keys, base.shifts, base.h0, base.h0)
-    for other in (fewer, empty):
-        assert not same_fact(base, other, CONFIG)
-    assert not same_fact(empty, empty, CONFIG)
 
 
 def test_a_later_mkv_is_folded_under_the_pooled_one(pool):

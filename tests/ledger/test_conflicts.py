@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from fedit_app.ledger.conflicts import Conflict, settle
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
-from fedit_app.node.reconcile import Conflict, near_keys, settle
-from fedit_app.pool import SameFact
+from fedit_app.mkv.same_key import SameFact
 
 D_FF, D_MODEL, LAYERS = 6, 4, 2
 SAME = SameFact(same_key=0.98)
@@ -24,30 +24,6 @@ def mkv(subject: int, target: int, node: str = "n", tilt: float = 0.0, slot: int
     shifts = np.full((LAYERS, D_MODEL), 0.1 + len(node))
     h0 = np.full(D_MODEL, 0.5)
     return create(node, slot, "f", keys, shifts, h0 + delta, h0)
-
-
-def test_near_keys_orders_by_cosine_and_leaves_out_the_rest():
-    exact, close, far = mkv(0, 0), mkv(0, 1, tilt=0.1), mkv(0, 2, tilt=0.5)
-    queries = np.zeros((3, D_FF))
-    queries[0, 0] = 9
-    queries[1, 3] = 1
-
-    near = near_keys(queries, [far, close, exact], 0.98)
-    assert [[m.id for _, m in row] for row in near] == [[exact.id, close.id], [], []]
-    assert near[0][0][0] == 1.0 > near[0][1][0] >= 0.98
-
-
-def test_near_keys_breaks_ties_by_id():
-    twins = [mkv(0, target) for target in range(D_MODEL)]
-    query = np.eye(D_FF)[:1]
-
-    forward = [m.id for _, m in near_keys(query, twins, 0.98)[0]]
-    assert forward == [m.id for _, m in near_keys(query, twins[::-1], 0.98)[0]]
-    assert forward == sorted(m.id for m in twins)
-
-
-def test_near_keys_with_nothing_known():
-    assert near_keys(np.eye(D_FF)[:2], [], 0.98) == [[], []]
 
 
 def settled(entries, policy, order=None) -> dict[str, str]:
