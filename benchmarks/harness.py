@@ -155,7 +155,7 @@ def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -
         Shares: `efficacy`, `paraphrase`, `neighborhood`, `score` and `accuracy`.
     """
     found = aggregate(score_requests(model, requests))
-    return {name: found[name] for name in _SHARES if found[name] is not None}
+    return {name: found.value(name) for name in _SHARES if found.value(name) is not None}
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def _efficacy(
     empty = Ledger("").vectors(len(settings.layers), model.d_ff, model.d_model)
     vectors = editor.vectors(model, requests, templates, solver, empty, settings, values)
     with model.edited(solver.deltas(vectors.keys, vectors.shifts)):
-        return aggregate(score_requests(model, requests))["efficacy"]
+        return aggregate(score_requests(model, requests)).efficacy
 
 
 def random_model(shape: str, device: torch.device) -> EditableModel:

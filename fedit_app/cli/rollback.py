@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedit_app.cli.ledger_listing import metrics_table, only_id
 from fedit_app.cli.places import Place
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import Workbench
-from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.request import EditRequest
@@ -143,10 +144,12 @@ def _questions(place: Place) -> dict[str, list[EditRequest]]:
 
 def _measured(
     bench: Workbench, ledger: Ledger, asked: dict[str, list[EditRequest]]
-) -> dict[str, Metrics]:
+) -> dict[str, dict[str, Any]]:
     with bench.edited(ledger) as model:
         return {
-            what: aggregate(score_requests(model, requests)) for what, requests in asked.items()
+            what: metrics.model_dump()
+            for what, requests in asked.items()
+            if (metrics := aggregate(score_requests(model, requests)))
         }
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.evaluation.score_file import ScoreFile
-from fedit_app.evaluation.scores import RequestScore, score_requests
+from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 

@@ -1,35 +1,139 @@
-"""Averages over requests, as `results.json` holds them."""
+"""What is measured of a model: figures of one request, and their averages.
+
+This module does not import torch: the server and the reports use it, too.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-if TYPE_CHECKING:  # reporting averages metrics too, and needs no torch for it
-    from fedit_app.evaluation.scores import RequestScore
-
-Metrics = dict[str, float | int | str | None]
+from pydantic import BaseModel, ConfigDict, Field
 
 Metric = Literal["likelihood", "tokens", "mixed"]
 """How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
 
+Share = Annotated[float, Field(ge=0, le=1)] | None
+Difference = Annotated[float, Field(ge=-1, le=1)] | None
 
 SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
 """The score is their harmonic mean."""
 
-MEASURES = (
-    *SCORE_PARTS,
-    *("accuracy", "paraphrase_accuracy", "neighborhood_accuracy"),
-    *("magnitude", "paraphrase_magnitude", "neighborhood_magnitude"),
-)
-"""What is averaged over requests, see `RequestScore`."""
+WRITTEN = ("exact_match", "generation_entropy")
+"""What is read off text that the model writes itself, see `evaluation.generation`."""
 
-_PROBABILITIES = tuple(name for name in MEASURES if name.endswith("magnitude"))
 # Beyond them, a probability depends on what else was in its batch.
 _DIGITS = 4
 
-WRITTEN = ("exact_match", "generation_entropy")
-"""What is read off text that the model writes itself, see `evaluation.generation`."""
+
+@dataclass(frozen=True)
+class RequestScore:
+    """What the metrics say of one request; shares in 0 .. 1.
+
+    With a true target, CounterFact's (Meng et al. 2022), which compare two targets; with no target
+    to compare with, zsRE's (Mitchell et al. 2022), which count correct tokens. Neighborhood prompts
+    with targets of their own are always scored as zsRE's.
+
+    Attributes:
+        efficacy: 1 if the new target is likelier than the true one after the prompt; without a true
+            target, the share of its tokens that are correct.
+        paraphrase: mean of the same over the paraphrase prompts; None without any.
+        neighborhood: share of neighborhood prompts after which the true target is likelier; with
+            targets of their own, mean share of their tokens that are correct; None without any, or
+            without such a target.
+        accuracy: 1 if every token of the new target is the argmax after the prompt.
+        metric: "likelihood" (two targets are compared), "tokens" (correct tokens), or "mixed".
+        paraphrase_accuracy: the same as accuracy, over the paraphrase prompts.
+        neighborhood_accuracy: share of neighborhood prompts after which every token of the true
+            target, or of the prompt's own, is the argmax.
+        magnitude: P(new) - P(true) after the prompt, P the geometric mean over the target's tokens;
+            None without a true target.
+        paraphrase_magnitude: mean of the same over the paraphrase prompts.
+        neighborhood_magnitude: mean of P(true) - P(new) over the neighborhood prompts; None too if
+            these have targets of their own.
+    """
+
+    efficacy: float
+    paraphrase: float | None
+    neighborhood: float | None
+    accuracy: float
+    metric: Metric
+    paraphrase_accuracy: float | None = None
+    neighborhood_accuracy: float | None = None
+    magnitude: float | None = None
+    paraphrase_magnitude: float | None = None
+    neighborhood_magnitude: float | None = None
+
+
+MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if field.name != "metric")
+"""What is averaged over requests."""
+
+
+class _Measured(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Metrics(_Measured):
+    """Averages over the requests of one group, as messages and `results.json` hold them.
+
+    Attributes:
+        efficacy, paraphrase, neighborhood, accuracy: means over requests, see `RequestScore`; None
+            where nothing was asked.
+        paraphrase_accuracy, neighborhood_accuracy: likewise.
+        magnitude, paraphrase_magnitude, neighborhood_magnitude: likewise, with four decimals.
+        exact_match: share of requests whose target the model says, see `evaluation.generation`.
+        generation_entropy: how varied the text is that the model writes freely, in bits.
+        score: harmonic mean of efficacy, paraphrase and neighborhood, as far as they are known.
+        count: number of requests.
+        metric: see `RequestScore`; results of older versions are of `likelihood`.
+    """
+
+    efficacy: Share
+    paraphrase: Share
+    neighborhood: Share
+    accuracy: Share
+    paraphrase_accuracy: Share = None
+    neighborhood_accuracy: Share = None
+    magnitude: Difference = None
+    paraphrase_magnitude: Difference = None
+    neighborhood_magnitude: Difference = None
+    exact_match: Share = None
+    generation_entropy: Annotated[float, Field(ge=0)] | None = None
+    score: Share
+    count: Annotated[int, Field(ge=0)]
+    metric: Metric = "likelihood"
+
+    def value(self, figure: str) -> float | None:
+        """One of `FIGURES`, by its name."""
+        found: float | None = getattr(self, figure)
+        return found
+
+
+FIGURES = tuple(name for name in Metrics.model_fields if name not in ("count", "metric"))
+"""The measured numbers of `Metrics`."""
+
+
+class Neutral(_Measured):
+    """What edits do to ordinary text: the unedited and the edited model on the same tokens.
+
+    Attributes:
+        kl: mean over tokens of KL(p_base || p_edited) of the next-token distributions, in nats;
+            0 for an edit that leaves the text alone.
+        perplexity_before: exp of the mean negative log-likelihood per token, unedited.
+        perplexity_after: the same, edited.
+        tokens: number of tokens that were predicted; of several nodes, their mean number.
+        top10_overlap: mean share of the 10 likeliest next tokens that are among the 10 likeliest
+            of the other model, too.
+    """
+
+    kl: float
+    perplexity_before: float
+    perplexity_after: float
+    tokens: int | float
+    top10_overlap: float
 
 
 def aggregate(
@@ -42,22 +146,64 @@ def aggregate(
         written: value of each of `WRITTEN`; None if nothing was written.
 
     Returns:
-        Each of `MEASURES` and `WRITTEN` (None where nothing was asked; magnitudes with four
-        decimals), score, count, and metric, see `RequestScore`; None without any request.
+        None without any request.
     """
     if not scores:
         return None
     means = {name: _mean([getattr(score, name) for score in scores]) for name in MEASURES}
-    for name in _PROBABILITIES:
-        means[name] = None if means[name] is None else round(means[name], _DIGITS)
-    parts = [means[name] for name in SCORE_PARTS if means[name] is not None]
-    return {
+    for name, value in means.items():
+        if name.endswith("magnitude") and value is not None:
+            means[name] = round(value, _DIGITS)
+    return Metrics(
         **means,
-        **(written or dict.fromkeys(WRITTEN)),
-        "score": harmonic_mean(parts),
-        "count": len(scores),
-        "metric": common_metric(score.metric for score in scores),
-    }
+        **(written or {}),
+        score=_score(means),
+        count=len(scores),
+        metric=common_metric(score.metric for score in scores),
+    )
+
+
+def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
+    """Average the metrics of several nodes over their edit requests.
+
+    Every figure is the mean of the nodes' figures, weighted by the nodes' numbers of requests; a
+    node where a figure is None takes no part in it. The score is not averaged: as in the
+    CounterFact evaluation (Meng et al., arXiv 2210.07229) it is the harmonic mean of the averaged
+    efficacy, paraphrase and neighborhood shares, of those among them that were measured.
+
+    Args:
+        records: one per node, None for a node that was not evaluated.
+
+    Returns:
+        Metrics whose count is the sum of the counts, or None when no record was given.
+    """
+    measured = [record for record in records if record is not None]
+    if not measured:
+        return None
+    means = {name: _weighted_mean(measured, name) for name in FIGURES}
+    if means["score"] is not None:
+        means["score"] = _score(means)
+    return Metrics(
+        **means,
+        count=sum(record.count for record in measured),
+        metric=common_metric(record.metric for record in measured),
+    )
+
+
+def mean_neutral(records: Iterable[Neutral | None]) -> Neutral | None:
+    """Average what several nodes' edits do to neutral text, each model counting once.
+
+    Args:
+        records: one per node, None for a node where it was not measured.
+
+    Returns:
+        None when no record was given.
+    """
+    measured = [record.model_dump() for record in records if record is not None]
+    if not measured:
+        return None
+    means = {name: sum(r[name] for r in measured) / len(measured) for name in measured[0]}
+    return Neutral(**means)
 
 
 def common_metric(metrics: Iterable[Metric]) -> Metric:
@@ -73,6 +219,19 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1 / value for value in values)
 
 
+def _score(means: Mapping[str, float | None]) -> float | None:
+    parts = [value for name in SCORE_PARTS if (value := means[name]) is not None]
+    return harmonic_mean(parts) if parts else None
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are known; None where it is not a finite number."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    mean = sum(known) / len(known) if known else math.nan
+    return mean if math.isfinite(mean) else None
+
+
+def _weighted_mean(records: Sequence[Metrics], figure: str) -> float | None:
+    known = [(value, r.count) for r in records if (value := r.value(figure)) is not None]
+    weight = sum(count for _, count in known)
+    return sum(value * count for value, count in known) / weight if weight else None

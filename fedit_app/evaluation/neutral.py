@@ -5,14 +5,15 @@ The text is a file's (benchmarks), or the model's own (runs), which needs no dow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedit_app.editing.corpus import read_rows, sample_text, write_rows
+from fedit_app.evaluation.metrics import Neutral
 from fedit_app.evaluation.scores import last_states
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad
@@ -25,27 +26,6 @@ _TOP = 10
 _OWN_TOKENS = 384
 # Not a seed that runs commonly have: their covariance comes from text that is sampled like this.
 _OWN_SEED = 20250222
-
-
-@dataclass(frozen=True)
-class NeutralScores:
-    """The unedited and the edited model on the same tokens of ordinary text.
-
-    Attributes:
-        kl: mean over tokens of KL(p_base || p_edited) of the next-token distributions, in nats;
-            0 for an edit that leaves the text alone.
-        perplexity_before: exp of the mean negative log-likelihood per token, unedited.
-        perplexity_after: the same, edited.
-        tokens: number of tokens that were predicted.
-        top10_overlap: mean share of the 10 likeliest next tokens that are among the 10 likeliest
-            of the other model, too.
-    """
-
-    kl: float
-    perplexity_before: float
-    perplexity_after: float
-    tokens: int
-    top10_overlap: float
 
 
 def own_text(model: EditableModel) -> list[list[int]]:
@@ -111,7 +91,7 @@ def neutral_rows(
 @torch.no_grad()
 def neutral_scores(
     model: EditableModel, deltas: Mapping[int, Tensor], rows: Sequence[Sequence[int]]
-) -> NeutralScores:
+) -> Neutral:
     """Compare the model with and without an edit on token rows.
 
     With p_t and q_t the next-token distributions of the unedited and the edited model after the
@@ -129,7 +109,8 @@ def neutral_scores(
         rows: token ids, one text a row.
 
     Raises:
-        FedEditError: no row has two tokens, so there is nothing to predict.
+        FedEditError: no row has two tokens, so there is nothing to predict; or the model's
+            predictions are not finite.
     """
     tokens = 0
     sums = torch.zeros(4, dtype=torch.float64)  # KL, NLL before, NLL after, overlap
@@ -148,8 +129,18 @@ def neutral_scores(
     if not tokens:
         raise FedEditError("neutral text: no row has two tokens; give longer rows")
     kl, nll_before, nll_after, overlap = sums / tokens
-    perplexities = float(nll_before.exp()), float(nll_after.exp())
-    return NeutralScores(float(kl), *perplexities, tokens, float(overlap))
+    found = {
+        "kl": float(kl),
+        "perplexity_before": float(nll_before.exp()),
+        "perplexity_after": float(nll_after.exp()),
+        "top10_overlap": float(overlap),
+    }
+    if not all(map(math.isfinite, found.values())):
+        raise FedEditError(
+            "neutral text: a perplexity or the divergence is not finite; the edit has destroyed "
+            "the model: edit with a smaller change of the weights"
+        )
+    return Neutral(**found, tokens=tokens)
 
 
 def _sums(model: EditableModel, before: Tensor, after: Tensor, wanted: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedit_app.evaluation.scores import RequestScore
+from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.facts.request import EditRequest
 from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.models.editable import EditableModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedit_app.evaluation.metrics import Metric
+from fedit_app.evaluation.metrics import Metric, RequestScore
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad
@@ -39,45 +39,6 @@ class TargetScore:
     def decoded(self) -> bool:
         """Whether every target token is the argmax."""
         return self.correct == 1
-
-
-@dataclass(frozen=True)
-class RequestScore:
-    """What the metrics say of one request; shares in 0 .. 1.
-
-    With a true target, CounterFact's (Meng et al. 2022), which compare two targets; with no target
-    to compare with, zsRE's (Mitchell et al. 2022), which count correct tokens. Neighborhood prompts
-    with targets of their own are always scored as zsRE's.
-
-    Attributes:
-        efficacy: 1 if the new target is likelier than the true one after the prompt; without a true
-            target, the share of its tokens that are correct.
-        paraphrase: mean of the same over the paraphrase prompts; None without any.
-        neighborhood: share of neighborhood prompts after which the true target is likelier; with
-            targets of their own, mean share of their tokens that are correct; None without any, or
-            without such a target.
-        accuracy: 1 if every token of the new target is the argmax after the prompt.
-        metric: "likelihood" (two targets are compared), "tokens" (correct tokens), or "mixed".
-        paraphrase_accuracy: the same as accuracy, over the paraphrase prompts.
-        neighborhood_accuracy: share of neighborhood prompts after which every token of the true
-            target, or of the prompt's own, is the argmax.
-        magnitude: P(new) - P(true) after the prompt, P the geometric mean over the target's tokens;
-            None without a true target.
-        paraphrase_magnitude: mean of the same over the paraphrase prompts.
-        neighborhood_magnitude: mean of P(true) - P(new) over the neighborhood prompts; None too if
-            these have targets of their own.
-    """
-
-    efficacy: float
-    paraphrase: float | None
-    neighborhood: float | None
-    accuracy: float
-    metric: Metric
-    paraphrase_accuracy: float | None = None
-    neighborhood_accuracy: float | None = None
-    magnitude: float | None = None
-    paraphrase_magnitude: float | None = None
-    neighborhood_magnitude: float | None = None
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:

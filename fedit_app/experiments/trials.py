@@ -13,7 +13,7 @@ from fedit_app.editing.optimise import Values
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.workbench import Workbench
-from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.metrics import SCORE_PARTS, Metrics, aggregate
 from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
@@ -51,9 +51,9 @@ class Trial:
         """
         if self.metrics is None:
             return -math.inf
-        parts = [self.metrics[name] for name in ("efficacy", "paraphrase", "neighborhood")]
+        parts = [self.metrics.value(name) for name in SCORE_PARTS]
         known = [part for part in parts if part is not None]
-        return self.metrics["score"] or sum(known) / len(known) - 1
+        return self.metrics.score or sum(known) / len(known) - 1
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:

@@ -57,7 +57,7 @@ def trial_line(trial: Trial, null_space: bool) -> str:
     )
     if trial.metrics is None:
         return f"{trial.stage}: {candidate}: not possible: {trial.problem}"
-    score, *parts = (f"{name} {_figure(trial.metrics[name])}" for name in _PARTS)
+    score, *parts = (f"{name} {_figure(trial.metrics.value(name))}" for name in _PARTS)
     return (
         f"{trial.stage}: {candidate}: {score} ({', '.join(parts)}), "
         f"{trial.mean_steps:.1f} steps, |Delta|/|W| {trial.change:.4f}"
@@ -128,13 +128,12 @@ def preset_text(
 
 
 def _row(trial: Trial, null_space: bool) -> tuple[str, ...]:
-    metrics = trial.metrics or dict.fromkeys(_PARTS)
     return (
         trial.stage,
         layers_text(trial.settings.layers),
         *(f"{value:g}" for value in _weights(trial.settings, null_space)),
         f"{trial.settings.learning_rate:g}",
-        *(_figure(metrics[name]) for name in _PARTS),
+        *(_figure(trial.metrics and trial.metrics.value(name)) for name in _PARTS),
         NOT_MEASURED if trial.mean_steps is None else f"{trial.mean_steps:.1f}",
         NOT_MEASURED if trial.change is None else f"{trial.change:.4f}",
     )
@@ -147,7 +146,7 @@ def _weights(settings: EditSettings, null_space: bool) -> tuple[float, ...]:
 
 
 def _score(trial: Trial) -> str:
-    return _figure(trial.metrics["score"]) if trial.metrics else "not possible"
+    return _figure(trial.metrics.score) if trial.metrics else "not possible"
 
 
 def _figure(value: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedit_app.mkv import MKV
 
 if TYPE_CHECKING:  # both need torch
-    from fedit_app.evaluation.scores import RequestScore
+    from fedit_app.evaluation.metrics import RequestScore
     from fedit_app.ledger.entries import LedgerEntry
 
 UNTRUSTED = "untrusted node"

@@ -26,7 +26,7 @@ from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
-from fedit_app.evaluation.metrics import Metrics, aggregate
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.facts.federation_facts import facts_for, facts_received
 from fedit_app.facts.partition import NodeData, is_simulated, own_data, simulated_nodes
@@ -332,7 +332,7 @@ class Participant:
 
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False
-    ) -> dict[str, Metrics | None]:
+    ) -> dict[str, dict[str, Any] | None]:
         """Metrics of own facts and, in a simulation, of those received and the federation's.
 
         Args:
@@ -366,13 +366,14 @@ class Participant:
             everything = [request for requests in scopes.values() for request in requests]
             scores = _memory.score(bench.model, everything, self._work_cache("scores"))
             written = written_metrics(bench.model, scopes) if full else {}
-        found = {
+        measured = {
             scope: aggregate([scores[request] for request in requests], written.get(scope))
             for scope, requests in scopes.items()
         }
+        found = {scope: metrics and metrics.model_dump() for scope, metrics in measured.items()}
         neutral = None
         if full and slot:
-            neutral = vars(neutral_scores(bench.model, deltas, own_text(bench.model)))
+            neutral = neutral_scores(bench.model, deltas, own_text(bench.model)).model_dump()
         return {**found, "neutral": neutral}
 
     def _received(

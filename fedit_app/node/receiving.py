@@ -12,8 +12,8 @@ from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.screening import Fault
 from fedit_app.editing.workbench import Workbench
-from fedit_app.evaluation.metrics import aggregate
-from fedit_app.evaluation.scores import RequestScore, score_requests
+from fedit_app.evaluation.metrics import RequestScore, aggregate
+from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import Conflict, settle
@@ -132,7 +132,8 @@ class Receiver:
             return ReeditOutcome({}, dict(Counter(refused.values())), [], quarantined)
         with ledger.step("re-edit", slot):
             conflicts = take(taken, ledger)
-            ledger.note_probes(aggregate(probes), aggregate(self._probe_scores(ledger)))
+            measured = aggregate(probes), aggregate(self._probe_scores(ledger))
+            ledger.note_probes(*(metrics and metrics.model_dump() for metrics in measured))
         gave_way = {conflict.gave_way for conflict in conflicts}
         verdicts = [
             (mkv, refused.get(mkv.id) or _verdict(ledger.entries[mkv.id], slot, gave_way))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from fedit_app.evaluation.metrics import MEASURES, WRITTEN, aggregate, harmonic_mean
-from fedit_app.evaluation.scores import RequestScore
+from fedit_app.evaluation.metrics import Metrics, RequestScore, aggregate, harmonic_mean
 
 
 def score(efficacy, paraphrase=None, neighborhood=None, accuracy=0.0, metric="likelihood"):
@@ -12,24 +11,22 @@ def score(efficacy, paraphrase=None, neighborhood=None, accuracy=0.0, metric="li
 
 def test_means_and_their_harmonic_mean():
     found = aggregate([score(1.0, 0.5, 0.75, 1.0), score(0.0, 1.0, 0.25, 0.0)])
-    assert found == {
-        **dict.fromkeys((*MEASURES, *WRITTEN)),
-        "efficacy": 0.5,
-        "paraphrase": 0.75,
-        "neighborhood": 0.5,
-        "accuracy": 0.5,
-        "score": pytest.approx(3 / (2 + 4 / 3 + 2)),
-        "count": 2,
-        "metric": "likelihood",
-    }
+    assert found == Metrics(
+        efficacy=0.5,
+        paraphrase=0.75,
+        neighborhood=0.5,
+        accuracy=0.5,
+        score=3 / (2 + 4 / 3 + 2),
+        count=2,
+    )
 
 
 def test_what_was_not_asked_does_not_count():
     found = aggregate([score(1.0, None, None, 1.0), score(1.0, 0.5, None, 0.0)])
-    assert found["paraphrase"] == 0.5
-    assert found["neighborhood"] is None
-    assert found["score"] == pytest.approx(2 / (1 + 2))
-    assert found["count"] == 2
+    assert found.paraphrase == 0.5
+    assert found.neighborhood is None
+    assert found.score == pytest.approx(2 / (1 + 2))
+    assert found.count == 2
 
 
 @pytest.mark.parametrize(
@@ -37,16 +34,16 @@ def test_what_was_not_asked_does_not_count():
     [(["tokens"] * 2, "tokens"), (["likelihood", "tokens"], "mixed"), (["mixed"], "mixed")],
 )
 def test_how_shares_were_counted_is_told(metrics, common):
-    assert aggregate([score(1.0, metric=metric) for metric in metrics])["metric"] == common
+    assert aggregate([score(1.0, metric=metric) for metric in metrics]).metric == common
 
 
 def test_further_figures_are_averaged_where_they_were_measured():
     first = RequestScore(1.0, 1.0, 1.0, 1.0, "likelihood", 0.5, 1.0, 0.75, 0.25, -0.5)
     found = aggregate([first, score(1.0), first], {"exact_match": 0.5, "generation_entropy": 6.0})
-    assert (found["paraphrase_accuracy"], found["neighborhood_accuracy"]) == (0.5, 1.0)
-    magnitudes = [found[f"{part}magnitude"] for part in ("", "paraphrase_", "neighborhood_")]
+    assert (found.paraphrase_accuracy, found.neighborhood_accuracy) == (0.5, 1.0)
+    magnitudes = [found.value(f"{part}magnitude") for part in ("", "paraphrase_", "neighborhood_")]
     assert magnitudes == [0.75, 0.25, -0.5]
-    assert (found["exact_match"], found["generation_entropy"]) == (0.5, 6.0)
+    assert (found.exact_match, found.generation_entropy) == (0.5, 6.0)
 
 
 def test_no_request_has_no_metrics():

@@ -10,7 +10,8 @@ import torch
 from fedit_app.evaluation import memory as memory_module
 from fedit_app.evaluation import scores as module
 from fedit_app.evaluation.memory import ScoreMemory
-from fedit_app.evaluation.scores import RequestScore, TargetScore, score_requests, score_targets
+from fedit_app.evaluation.metrics import RequestScore
+from fedit_app.evaluation.scores import TargetScore, score_requests, score_targets
 from fedit_app.facts.request import EditRequest
 
 PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]

@@ -14,6 +14,7 @@ from fedit_app.config.run_config import RunConfig, parse_layers
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.settings import EditSettings, run_settings
+from fedit_app.evaluation.metrics import Metrics
 from fedit_app.experiments import trials as trials_module
 from fedit_app.experiments.preflight import check_simulation
 from fedit_app.experiments.search import Grid, windows
@@ -96,7 +97,8 @@ def counterfact(requests) -> list[dict]:
 
 
 def trial(score: float, change: float, stage: str = "weight") -> Trial:
-    metrics = {"score": score, "efficacy": score, "paraphrase": score, "neighborhood": score}
+    parts = dict.fromkeys(("score", "efficacy", "paraphrase", "neighborhood"), score)
+    metrics = Metrics(**parts, accuracy=None, count=1)
     return Trial(stage, EditSettings((1,), change, 0.5), metrics, 5.0, change)
 
 
@@ -308,19 +310,21 @@ def test_the_command(tmp_path, capsys, tiny_folder):
 
 
 def test_the_highest_score_wins_and_ties_go_to_the_smaller_change():
-    assert best_of([trial(0.8, 0.1), trial(0.9, 0.5), trial(0.7, 0.01)]).metrics["score"] == 0.9
+    assert best_of([trial(0.8, 0.1), trial(0.9, 0.5), trial(0.7, 0.01)]).metrics.score == 0.9
     assert best_of([trial(0.9, 0.5), trial(0.897, 0.2), trial(0.891, 0.1)]).change == 0.2
     assert best_of([trial(0.9, 0.5), Trial("layers", EditSettings((2,), 1.0, 0.5))]).change == 0.5
 
 
 def test_among_scores_of_zero_more_of_the_parts_is_better():
     def parts(efficacy, paraphrase, neighborhood, change):
-        metrics = dict(efficacy=efficacy, paraphrase=paraphrase, neighborhood=neighborhood)
-        return dataclasses.replace(trial(0.0, change), metrics={**metrics, "score": 0.0})
+        parts = dict(efficacy=efficacy, paraphrase=paraphrase, neighborhood=neighborhood)
+        spoilt = trial(0.0, change)
+        metrics = spoilt.metrics.model_copy(update=parts)
+        return dataclasses.replace(spoilt, metrics=metrics)
 
     still, moved = parts(0.0, 0.0, 1.0, 0.001), parts(0.5, None, 0.9, 0.1)
     assert best_of([still, moved]) is moved
-    assert best_of([still, moved, trial(0.01, 0.9)]).metrics["score"] == 0.01
+    assert best_of([still, moved, trial(0.01, 0.9)]).metrics.score == 0.01
 
 
 def test_windows_begin_at_shares_of_the_depth():

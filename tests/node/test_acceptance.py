@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from fedit_app.evaluation.scores import RequestScore
+from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.ledger.entries import LedgerEntry
 from fedit_app.mkv import MKV, create
 from fedit_app.node.acceptance import (
