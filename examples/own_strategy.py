@@ -1,0 +1,19 @@
+"""A federation strategy of one's own: a node is served at most five MKVs per slot.
+
+Its place is `fedit_app/server/strategies.py`; then `fedit run -c strategy=frugal` runs it.
+"""
+
+from fedit_app.server.strategies import STRATEGIES, FedEdit
+
+
+class Frugal(FedEdit):
+    """FedEdit with a short ranking: the most similar MKVs only."""
+
+    most = 5
+
+    def select(self, own):
+        """Which MKVs of the pool every node is served, the most similar first."""
+        return {node: ranking[: self.most] for node, ranking in super().select(own).items()}
+
+
+STRATEGIES["frugal"] = Frugal
