@@ -1,5 +1,6 @@
 """What `examples/` shows works as it stands."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedit_app.editing import editors
 from fedit_app.server import strategies
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+MODEL = '"smollm2-135m"'
 
 
 def test_an_editor_of_ones_own_edits(folder, monkeypatch):  # noqa: F811
@@ -40,18 +42,37 @@ def test_a_strategy_of_ones_own_decides_what_nodes_are_served(tiny_folder, tmp_p
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(1800)  # on a fresh machine the model is downloaded first
-def test_the_notebook_runs_and_shows_edits_that_hold(users_cache):
+def test_the_notebook_runs_from_top_to_bottom(folder):  # noqa: F811
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(EXAMPLES / "edit_one_model.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=1500, kernel_name="python3").execute()
+    _on_a_tiny_model(notebook.cells[1], folder)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
-    assert "2 of 2 facts decoded" in text and "1 edit left" in text
-    assert (
-        text.rstrip()
-        .splitlines()[-1]
-        .startswith("The Lancet is published in the city of Edinburgh")
+    assert "of 2 facts decoded" in text and "1 edit left" in text
+
+
+def test_the_readmes_first_lines_of_python_run(folder, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S))
+    assert MODEL in code
+    exec(code.replace(MODEL, f'"{folder}"'), {})
+    assert (tmp_path / "edited" / "config.json").exists()
+
+
+def test_the_readme_shows_the_examples():
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    editor, strategy = (
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if MODEL not in block
     )
+    for line in editor.replace("DIRECT =", 'EDITORS["direct"] =').splitlines():
+        assert line in (EXAMPLES / "own_editor.py").read_text()
+    assert strategy.splitlines()[0] in (EXAMPLES / "own_strategy.py").read_text()
+
+
+def _on_a_tiny_model(cell, path):
+    assert MODEL in cell.source
+    cell.source = cell.source.replace(MODEL, f'"{path}"')
