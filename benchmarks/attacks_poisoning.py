@@ -23,7 +23,7 @@ from fedit_app.evaluation.scores import score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
-from fedit_app.node.receiving import Receiver
+from fedit_app.node.reedit_stage import ReeditStage
 from fedit_app.pool import MKVPool
 
 _FLOOD = 64
@@ -113,8 +113,8 @@ def poison(node: Node, attack: str) -> dict[str, dict[str, float]]:
 
 def _receive(node: Node, policy: Policy, offered: Sequence[MKV]) -> dict[str, float]:
     ledger = node.ledger()
-    receiver = Receiver("node", node.bench, RunConfig(), policy, [])
-    outcome = receiver.receive(ledger, 2, offered, {})
+    stage = ReeditStage("node", node.bench, RunConfig(), policy, [])
+    outcome = stage.run(ledger, 2, offered, {})
     accepted = sum(outcome.received_from.values())
     return {"offered": len(offered), "accepted": accepted} | node.measure(ledger)
 

@@ -15,7 +15,7 @@ from fedit_app.evaluation.scores import TargetScore
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import create
 from fedit_app.mkv.same_key import SameFact, near_keys, same_fact
-from fedit_app.node import receiving
+from fedit_app.node import reedit_stage
 from fedit_app.node import reuse as reuse_module
 from fedit_app.node.participant import Participant
 from fedit_app.node.quarantine import read_quarantine
@@ -456,7 +456,7 @@ def test_what_spoils_the_probes_is_left_out(node, site, demo_copy, monkeypatch, 
     good: list[float] = []
     monkeypatch.setattr(Workbench, "edited", watched)
     monkeypatch.setattr(
-        receiving,
+        reedit_stage,
         "score_requests",
         lambda model, probes: [RequestScore(good[-1], None, None, 0.0, "tokens") for _ in probes],
     )
@@ -481,7 +481,7 @@ def test_only_the_culprits_are_left_out(node, site, demo_copy, monkeypatch):
 
     monkeypatch.setattr(Workbench, "edited", watched)
     monkeypatch.setattr(
-        receiving,
+        reedit_stage,
         "score_requests",
         lambda model, probes: [RequestScore(seen[-1], None, None, 0.0, "tokens") for _ in probes],
     )

@@ -1,0 +1,171 @@
+"""Edit stage: what a node does to fulfil its own requests of a slot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from fedit_app.config.policy import Policy
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.value_store import ValueStore
+from fedit_app.editing.workbench import Workbench
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import Conflict, settle
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import MKV
+from fedit_app.mkv.same_key import SameFact
+from fedit_app.node.arrivals import admit
+from fedit_app.node.requests import before, due, fact, open_requests, release_outdated, repeat
+from fedit_app.node.reuse import Found, ReuseRule, reuse
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """What a node did in an edit stage.
+
+    Attributes:
+        new: MKVs that it computed in this slot.
+        reused: ids of MKVs that were there before and fulfil requests of this slot.
+        again: own MKVs of earlier slots that the pool lacks.
+        requests: how many requests the slot has.
+        conflicts: MKVs about an own subject with another target, and which of the two holds.
+        quarantined: how many candidates failed the screening.
+        cached: of how many new MKVs the value v* came from the work-cache.
+        warm_started: how many of the new ones were optimised from another MKV's value.
+    """
+
+    new: list[MKV]
+    reused: list[str]
+    again: list[MKV]
+    requests: int
+    conflicts: list[Conflict]
+    quarantined: int = 0
+    cached: int = 0
+    warm_started: int = 0
+
+
+class EditStage:
+    """The edit stage of one ledger.
+
+    Args:
+        owner: whose ledger it is: the node's, or everybody's.
+        bench: the model and its tools.
+        config: the run configuration.
+        policy: the node's own.
+        slots: the owner's requests per slot.
+        corrects: whether a later request with another target is a correction of an earlier one,
+            as it is among requests of one node.
+        store: where values are looked up and kept; None without a work-cache.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        bench: Workbench,
+        config: RunConfig,
+        policy: Policy,
+        slots: Sequence[Sequence[EditRequest]],
+        corrects: bool = True,
+        store: ValueStore | None = None,
+    ) -> None:
+        self._owner, self._bench, self._config, self._policy = owner, bench, config, policy
+        self._slots, self._corrects, self._store = slots, corrects, store
+
+    def run(
+        self, ledger: Ledger, slot: int, candidates: Sequence[MKV], missing: Collection[str]
+    ) -> EditOutcome:
+        """Fulfil the requests of a slot: reuse MKVs where they do, compute the rest.
+
+        Requests that were missed in earlier slots are done as well. A request that the ledger
+        fulfils already is not computed again, so a repeated message gets the same answer.
+
+        Args:
+            ledger: the owner's, as it is on the disk.
+            slot: the time slot.
+            candidates: MKVs with similar lookup keys.
+            missing: ids of own MKVs that the pool lacks.
+        """
+        started = time.perf_counter()
+        earlier, requests = before(self._slots, slot), due(self._slots, slot, ledger)
+        late = len(requests) - len(self._slots[slot - 1])
+        if late:
+            logger.info("node %s, slot %d: %d requests of earlier slots", self._owner, slot, late)
+        arrivals = admit(candidates, self._bench, self._policy, ledger)
+        known = {mkv.id for mkv in arrivals.candidates}
+        # The pool also returns the node's own MKVs to a node that has lost its ledger.
+        from_pool = known - ledger.entries.keys()
+        with ledger.step("edit", slot):
+            repeat(requests, earlier, ledger, slot)
+            unfulfilled = open_requests(requests, ledger)
+            rule = ReuseRule.of(self._config)
+            found = reuse(self._bench, unfulfilled, arrivals.candidates, ledger, slot, rule)
+            computed = self._compute(open_requests(requests, ledger), ledger, slot, found)
+            if self._corrects:
+                release_outdated(requests, earlier, ledger)
+            used = _fulfilling(requests, ledger)
+            same = SameFact(same_key=self._config.same_key_threshold)
+            conflicts = settle(ledger, used, self._config.conflict_policy, same)
+        known |= {id_ for id_, entry in ledger.entries.items() if entry.slot < slot}
+        new = [
+            entry
+            for id_, entry in sorted(ledger.entries.items())
+            if id_ not in from_pool and (entry.mkv.node, entry.mkv.slot) == (self._owner, slot)
+        ]
+        # What overrules an MKV of this slot has come after it.
+        settled_here = {e.mkv.id for e in new} | {e.overruled_by for e in new}
+        held = [ledger.entries[id_].mkv for id_ in missing if id_ in ledger.entries]
+        outcome = EditOutcome(
+            new=[entry.mkv for entry in new],
+            reused=[id_ for id_ in used if id_ not in settled_here],
+            again=[m for m in held if m.node == self._owner and m.id not in settled_here],
+            requests=len(requests),
+            conflicts=[c for c in conflicts if known & {c.held, c.gave_way}],
+            quarantined=arrivals.quarantined,
+            cached=self._store.found if self._store else 0,
+            warm_started=sum(entry.warm_started for entry in new),
+        )
+        logger.info(
+            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d found in "
+            "the work-cache), %d reused",
+            self._owner,
+            slot,
+            outcome.requests,
+            len(computed),
+            time.perf_counter() - started,
+            sum(ledger.entries[mkv.id].warm_started for mkv in computed),
+            outcome.cached,
+            len(outcome.reused),
+        )
+        return outcome
+
+    def _compute(
+        self, requests: Sequence[EditRequest], ledger: Ledger, slot: int, found: Found
+    ) -> list[MKV]:
+        """Compute an MKV for every fact that nothing fulfils, and accept it."""
+        groups: dict[tuple[str, str, str], list[EditRequest]] = {}
+        for request in requests:
+            groups.setdefault(fact(request), []).append(request)
+        first = [group[0] for group in groups.values()]
+        starts = [found.starts.get(request.id) for request in first]
+        rest = ledger.without(found.rivals)
+        computed = self._bench.compute(first, rest, self._owner, slot, starts, self._store)
+        asked = {
+            mkv.id: [request.id for request in group]
+            for mkv, group in zip(computed, groups.values(), strict=True)
+        }
+        # A request under another id for a fact that was withdrawn wants it again.
+        ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
+        ledger.accept(computed, slot, asked)
+        begun = zip(computed, starts, strict=True)
+        ledger.note_warm_starts([mkv.id for mkv, start in begun if start is not None])
+        return computed
+
+
+def _fulfilling(requests: Sequence[EditRequest], ledger: Ledger) -> list[str]:
+    """Ids of the MKVs that fulfil requests, each once, in the order of the requests."""
+    fulfilled = ledger.fulfilled()
+    return list(dict.fromkeys(fulfilled[r.id] for r in requests if r.id in fulfilled))

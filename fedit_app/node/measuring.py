@@ -1,0 +1,48 @@
+"""What a node measures on its model, edited or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fedit_app.evaluation.generation import written_metrics
+from fedit_app.evaluation.memory import ScoreMemory
+from fedit_app.evaluation.metrics import Metrics, Neutral, aggregate
+from fedit_app.evaluation.neutral import neutral_scores, own_text
+from fedit_app.facts.request import EditRequest
+from fedit_app.models.editable import EditableModel
+
+_memory = ScoreMemory()
+
+
+def measure(
+    model: EditableModel,
+    deltas: dict[int, Tensor],
+    scopes: Mapping[str, list[EditRequest]],
+    full: bool,
+    folder: Path | None,
+) -> dict[str, Metrics | None]:
+    """Metrics of the edited model by scope.
+
+    Args:
+        model: the model, unedited.
+        deltas: edit by these: layer -> (d_model, d_ff).
+        scopes: name -> requests.
+        full: also what the model writes itself.
+        folder: where scores are kept for other processes; None: nowhere.
+    """
+    with model.edited(deltas):
+        everything = [request for requests in scopes.values() for request in requests]
+        scores = _memory.score(model, everything, folder)
+        written = written_metrics(model, scopes) if full else {}
+    return {
+        scope: aggregate([scores[request] for request in requests], written.get(scope))
+        for scope, requests in scopes.items()
+    }
+
+
+def measure_neutral(model: EditableModel, deltas: dict[int, Tensor]) -> Neutral:
+    """What edits change in text that no request is about, see `neutral_scores`."""
+    return neutral_scores(model, deltas, own_text(model))

@@ -1,0 +1,234 @@
+"""Re-edit stage: what a node does with the MKVs of others that it is served."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedit_app.config.policy import Policy
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.metrics import RequestScore, aggregate
+from fedit_app.evaluation.scores import score_requests
+from fedit_app.facts.jsonl import read_requests
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import Conflict, settle
+from fedit_app.ledger.entries import LedgerEntry
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import MKV
+from fedit_app.mkv.same_key import SameFact, same_fact
+from fedit_app.node.acceptance import (
+    accepted_from_others,
+    check_probes,
+    sift_spoilers,
+    sift_surplus,
+)
+from fedit_app.node.arrivals import Arrivals, admit
+from fedit_app.node.reuse import saying_own_targets
+
+logger = logging.getLogger(__name__)
+
+OVER_LIMIT = "site limit"
+PROBES = "probes"
+
+
+@dataclass(frozen=True)
+class ReeditOutcome:
+    """What a node did with the MKVs that it was served.
+
+    Attributes:
+        received_from: origin node -> accepted MKVs.
+        rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
+            another one), conflict (another one about the same subject holds), rolled back (this
+            very MKV was, by hand); what the screening found (`editing.screening`: shape, key
+            norm, ...); and what the node's policy says: untrusted node, site limit, or probes (it
+            would spoil too many).
+        conflicts: of a served MKV with one of the ledger, and which of the two holds.
+        quarantined: how many failed the screening.
+    """
+
+    received_from: dict[str, int]
+    rejections: dict[str, int]
+    conflicts: list[Conflict]
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is known about the MKVs of a message besides their vectors.
+
+    Attributes:
+        slot: the time slot.
+        votes: id -> how many organisations want it.
+        agreed: id of a served MKV -> id of an own one that wants the same.
+    """
+
+    slot: int
+    votes: Mapping[str, int]
+    agreed: Mapping[str, str]
+
+
+class ReeditStage:
+    """A node's re-edit stage.
+
+    Args:
+        name: the node's name.
+        bench: the model and its tools.
+        config: the run configuration.
+        policy: the node's own.
+        requests: the node's own, of all slots.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bench: Workbench,
+        config: RunConfig,
+        policy: Policy,
+        requests: Sequence[EditRequest],
+    ) -> None:
+        self._name, self._bench, self._policy = name, bench, policy
+        self._conflict_policy, self._requests = config.conflict_policy, requests
+        self._same = SameFact(same_key=config.same_key_threshold)
+
+    def run(
+        self, ledger: Ledger, slot: int, offered: Sequence[MKV], votes: Mapping[str, int]
+    ) -> ReeditOutcome:
+        """Accept MKVs of others, and settle which of those about one subject hold.
+
+        Of the same fact a node keeps one MKV: the one that the pool serves to everybody, if it
+        says the targets of the node's own requests.
+
+        Args:
+            ledger: the node's, as it is on the disk.
+            slot: the time slot.
+            offered: MKVs, the most similar first.
+            votes: id -> how many organisations want it.
+        """
+        before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
+        probes = self._probe_scores(ledger)
+        arrivals = admit(offered, self._bench, self._policy, ledger)
+        self._limit(arrivals, ledger, slot)
+        told = _Told(slot, votes, self._agreed(arrivals, ledger))
+        if not self._leave_out_spoilers(arrivals, ledger, told, probes):
+            rejections = dict(Counter(arrivals.rejected.values()))
+            return ReeditOutcome({}, rejections, [], arrivals.quarantined)
+        with ledger.step("re-edit", slot):
+            conflicts = self._take(arrivals.candidates, ledger, told)
+            measured = aggregate(probes), aggregate(self._probe_scores(ledger))
+            ledger.note_probes(*(metrics and metrics.model_dump() for metrics in measured))
+        ids = {mkv.id for mkv in offered}
+        news = [
+            conflict
+            for conflict in conflicts
+            if {conflict.held, conflict.gave_way} & ids
+            or before.get(conflict.gave_way) != conflict.held
+        ]
+        return self._outcome(offered, arrivals, ledger, slot, conflicts, news)
+
+    def _limit(self, arrivals: Arrivals, ledger: Ledger, slot: int) -> None:
+        """Leave out what exceeds the number of MKVs that the node accepts per slot."""
+        accepted = accepted_from_others(ledger.entries.values(), slot, self._name)
+        new, most = arrivals.new_to(ledger), self._policy.most_accepted_per_slot
+        kept = sift_surplus(new, most, accepted)
+        arrivals.keep([*arrivals.held_by(ledger), *kept], OVER_LIMIT)
+
+    def _agreed(self, arrivals: Arrivals, ledger: Ledger) -> dict[str, str]:
+        """Candidates with the key of an own MKV that say the targets of its requests."""
+        same_key = self._same.same_key
+        return saying_own_targets(
+            self._bench, self._requests, arrivals.candidates, ledger, same_key
+        )
+
+    def _leave_out_spoilers(
+        self, arrivals: Arrivals, ledger: Ledger, told: _Told, before: Sequence[RequestScore]
+    ) -> bool:
+        """Leave out new MKVs that would spoil too many of the node's probes, if it has any.
+
+        Returns:
+            False if not even the votes can be taken without spoiling too many.
+        """
+        if not self._policy.probes:
+            return True
+        known, new = arrivals.held_by(ledger), arrivals.new_to(ledger)
+
+        def harmless(mkvs: Sequence[MKV]) -> bool:
+            trial = ledger.without(())
+            self._take([*known, *mkvs], trial, told)
+            after = self._probe_scores(trial)
+            return not check_probes(before, after, self._policy.probe_budget).exceeds
+
+        kept = sift_spoilers(new, harmless)
+        if len(kept) < len(new):
+            logger.warning(
+                "node %s, slot %d: %d of %d new MKVs are left out, they would spoil more than "
+                "%.3f of the probes",
+                self._name,
+                told.slot,
+                len(new) - len(kept),
+                len(new),
+                self._policy.probe_budget,
+            )
+        fits = bool(kept) or harmless([])
+        arrivals.keep([*known, *kept] if fits else [], PROBES)
+        return fits
+
+    def _probe_scores(self, ledger: Ledger) -> list[RequestScore]:
+        """Scores of the node's probes on the model edited by a ledger; none without probes."""
+        if not self._policy.probes:
+            return []
+        with self._bench.edited(ledger) as model:
+            return score_requests(model, read_requests(Path(self._policy.probes)))
+
+    def _take(self, mkvs: Sequence[MKV], ledger: Ledger, told: _Told) -> list[Conflict]:
+        """Put MKVs into a ledger and settle which of those about one subject hold."""
+        ledger.accept(mkvs, told.slot)
+        agreed = {mkv.id: told.agreed[mkv.id] for mkv in mkvs if mkv.id in told.agreed}
+        for id_, own in agreed.items():
+            if same_fact(ledger.entries[id_].mkv, ledger.entries[own].mkv, self._same):
+                ledger.hand_over(own, id_)
+        ledger.count_votes(told.votes)
+        changed = [*sorted(mkv.id for mkv in mkvs), *told.votes]
+        return settle(ledger, changed, self._conflict_policy, self._same, agreed)
+
+    def _outcome(
+        self,
+        offered: Sequence[MKV],
+        arrivals: Arrivals,
+        ledger: Ledger,
+        slot: int,
+        conflicts: Sequence[Conflict],
+        news: list[Conflict],
+    ) -> ReeditOutcome:
+        gave_way = {conflict.gave_way for conflict in conflicts}
+        verdicts = [
+            (mkv, arrivals.rejected.get(mkv.id) or _verdict(ledger.entries[mkv.id], slot, gave_way))
+            for mkv in offered
+        ]
+        accepted = [mkv for mkv, verdict in verdicts if not verdict]
+        logger.info(
+            "node %s, slot %d: accepted %d of %d MKVs, ledger holds %d",
+            self._name,
+            slot,
+            len(accepted),
+            len(offered),
+            len(ledger),
+        )
+        return ReeditOutcome(
+            received_from=dict(Counter(mkv.node for mkv in accepted)),
+            rejections=dict(Counter(verdict for _, verdict in verdicts if verdict)),
+            conflicts=news,
+            quarantined=arrivals.quarantined,
+        )
+
+
+def _verdict(entry: LedgerEntry, slot: int, gave_way: Collection[str]) -> str:
+    """Why an MKV of the ledger is not in use, or was not accepted in this slot; "" if it is."""
+    if entry.slot < slot:
+        return "known"
+    if entry.overruled_by:
+        return "conflict" if entry.mkv.id in gave_way else "duplicate"
+    return ""
