@@ -28,6 +28,7 @@ from fedit_app.pool.rows import (
     to_rows,
 )
 from fedit_app.pool.selection import Ranked, SelectionConfig, select
+from fedit_app.pool.tables import open_table
 from fedit_app.pool.withdrawals import Withdrawals
 from fedit_app.support.errors import FedEditError
 
@@ -71,11 +72,9 @@ class MKVPool:
         session = lancedb.Session(
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
         )
-        self._table = None
         try:
             self._database = lancedb.connect(uri, session=session)
-            if TABLE in self._database.list_tables().tables:
-                self._table = self._database.open_table(TABLE)
+            self._table = open_table(self._database, TABLE)
         except (OSError, RuntimeError, ValueError) as error:
             raise FedEditError(f"pool {uri}: cannot be opened ({_reason(error)})") from error
         if self._table is not None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from fedit_app.pool.tables import open_table
+
 if TYPE_CHECKING:  # takes seconds to import, and only the server holds a pool
     from lancedb.db import DBConnection
 
@@ -34,9 +36,9 @@ class Withdrawals:
 
     def nodes(self) -> dict[str, list[str]]:
         """Id -> names of the nodes that have withdrawn it."""
-        if TABLE not in self._database.list_tables().tables:
+        table = open_table(self._database, TABLE)
+        if table is None:
             return {}
-        table = self._database.open_table(TABLE)
         found: dict[str, list[str]] = {}
         for row in table.search().limit(table.count_rows()).to_arrow().to_pylist():
             found.setdefault(row["id"], []).append(row["node"])

@@ -1,5 +1,6 @@
 """A process that is killed while it writes leaves a pool that is sound and has lost nothing."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pool.pool_writer import batch
 
 from fedit_app.pool import MKVPool
 from fedit_app.pool.check import check
+from fedit_app.support.errors import FedEditError
 
 WRITER = Path(__file__).with_name("pool_writer.py")
 # An append takes about 30 ms, the first one longer: it makes the table.
@@ -32,7 +34,7 @@ def killed():
             time.sleep(delay)
             process.kill()
             lines = process.stdout.readlines()
-        assert process.returncode == -9
+        assert process.returncode == -9, "it ended by itself; its error is above"
         return [line.split()[1:] for line in lines if line.endswith("\n")]
 
     return killed
@@ -44,6 +46,27 @@ def rows(uri: str) -> dict[str, dict]:
     return {row["id"]: row for row in pool.rows(["id", "node", "nodes", "fact"])}
 
 
+@pytest.mark.parametrize("left", [[], ["_transactions/0-made.txn"], ["_versions/.tmp_1.manifest"]])
+def test_killed_while_it_made_the_table(pool_uri, left):
+    """What LanceDB leaves then is no pool yet; it lists the folder and cannot open it."""
+    table = Path(pool_uri, "mkvs.lance")
+    table.mkdir(parents=True)
+    for name in left:
+        (table / name).parent.mkdir()
+        (table / name).write_bytes(b"")
+    assert not MKVPool(pool_uri).exists
+    assert len(MKVPool(pool_uri).append(batch(0))) == 4
+    assert len(rows(pool_uri)) == 4
+
+
+def test_a_pool_whose_versions_are_lost_is_not_an_empty_one(pool_uri):
+    MKVPool(pool_uri).append(batch(0))
+    shutil.rmtree(Path(pool_uri, "mkvs.lance", "_versions"))
+    with pytest.raises(FedEditError, match="cannot be opened"):
+        MKVPool(pool_uri)
+
+
+@pytest.mark.slow
 def test_killed_while_appending(pool_uri, killed):
     confirmed, number, left = set(), 0, {}
     for delay in DELAYS:
@@ -65,6 +88,7 @@ def test_killed_while_appending(pool_uri, killed):
         assert left[second.id]["fact"] == second.id
 
 
+@pytest.mark.slow
 def test_killed_while_writing_anew(pool_uri, killed):
     pool = MKVPool(pool_uri)
     for number in range(40):
