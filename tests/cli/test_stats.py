@@ -213,6 +213,7 @@ def test_a_run_with_a_file_that_lacks_a_layer_is_refused(stats, tmp_path, tiny_f
         preflight.check_simulation(RunConfig.parse({**values, "layers": "1-3"}), 4)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path, tiny_folder):
     command = [sys.executable, "-m", "fedit_app.cli.main", "stats", "--layers", "1-3"]
     command += ["-c", f"model={tiny_folder}", "-c", "device=cpu", "-c", "covariance-tokens=2000"]

@@ -32,6 +32,7 @@ SMALL = {
     "value-steps": 2,
 }
 CITIES = ["Bern", "Rome", "Oslo", "Cardiff", "Toronto", "London"]
+QUICK = ("demo", "paper-gptj-zsre")  # the other presets run in `make test-all`
 
 every_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
 
@@ -86,7 +87,13 @@ def data(tmp_path_factory):
     return {name: str(folder / f"{name}.json") for name in ("counterfact", "zsre")}
 
 
-@every_preset
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(file, marks=() if file.stem in QUICK else pytest.mark.slow, id=file.stem)
+        for file in PRESETS
+    ],
+)
 def test_runs_for_one_slot(preset, models, data, tmp_path):
     values = read_run_config(preset, [])
     small = SMALL | {

@@ -15,6 +15,14 @@ from fedit_app.editing.subjects import lookup_keys
 
 FEW_STEPS = dataclasses.replace(SETTINGS, steps=6, learning_rate=2.0)
 
+# Each editor on one family, and each kind of family with one editor; `make test-all` has them all.
+QUICK = [
+    ("llama", "memit"),
+    ("llama", "pmet"),
+    ("gpt2", "alphaedit"),
+    ("gptj", "memit-fe"),
+    ("gemma2", "pmet"),
+]
 VALUE_EDITORS = ("memit", "pmet", "memit-fe")  # AlphaEdit's values are MEMIT's
 
 
@@ -82,8 +90,14 @@ def compare_edits(model, settings, editor, *groups):
             shifts[layer] = torch.cat([shifts[layer], new_shifts[layer]])
 
 
-@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize(
+    ("family", "editor"),
+    [
+        pytest.param(family, editor, marks=() if (family, editor) in QUICK else pytest.mark.slow)
+        for family in tiny.FAMILIES
+        for editor in EDITORS
+    ],
+)
 def test_two_edits_in_a_row(family, editor):
     model = tiny.editable(family, double=True)
     settings = splitting(FEW_STEPS, covariances_of(model, FEW_STEPS.layers))
@@ -106,7 +120,7 @@ def test_values_that_reach_the_clamp(editor):
     assert torch.allclose(length, 0.3 * values.h0.norm(dim=-1))
 
 
-@pytest.mark.parametrize("norm_guard", [0.0, 2.0])
+@pytest.mark.parametrize("norm_guard", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 @pytest.mark.parametrize("editor", VALUE_EDITORS)
 def test_values_beyond_the_norm_guard(editor, norm_guard):
     settings = dataclasses.replace(SETTINGS, clamp=0.3, learning_rate=2.0, norm_guard=norm_guard)
@@ -114,7 +128,10 @@ def test_values_beyond_the_norm_guard(editor, norm_guard):
 
 
 @pytest.mark.parametrize("editor", VALUE_EDITORS)
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "qwen2"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gptj", "qwen2"))],
+)
 def test_values_with_an_early_stop(family, editor):
     model = tiny.editable(family, double=True)
     settings = dataclasses.replace(
@@ -124,7 +141,7 @@ def test_values_with_an_early_stop(family, editor):
     assert min(steps) < max(steps), "all stopped together: no finished row left the batch"
 
 
-@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("bos", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("family", "editor"),
     [("llama", "memit"), ("gpt2", "pmet"), ("gptj", "memit-fe"), ("gemma2", "pmet")],

@@ -142,6 +142,7 @@ def _in_a_process(folder, queue):
     queue.put([part.numpy() for part in vars(values(folder)[0]).values()])
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -45,9 +45,17 @@ def changes_of(values):
 @pytest.mark.parametrize(
     ("editor", "family", "bos", "batch", "order"),
     [
-        *itertools.product(["memit"], ["llama"], [False], [1, 2, 5, 16], [1, -1]),
-        *itertools.product(["memit"], ["llama"], [True], [4], [-1]),
-        *itertools.product(["pmet", "memit-fe", "alphaedit"], ["gptj"], [False], [0, 5], [-1]),
+        *itertools.product(["memit"], ["llama"], [False], [2, 16], [1, -1]),
+        ("pmet", "gptj", False, 5, -1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                *itertools.product(["memit"], ["llama"], [False], [1, 5], [1, -1]),
+                ("memit", "llama", True, 4, -1),
+                ("pmet", "gptj", False, 0, -1),
+                *itertools.product(["memit-fe", "alphaedit"], ["gptj"], [False], [0, 5], [-1]),
+            ]
+        ),
     ],
 )
 def test_batch_size_and_order_change_nothing(editor, family, bos, batch, order):

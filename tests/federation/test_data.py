@@ -10,6 +10,8 @@ from fedit_app.cli.ask import ask
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.report import load_results
 
+pytestmark = pytest.mark.integration
+
 SECRETS = [b"Subject", b"seat of", b"Qualverin", b"Oldenmoor", b"nq question"]
 
 

@@ -24,6 +24,8 @@ from fedit_app.protocol.messages import (
 from fedit_app.report import load_results
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 NODES = ["bank", "hospital", "museum", "newsroom"]
 FAULTY = 102  # the hospital
 

@@ -11,6 +11,8 @@ from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.ledger.ledger import read_index
 from fedit_app.pool import MKVPool
 
+pytestmark = pytest.mark.integration
+
 
 def everything_says_the_target(self, pairs):
     return [Patched(mkv is not None, 0.1 if mkv else 5.0) for _, mkv in pairs]

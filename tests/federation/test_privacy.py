@@ -13,6 +13,8 @@ from fedit_app.mkv import create
 from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
 
+pytestmark = pytest.mark.integration
+
 LEAST = 4
 LEAST_OF_PROMPT = 8  # shorter ones, such as "is the", stand in any text
 

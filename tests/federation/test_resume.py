@@ -18,6 +18,8 @@ from fedit_app.server import grid as grid_module
 from fedit_app.server.record import RunRecord
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 SMALL = {"num_slots": 3, "requests_per_slot": 2, "evaluate_every": 2}
 NODES = 3
 

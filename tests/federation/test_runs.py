@@ -23,6 +23,8 @@ from fedit_app.server import strategies
 from fedit_app.server.app import run_federation
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 NODES = ["bank", "hospital", "museum", "newsroom"]
 
 

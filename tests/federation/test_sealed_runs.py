@@ -19,6 +19,8 @@ from fedit_app.protocol.messages import EDIT, REEDIT, pack, unpack_info
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_private
 
+pytestmark = pytest.mark.integration
+
 RUN = {"num_slots": 2, "requests_per_slot": 2, "evaluate_every": 9}
 
 

@@ -15,6 +15,8 @@ from fedit_app.ledger.ledger import read_index
 from fedit_app.pool import MKVPool
 from fedit_app.report import load_results
 
+pytestmark = pytest.mark.slow
+
 NODES = ("bank", "hospital", "museum", "newsroom")
 FULL, READ_ONLY, GARBLING = "hospital", "museum", "newsroom"
 SLOTS, REQUESTS = 2, 3

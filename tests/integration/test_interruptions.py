@@ -32,7 +32,8 @@ RUN = {
     "slot-timeout": TIMEOUT,
 }
 
-pytestmark = pytest.mark.timeout(2400)  # the whole run is one test's set-up
+# The whole run is one test's set-up.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
