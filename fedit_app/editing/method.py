@@ -38,18 +38,7 @@ class EditVectors:
 
 
 class Changes(Protocol):
-    """What an editor wants of the edited layers, once its values are found.
-
-    Args:
-        model: the model.
-        requests: n requests.
-        settings: hyperparameters.
-        values: their optimised values.
-
-    Returns:
-        (number i of the edited layer, states of the model as edited so far) -> keys (n, d_ff), and
-        by how much the outputs of W_l are to move, (n, d_model).
-    """
+    """What an editor wants of the edited layers, once its values are found."""
 
     def __call__(
         self,
@@ -57,7 +46,19 @@ class Changes(Protocol):
         requests: Sequence[EditRequest],
         settings: EditSettings,
         values: Values,
-    ) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]: ...
+    ) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]:
+        """The keys and moves of every layer.
+
+        Args:
+            model: the model.
+            requests: n requests.
+            settings: hyperparameters.
+            values: their optimised values.
+
+        Returns:
+            A function: number i of the edited layer, states of the model as edited so far -> keys
+            (n, d_ff), and by how much the outputs of W_l are to move, (n, d_model).
+        """
 
 
 def covariance_solver(
