@@ -183,8 +183,8 @@ class Reader:
         ids, mask = (part.to(model.device) for part in pad(rows, model.pad_token_id))
         ends = mask.sum(1) - 1
         last = model.n_layers - 1
-        given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        upper = trace(model, layer + 1, last, dry=True, **given)
+        given = {"input_ids": ids, "attention_mask": mask}
+        upper = trace(model, layer + 1, last, given, dry=True)
         numbers = torch.arange(len(rows), device=model.device)
 
         def spoken(values: Tensor | None) -> Tensor:
@@ -260,8 +260,8 @@ class Reader:
         model, first = self._bench.model, self._bench.settings.layers[0]
         mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
         with projection_inputs(model, [first]) as keys:
-            given = {"inputs_embeds": embedded, "attention_mask": mask, "use_cache": False}
-            trace(model, first, first, **given)
+            given = {"inputs_embeds": embedded, "attention_mask": mask}
+            trace(model, first, first, given)
         found = keys[first][:, -1]
         return torch.cosine_similarity(seen.project(found), _row(seen.key).to(found))
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedit_app.editing.optimise import Values
 from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.values import request_rows
+from fedit_app.editing.values import Values, request_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import trace
@@ -62,9 +61,9 @@ def _plain_value(
     number = torch.arange(len(texts), device=model.device)
     lookup = torch.tensor([row.lookup for row in texts], device=model.device)
     layer = settings.layers[-1]
-    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    inputs = {"input_ids": ids, "attention_mask": mask}
     with torch.no_grad():
-        upper = trace(model, layer + 1, model.n_layers - 1, **inputs)
+        upper = trace(model, layer + 1, model.n_layers - 1, inputs)
         states = at_least_float32(upper.hidden[number, lookup])
 
     def last_states(delta: Tensor) -> Tensor:

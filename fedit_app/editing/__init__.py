@@ -1,0 +1,18 @@
+"""Locate-then-edit: requests and a model in, vectors out.
+
+One request becomes one change of the weights in four steps. Read the modules in this order beside
+MEMIT (Meng et al., arXiv 2210.07229, algorithm 1):
+
+    values, optimise    value   v* = h0 + delta, so that the model says the target    (equation 16)
+    subjects            key     k_l, the input of W_l at the subject's last token     (equation 19)
+    memit, method       shift   r_l, the part of the way to v* that layer l goes      (equation 20)
+    solver              solve   Delta_l = R_l K_l^T (lambda C_l + K_l K_l^T)^-1       (equation 14)
+
+    contexts            the texts in which a value has to hold
+    sites               where delta is added
+    covariance          C_l, with its text in `corpus` and its files in `statistics`
+    prefixes            not part of the method: computes what no delta changes only once
+    value_store         not part of the method: finds values again that were computed before
+
+`memit`, `pmet`, `alphaedit` and `memit_fe` are the methods; each is one `EditingMethod`.
+"""

@@ -200,12 +200,13 @@ class _Counter(BaseStreamer):
 
 
 def _row_length(model: EditableModel, longest: int) -> int:
-    return min(longest, getattr(model.model.config, "max_position_embeddings", longest))
+    positions: int = getattr(model.model.config, "max_position_embeddings", longest)
+    return min(longest, positions)
 
 
 def _rows_at_once(model: EditableModel, length: int) -> int:
     """Rows whose keys and values surely fit; grouped-query models need less than reckoned here."""
-    per_token = 2 * model.n_layers * model.d_model * model.model.dtype.itemsize
+    per_token: int = 2 * model.n_layers * model.d_model * model.model.dtype.itemsize
     return max(1, _SAMPLING_BYTES // (per_token * length))
 
 

@@ -167,7 +167,7 @@ def collect_covariance(
     for batch in _batches(rows):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
         with projection_inputs(model, layers) as keys:
-            trace(model, last, last, input_ids=ids, attention_mask=mask)
+            trace(model, last, last, {"input_ids": ids, "attention_mask": mask})
         real = mask.bool()
         for layer in layers:
             found = keys[layer][real.to(keys[layer].device)].double()

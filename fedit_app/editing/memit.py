@@ -3,8 +3,8 @@
 v* is the wanted output of the last edited layer, L = l_n. For the edited layers l_1 .. l_n in turn,
 with the model as edited so far:
 
-    k_l = mean over contexts of the input of W_l at the subject's last token
-    change_l = (v* - h_L) / (n - i),   i = 0 .. n-1 the number of l
+    k_l = mean over contexts of the input of W_l at the subject's last token     (equation 19)
+    change_l = (v* - h_L) / (n - i),   i = 0 .. n-1 the number of l               (equation 20)
 
 In families with a norm between W_l and the residual stream the change is carried through it, see
 `EditableModel.projection_shift`.
@@ -12,15 +12,15 @@ In families with a norm between W_l and the residual stream the change is carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from fedit_app.editing.method import EditingMethod
-from fedit_app.editing.optimise import Values
+from fedit_app.editing.method import EditingMethod, Wanted
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
 from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.values import Values
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
@@ -32,8 +32,8 @@ def value_site(model: EditableModel, settings: EditSettings) -> LayerOutput:
 
 def changes(
     model: EditableModel, _: Sequence[EditRequest], settings: EditSettings, values: Values
-) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]:
-    """The way to v*, divided over the layers that are left; see `editor.Changes`."""
+) -> Wanted:
+    """The way to v*, divided over the layers that are left; see `method.Changes`."""
     layers, n = settings.layers, len(settings.layers)
     v_star = values.v_star[:, -1]
 

@@ -1,27 +1,31 @@
-"""What every editor is made of."""
+"""A locate-then-edit method, and how its values become keys and shifts.
+
+The loop over the layers is that of MEMIT (Meng et al., arXiv 2210.07229, algorithm 1), on top of a
+ledger.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedit_app.editing.optimise import Objective, Values, memit_objective, optimise_values
+from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import SubjectStates
 from fedit_app.editing.value_store import ValueStore
+from fedit_app.editing.values import Values
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 
 @dataclass(frozen=True)
 class EditVectors:
-    """What an editor finds for n requests.
+    """Keys, shifts and values of n requests.
 
     Attributes:
         keys: (n, n_layers, d_ff) float64.
@@ -37,28 +41,12 @@ class EditVectors:
     h0: Tensor
 
 
-class Changes(Protocol):
-    """What an editor wants of the edited layers, once its values are found."""
+Wanted = Callable[[int, SubjectStates], tuple[Tensor, Tensor]]
+"""(number i of the edited layer, states of the model as edited so far) -> keys (n, d_ff), and by
+how much the outputs of W_l are to move, (n, d_model)."""
 
-    def __call__(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        settings: EditSettings,
-        values: Values,
-    ) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]:
-        """The keys and moves of every layer.
-
-        Args:
-            model: the model.
-            requests: n requests.
-            settings: hyperparameters.
-            values: their optimised values.
-
-        Returns:
-            A function: number i of the edited layer, states of the model as edited so far -> keys
-            (n, d_ff), and by how much the outputs of W_l are to move, (n, d_model).
-        """
+Changes = Callable[[EditableModel, Sequence[EditRequest], EditSettings, Values], Wanted]
+"""(model, n requests, settings, their optimised values) -> what is wanted of the edited layers."""
 
 
 def covariance_solver(
@@ -132,7 +120,7 @@ def write_layers(
     templates: Sequence[str],
     solver: Solver,
     ledger: tuple[Tensor, Tensor],
-    wanted: Callable[[int, SubjectStates], tuple[Tensor, Tensor]],
+    wanted: Wanted,
 ) -> tuple[Tensor, Tensor]:
     """Write new requests layer by layer, each layer seeing what the earlier ones did.
 
@@ -149,7 +137,7 @@ def write_layers(
         templates: context templates, the bare one first.
         solver: the joint solve.
         ledger: keys (m, n_layers, d_ff) and shifts (m, n_layers, d_model) edited before.
-        wanted: (number i of the layer, states) -> keys (n, d_ff), changes (n, d_model).
+        wanted: see `Wanted`.
 
     Returns:
         keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64.

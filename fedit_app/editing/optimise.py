@@ -1,15 +1,15 @@
 """Adam on delta for many requests at once, each stopped by itself.
 
-After each step delta is projected: |delta| <= clamp |h0| (MEMIT). A request ends when its loss is
-below 0.05, or when its target was the argmax in every context for `stop_after` passes beyond the
-first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
+After each step delta is projected: |delta| <= clamp |h0| (MEMIT's code). A request ends when its
+loss is below 0.05, or when its target was the argmax in every context for `stop_after` passes
+beyond the first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 
 import psutil
 import torch
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.value_store import ValueStore, batch_key
-from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, request_rows
+from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, Values, request_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
@@ -33,29 +33,96 @@ Objective = Callable[[Outcome, Tensor, EditSettings], tuple[Tensor, Tensor]]
 """(outcome, weight decay (n,), settings) -> loss (n,), and whether a request is solved (n,)."""
 
 
-@dataclass(frozen=True)
-class Values:
-    """Optimised values of n requests.
-
-    Attributes:
-        v_star: (n, parts, d_model) wanted outputs at the subject's last token.
-        h0: (n, parts, d_model) these outputs in the unedited model, in the clean prompt.
-        loss: (n,) last loss.
-        steps: (n,) forward passes that were needed.
-    """
-
-    v_star: Tensor
-    h0: Tensor
-    loss: Tensor
-    steps: Tensor
-
-
 def memit_objective(
     outcome: Outcome, decay: Tensor, settings: EditSettings
 ) -> tuple[Tensor, Tensor]:
     """MEMIT's loss, see `values`; solved below 0.05."""
     loss = outcome.nll + settings.kl_weight * outcome.kl + decay
     return loss, loss.detach() < _SOLVED
+
+
+def minimise(
+    problem: ValueProblem,
+    settings: EditSettings,
+    objective: Objective,
+    starts: Sequence[Tensor | None],
+) -> Values:
+    """v* of a batch of n requests.
+
+    Args:
+        problem: the batch.
+        settings: hyperparameters.
+        objective: what is minimised.
+        starts: for each request where its delta at the site's last output begins, (d_model,), or
+            None for zero.
+    """
+    h0, reach = problem.h0, _reach(problem, settings)
+    h0_squared = h0.norm(dim=-1) ** 2
+    delta = torch.zeros_like(h0)
+    for row, start in enumerate(starts):
+        if start is not None:
+            delta[row, -1] = start
+    delta = _within(delta, reach).requires_grad_()
+    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
+    best, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0, 0])
+    passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
+    held = torch.zeros_like(passes)  # passes in which the target was the argmax
+    active = torch.arange(len(h0), device=h0.device)  # the requests that `problem` still holds
+    for step in range(1, settings.steps + 1):
+        outcome = problem.evaluate(delta[active])
+        decay = settings.weight_decay * (delta[active].norm(dim=-1) / h0_squared[active]).sum(1)
+        loss, done = objective(outcome, decay, settings)
+        held[active] = torch.where(outcome.decoded, held[active] + 1, 0)
+        if settings.stop_after:
+            done = done | (held[active] > settings.stop_after)
+        if step == settings.steps:
+            done = torch.ones_like(done)
+        finished = active[done]
+        best[finished] = delta.detach()[finished]
+        last_loss[finished] = loss.detach()[done]
+        passes[finished] = step
+        if bool(done.all()):
+            break
+        adam.zero_grad()
+        loss[~done].sum().backward()
+        adam.step()
+        with torch.no_grad():
+            delta.copy_(_within(delta, reach))
+        if bool(done.any()):
+            kept = torch.nonzero(~done)[:, 0]
+            problem, active = problem.select(kept), active[kept]
+    return Values(h0 + best, h0, last_loss, passes)
+
+
+def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
+    """(n, parts, 1) largest |delta|: clamp |h0|, where |h0| counts at most as `norm_guard` times
+    its median norm over the contexts.
+
+    A subject at the very start of a text can have a state several times as long as elsewhere; its
+    share would be too much in every other context.
+    """
+    norms = problem.states.norm(dim=-1)
+    reach = norms[:, 0]
+    if settings.norm_guard:
+        limit = settings.norm_guard * norms.median(dim=1).values
+        outliers = int((reach > limit).any(1).sum())
+        if outliers:
+            logger.info(
+                "v*: the subject's state of %d of %d requests is more than %g times as long as in "
+                "other contexts (the start of a text); their values are kept shorter",
+                outliers,
+                len(reach),
+                settings.norm_guard,
+            )
+        reach = reach.minimum(limit)
+    largest: Tensor = settings.clamp * reach[..., None]
+    return largest
+
+
+def _within(delta: Tensor, reach: Tensor) -> Tensor:
+    """(n, parts, d_model) delta, shortened to the reach where it is longer."""
+    norms = delta.norm(dim=-1, keepdim=True)
+    return delta * torch.where(norms > reach, reach / norms, 1)
 
 
 def optimise_values(
@@ -68,9 +135,9 @@ def optimise_values(
     starts: Sequence[Tensor | None] | None = None,
     store: ValueStore | None = None,
 ) -> Values:
-    """Optimise v* for requests, several at a time.
+    """Optimise v* of requests, as many at a time as fit in memory.
 
-    Requests with equally many tokens behind the subject share a batch, so that little is padded.
+    Requests with equally many tokens after the subject share a batch, so that little is padded.
     A batch that does not fit in a CUDA device's memory is tried again with half as many.
 
     Args:
@@ -80,8 +147,7 @@ def optimise_values(
         site: where delta is added.
         settings: hyperparameters.
         objective: what is minimised.
-        starts: for each request where its change of the site's last output begins, (d_model,), or
-            None for zero; absent: zero for all.
+        starts: see `minimise`; absent: None for all.
         store: where batches are looked up before they are computed, and kept afterwards.
 
     Raises:
@@ -90,23 +156,33 @@ def optimise_values(
     rows = [request_rows(model, request, templates) for request in requests]
     waiting = sorted(range(len(rows)), key=lambda i: (rows[i].width, rows[i].contexts[0].ids))
     size = settings.batch or batch_that_fits(model, rows, site.first)
-    parts: dict[int, tuple[Tensor, ...]] = {}
+    order: list[int] = []
+    solved: list[Values] = []
     with tqdm(total=len(rows), desc="v*", unit="edit", leave=False, disable=None) as bar:
         while waiting:
             chosen = waiting[:size]
             batch = [rows[i] for i in chosen]
             begin = [starts[i] for i in chosen] if starts else [None] * len(chosen)
-            solved = _stored_batch(model, batch, site, settings, objective, begin, store)
-            if solved is None:
-                size = _halved(len(chosen))
-                continue
-            parts.update({i: tuple(part[row] for part in solved) for row, i in enumerate(chosen)})
+            key = batch_key(model, batch, site, settings, objective, begin) if store else ""
+            values = store.load(key, model.device) if store else None
+            if values is None:
+                values = _minimise_in_memory(model, batch, site, settings, objective, begin)
+                if values is None:
+                    size = _halved(len(chosen))
+                    continue
+                if store:
+                    store.save(key, values)
+            solved.append(values)
+            order += chosen
             waiting = waiting[len(chosen) :]
             bar.update(len(chosen))
             if bar.disable:
-                logger.info("v*: %d of %d requests optimised", len(parts), len(requests))
-    columns = zip(*(parts[i] for i in range(len(requests))), strict=True)
-    return Values(*(torch.stack(column) for column in columns))
+                logger.info("v*: %d of %d requests optimised", len(order), len(requests))
+    place = torch.tensor(order).argsort()
+    columns = (
+        torch.cat([getattr(values, field.name) for values in solved]) for field in fields(Values)
+    )
+    return Values(*(column[place.to(column.device)] for column in columns))
 
 
 def batch_that_fits(model: EditableModel, rows: Sequence[RequestRows], first: int) -> int:
@@ -138,38 +214,20 @@ def batch_that_fits(model: EditableModel, rows: Sequence[RequestRows], first: in
     return int(min(max(free / 2 // per_request, 1), _LARGEST_BATCH.get(device.type, 32)))
 
 
-def _stored_batch(
+def _minimise_in_memory(
     model: EditableModel,
     rows: Sequence[RequestRows],
     site: Site,
     settings: EditSettings,
     objective: Objective,
     starts: Sequence[Tensor | None],
-    store: ValueStore | None,
-) -> tuple[Tensor, ...] | None:
-    """One batch, from the store if it is there; None if memory is too small for it."""
-    if store is None:
-        return _try_batch(model, rows, site, settings, objective, starts)
-    key = batch_key(model, rows, site, settings, objective, starts)
-    solved = store.load(key, model.device)
-    if solved is None:
-        solved = _try_batch(model, rows, site, settings, objective, starts)
-        if solved is not None:
-            store.save(key, solved)
-    return solved
+) -> Values | None:
+    """`minimise` for a batch; None if the device's memory is too small for it.
 
-
-def _try_batch(
-    model: EditableModel,
-    rows: Sequence[RequestRows],
-    site: Site,
-    settings: EditSettings,
-    objective: Objective,
-    starts: Sequence[Tensor | None],
-) -> tuple[Tensor, ...] | None:
-    """Optimise one batch; None if the device's memory is too small for it."""
+    The error ends here, so that what its traceback holds is free before the next try.
+    """
     try:
-        return _optimise(ValueProblem(model, rows, site), settings, objective, starts)
+        return minimise(ValueProblem.of(model, rows, site), settings, objective, starts)
     except torch.OutOfMemoryError:
         return None
 
@@ -183,78 +241,3 @@ def _halved(size: int) -> int:
     torch.cuda.empty_cache()
     logger.warning("v*: %d requests at once do not fit in memory, trying %d", size, size // 2)
     return size // 2
-
-
-def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
-    """(n, parts, 1) largest |delta|: clamp |h0|, where |h0| counts at most as `norm_guard` times
-    its median norm over the contexts.
-
-    A subject at the very start of a text can have a state several times as long as elsewhere; its
-    share would be too much in every other context.
-    """
-    norms = problem.states.norm(dim=-1)
-    reach = norms[:, 0]
-    if settings.norm_guard:
-        limit = settings.norm_guard * norms.median(dim=1).values
-        outliers = int((reach > limit).any(1).sum())
-        if outliers:
-            logger.info(
-                "v*: the subject's state of %d of %d requests is more than %g times as long as in "
-                "other contexts (the start of a text); their values are kept shorter",
-                outliers,
-                len(reach),
-                settings.norm_guard,
-            )
-        reach = reach.minimum(limit)
-    return settings.clamp * reach[..., None]
-
-
-def _within(delta: Tensor, reach: Tensor) -> Tensor:
-    """(n, parts, d_model) delta, shortened to the reach where it is longer."""
-    norms = delta.norm(dim=-1, keepdim=True)
-    return delta * torch.where(norms > reach, reach / norms, 1)
-
-
-def _optimise(
-    problem: ValueProblem,
-    settings: EditSettings,
-    objective: Objective,
-    starts: Sequence[Tensor | None],
-) -> tuple[Tensor, ...]:
-    """v*, h0, last loss and passes of a batch, each with a row per request."""
-    h0, reach = problem.h0, _reach(problem, settings)
-    squared = h0.norm(dim=-1) ** 2
-    delta = torch.zeros_like(h0)
-    for row, start in enumerate(starts):
-        if start is not None:
-            delta[row, -1] = start
-    delta = _within(delta, reach).requires_grad_()
-    adam = torch.optim.Adam([delta], lr=settings.learning_rate)
-    result, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0, 0])
-    passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
-    held = torch.zeros_like(passes)
-    active = torch.arange(len(h0), device=h0.device)
-    for step in range(1, settings.steps + 1):
-        outcome = problem.evaluate(delta[active])
-        decay = settings.weight_decay * (delta[active].norm(dim=-1) / squared[active]).sum(1)
-        loss, done = objective(outcome, decay, settings)
-        held[active] = torch.where(outcome.decoded, held[active] + 1, 0)
-        if settings.stop_after:
-            done = done | (held[active] > settings.stop_after)
-        if step == settings.steps:
-            done = torch.ones_like(done)
-        finished = active[done]
-        result[finished] = delta.detach()[finished]
-        last_loss[finished] = loss.detach()[done]
-        passes[finished] = step
-        if bool(done.all()):
-            break
-        adam.zero_grad()
-        loss[~done].sum().backward()
-        adam.step()
-        with torch.no_grad():
-            delta.copy_(_within(delta, reach))
-        if bool(done.any()):
-            kept = torch.nonzero(~done)[:, 0]
-            problem, active = problem.select(kept), active[kept]
-    return h0 + result, h0, last_loss, passes

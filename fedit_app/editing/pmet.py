@@ -12,17 +12,17 @@ with the model as edited so far:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fedit_app.editing.method import EditingMethod
-from fedit_app.editing.optimise import Values, memit_objective
+from fedit_app.editing.method import EditingMethod, Wanted
+from fedit_app.editing.optimise import memit_objective
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerParts
 from fedit_app.editing.subjects import SubjectStates
-from fedit_app.editing.values import Outcome
+from fedit_app.editing.values import Outcome, Values
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
@@ -44,8 +44,8 @@ def objective(outcome: Outcome, decay: Tensor, settings: EditSettings) -> tuple[
 
 def changes(
     _: EditableModel, __: Sequence[EditRequest], settings: EditSettings, values: Values
-) -> Callable[[int, SubjectStates], tuple[Tensor, Tensor]]:
-    """The way to m*, more of it per layer than an even share; see `editor.Changes`."""
+) -> Wanted:
+    """The way to m*, more of it per layer than an even share; see `method.Changes`."""
     layers, n = settings.layers, len(settings.layers)
     m_star = values.v_star[:, -1]
 

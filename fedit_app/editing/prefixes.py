@@ -1,7 +1,8 @@
-"""Computing the part of a text that no edit changes once, however often the rest is run.
+"""Computing the part of a text that no delta changes only once.
 
-What stands before the subject's last token sees nothing of an edit there. Its keys and values are
-kept, and the beginning that all texts of a context template share is run only once per template.
+A causal model's states before the subject's last token do not depend on a delta there. Their keys
+and values are kept, and the beginning that all texts of a context template share is run once per
+template. This module changes no number; it only saves time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.partial import Trace, fixed_cache, trace
+from fedit_app.models.partial import Trace, fixed_cache, keys_and_values, trace
 from fedit_app.models.tokens import TokenRow, pad
 
 _ROWS_PER_PASS = 16
@@ -45,10 +46,9 @@ def trace_from_lookup(
         model,
         first,
         model.n_layers - 1,
+        _inputs(model, ids, mask, before, torch.arange(ids.shape[1])),
+        cache=None if cache is None else fixed_cache(cache),
         dry=True,
-        **_inputs(model, ids, mask, before, torch.arange(ids.shape[1])),
-        past_key_values=fixed_cache(cache) if cache is not None else None,
-        use_cache=cache is not None,
     )
 
 
@@ -95,14 +95,14 @@ def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 def _append(
     model: EditableModel, rows: Sequence[Sequence[int]], cache: DynamicCache | None, before: Tensor
 ) -> tuple[DynamicCache | None, Tensor]:
-    """Run rows behind what the cache holds; returns the longer cache and its mask."""
+    """Run rows after what the cache holds; returns the longer cache and its mask."""
     ids, mask = pad(rows, model.pad_token_id, side="left")
     if not ids.shape[1]:
         return cache, before
     cache = DynamicCache() if cache is None else cache
     last = model.n_layers - 1
     inputs = _inputs(model, ids, mask, before, (mask.cumsum(1) - 1).clamp(min=0))
-    trace(model, last, last, **inputs, past_key_values=cache, use_cache=True)
+    trace(model, last, last, inputs, cache=cache)
     return cache, torch.cat([before, mask], dim=1)
 
 
@@ -118,16 +118,16 @@ def _inputs(
 
 
 def _rows_of(caches: Sequence[DynamicCache | None], rows: Tensor) -> DynamicCache | None:
-    """Chosen rows of several caches, one behind the other, as one cache padded on the left."""
-    held = [cache for cache in caches if cache is not None]
+    """Chosen rows of several caches, concatenated to one cache padded on the left."""
+    held = [list(map(keys_and_values, cache.layers)) for cache in caches if cache is not None]
     if not held:
         return None
     joined = DynamicCache()
-    width = max(cache.layers[0].keys.shape[-2] for cache in held)
-    for number in range(len(held[0].layers)):
+    width = max(layers[0][0].shape[-2] for layers in held)
+    for number, of_layer in enumerate(zip(*held, strict=True)):
         keys, values = (
-            torch.cat([_padded(getattr(cache.layers[number], part), width, -2) for cache in held])
-            for part in ("keys", "values")
+            torch.cat([_padded(part, width, -2) for part in parts])
+            for parts in zip(*of_layer, strict=True)
         )
         chosen = rows.to(keys.device)
         joined.update(keys[chosen], values[chosen], number)

@@ -54,5 +54,6 @@ class Privacy:
         norms = np.linalg.norm(values, axis=-1)
         share = np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit)
         clipped = values * share[..., None]
-        noise = generator.standard_normal(values.shape)
-        return clipped + noise * (self.noise * limit)[..., None]
+        noise = generator.standard_normal(values.shape) * (self.noise * limit)[..., None]
+        private: np.ndarray = clipped + noise
+        return private

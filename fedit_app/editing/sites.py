@@ -1,9 +1,10 @@
-"""Where the change that is optimised goes in: at the output of a layer, or of its two parts."""
+"""The place in the model where delta is added: the output of a layer, or of its two parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -75,7 +76,7 @@ class LayerParts:
         layer: number of the layer.
 
     Raises:
-        FedEditError: nobody said how the attention's output projection is called.
+        FedEditError: the name of the attention's output projection is not known.
     """
 
     parts = 2
@@ -111,19 +112,14 @@ class LayerParts:
 def _at_first_token(
     modules: Sequence[nn.Module], rows: int, change: Callable[[int, Tensor], Tensor]
 ) -> Iterator[None]:
-    """Let `change(part, state)` replace what modules give out at token 0: (rows, d_model)."""
+    """Let `change(part, state)` replace the outputs (rows, d_model) of modules at token 0."""
 
-    def hook(part: int, output: Tensor) -> Tensor:
+    def hook(part: int, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         by_row = output.view(rows, -1, output.shape[-1])  # some families flatten rows and tokens
         first = change(part, by_row[:, 0])
         return torch.cat([first[:, None], by_row[:, 1:]], dim=1).view_as(output)
 
-    def hooked(part: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        return lambda _, __, output: hook(part, output)
-
-    handles = [module.register_forward_hook(hooked(part)) for part, module in enumerate(modules)]
-    try:
+    with ExitStack() as hooks:
+        for part, module in enumerate(modules):
+            hooks.enter_context(module.register_forward_hook(partial(hook, part)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

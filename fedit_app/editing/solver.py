@@ -12,7 +12,7 @@ X = A_l^-1 K_l the Woodbury identity leaves an n x n system:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -94,7 +94,8 @@ class Solver:
         k, r = (part.to(self.device, torch.float64) for part in (keys, shifts))
         x = self.inverse_times(layer, k.T)
         gram = torch.eye(len(k), dtype=k.dtype, device=k.device) + k @ x
-        return torch.cholesky_solve(r, torch.linalg.cholesky(gram)).T @ x.T
+        found: Tensor = torch.cholesky_solve(r, torch.linalg.cholesky(gram)).T @ x.T
+        return found
 
     def deltas(self, keys: Tensor, shifts: Tensor) -> dict[int, Tensor]:
         """Delta_l of every layer.
@@ -124,6 +125,7 @@ def _factorise(matrix: Tensor, layer: int, max_condition: float) -> Tensor:
     """Cholesky factor; an ill-conditioned matrix gets the ridge that it needs, and a warning."""
     largest = _largest_eigenvalue(lambda v: matrix @ v, len(matrix), matrix)
     ridge, added = 0.0, None
+    factor: Tensor
     while largest and ridge <= _LARGEST_RIDGE * largest:
         factor, failed = torch.linalg.cholesky_ex(
             matrix + ridge * torch.eye(len(matrix)).to(matrix) if ridge else matrix
@@ -151,8 +153,9 @@ def _factorise(matrix: Tensor, layer: int, max_condition: float) -> Tensor:
 
 def _solve(factor: Tensor, columns: Tensor) -> Tensor:
     """(L L^T)^-1 B; two triangular solves, as `cholesky_solve` copies L every time."""
-    half = torch.linalg.solve_triangular(factor, columns, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    half: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return whole
 
 
 def _condition(largest: float, factor: Tensor) -> float:
@@ -162,7 +165,7 @@ def _condition(largest: float, factor: Tensor) -> float:
     )
 
 
-def _largest_eigenvalue(times, size: int, like: Tensor) -> float:
+def _largest_eigenvalue(times: Callable[[Tensor], Tensor], size: int, like: Tensor) -> float:
     """Power iteration on a symmetric matrix, given as a function of a vector (size,)."""
     vector = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = (vector / vector.norm()).to(like.device)

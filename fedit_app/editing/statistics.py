@@ -99,7 +99,7 @@ class StatisticsFile:
         """
         try:
             with safe_open(self.path, "pt") as tensors:
-                found = tensors.get_tensor(_name(layer))
+                found: Tensor = tensors.get_tensor(_name(layer))
         except (OSError, SafetensorError) as error:
             raise FedEditError(f"{self.path}: damaged ({error}); {self.remedy}") from None
         if not found.isfinite().all():

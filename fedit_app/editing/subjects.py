@@ -1,18 +1,25 @@
-"""What the edited layers see and give out at the subject's last token."""
+"""The keys and outputs of the edited layers at the subject's last token.
+
+    k_l = mean over contexts of the input of W_l at the subject's last token      (d_ff,)
+
+(MEMIT, arXiv 2210.07229, equation 19.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedit_app.editing.contexts import context_weights
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.partial import Trace, projection_inputs, trace
+from fedit_app.models.partial import projection_inputs, trace
 from fedit_app.models.tokens import pad, subject_row
 
 
@@ -37,8 +44,8 @@ class Seen:
 class SubjectStates:
     """Keys and states at the subject's last token, in every context of every request.
 
-    Nothing behind the subject is run, since it cannot be seen from there, and each layer below
-    the current one is run once.
+    Nothing after the subject is run, since it cannot be seen from there, and each layer below the
+    current one is run once.
 
     Args:
         model: the model, edited or not.
@@ -61,14 +68,12 @@ class SubjectStates:
         rows = [subject_row(model, request, text) for request in requests for text in templates]
         ids, mask = pad([row.ids[: row.lookup + 1] for row in rows], model.pad_token_id)
         self._at = mask.sum(1) - 1
-        self._trace: Trace = trace(
+        self._trace = trace(
             model,
             first,
             last,
+            {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)},
             dry=True,
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            use_cache=False,
         )
         self._hidden, self._next = self._trace.hidden, first
 
@@ -133,23 +138,17 @@ class SubjectStates:
 
 @contextmanager
 def _projection_outputs(model: EditableModel, layers: set[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what the MLP output projections give out."""
+    """Collect the outputs of the MLP output projections."""
     found: dict[int, Tensor] = {}
 
-    def keep(layer: int, output: Tensor) -> None:
+    def keep(layer: int, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         found[layer] = output.clone()  # Falcon adds the attention to it in place
 
-    handles = [
-        model.mlp_output(layer).register_forward_hook(
-            lambda _, __, output, layer=layer: keep(layer, output)
-        )
-        for layer in sorted(layers)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            projection = model.mlp_output(layer)
+            hooks.enter_context(projection.register_forward_hook(partial(keep, layer)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
-from fedit_app.editing.values import RequestRows
+from fedit_app.editing.values import RequestRows, Values
 from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.files import replace_file
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Settings of the solve, which a value does not depend on, and the batch, which its rows say.
 _OF_THE_SOLVE = ("covariance_weight", "max_condition", "null_space_threshold", "l2", "batch")
-_PARTS = ("v_star", "h0", "loss", "steps")
+_PARTS = tuple(field.name for field in dataclasses.fields(Values))
 
 
 class ValueStore:
@@ -48,8 +48,8 @@ class ValueStore:
         self._folder = folder
         self.found = 0
 
-    def load(self, key: str, device: torch.device) -> tuple[Tensor, ...] | None:
-        """v*, h0, loss and steps of a batch; None if they have not been computed yet.
+    def load(self, key: str, device: torch.device) -> Values | None:
+        """The values of a batch; None if they have not been computed yet.
 
         Args:
             key: see `batch_key`.
@@ -58,23 +58,23 @@ class ValueStore:
         file = self._file(key)
         try:
             kept = load_file(file)
-            parts = tuple(kept[name].to(device) for name in _PARTS)
+            values = Values(*(kept[name].to(device) for name in _PARTS))
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("work-cache: %s cannot be read (%s), computed anew", file, error)
+            logger.warning("work-cache: %s cannot be read (%s); computing it again", file, error)
             return None
-        self.found += len(parts[0])
-        return parts
+        self.found += len(values.steps)
+        return values
 
-    def save(self, key: str, parts: Sequence[Tensor]) -> None:
-        """Keep v*, h0, loss and steps of a batch.
+    def save(self, key: str, values: Values) -> None:
+        """Keep the values of a batch.
 
         Args:
             key: see `batch_key`.
-            parts: the four tensors.
+            values: the values.
         """
-        tensors = {n: part.cpu().contiguous() for n, part in zip(_PARTS, parts, strict=True)}
+        tensors = {name: getattr(values, name).cpu().contiguous() for name in _PARTS}
         with replace_file(self._file(key)) as temporary:
             save_file(tensors, temporary)
 

@@ -1,10 +1,13 @@
-"""The objective of the value v*: which state at the subject makes the model say the target.
+"""The objective of a value v*: which state at the subject makes the model say the target.
 
-    min_delta  mean over contexts of NLL(target) / |target|
-               + kl_weight KL(p_0 || p_delta) + weight_decay |delta| / |h0|^2,   v* = h0 + delta
+    v* = h0 + delta,   delta = argmin  mean over contexts of NLL(target) / |target|
+                                       + kl_weight KL(p_0 || p_delta)
+                                       + weight_decay |delta| / |h0|^2
 
-(MEMIT, arXiv 2210.07229, equation 16.) The tokens before the subject's last one and the layers
-below delta do not depend on it: they are computed once, and many requests share each pass.
+(MEMIT, arXiv 2210.07229, equation 16; the last two terms are those of its code.) h0 is the state of
+the unedited model at the subject's last token, p_delta its next-token distribution after "SUBJECT
+is a" with delta added at the subject. The tokens before the subject's last one and the layers below
+delta do not depend on delta: they are computed once, and many requests share each pass.
 """
 
 from __future__ import annotations
@@ -20,7 +23,25 @@ from fedit_app.editing.prefixes import trace_from_lookup
 from fedit_app.editing.sites import Site
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
+from fedit_app.models.partial import Trace
 from fedit_app.models.tokens import TokenRow, subject_row
+
+
+@dataclass(frozen=True)
+class Values:
+    """Optimised values of n requests.
+
+    Attributes:
+        v_star: (n, parts, d_model) wanted outputs at the subject's last token.
+        h0: (n, parts, d_model) these outputs in the unedited model, in the clean prompt.
+        loss: (n,) last loss.
+        steps: (n,) forward passes that were needed.
+    """
+
+    v_star: Tensor
+    h0: Tensor
+    loss: Tensor
+    steps: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,7 @@ class Outcome:
 
     Attributes:
         nll: (n,) mean over contexts and target tokens of the negative log-likelihood, in nats.
-        kl: (n,) KL(p_0 || p_delta) behind the subject in "SUBJECT is a".
+        kl: (n,) KL(p_0 || p_delta) after "SUBJECT is a".
         decoded: (n,) whether every target token is the argmax in every context.
     """
 
@@ -44,7 +65,7 @@ class RequestRows:
 
     Attributes:
         contexts: the prompt with its target, in every context; the bare one first.
-        essence: "SUBJECT is a", cut behind the subject: all that the KL term looks at.
+        essence: "SUBJECT is a", cut after the subject: all that the KL term looks at.
     """
 
     contexts: tuple[TokenRow, ...]
@@ -71,36 +92,61 @@ def request_rows(
     return RequestRows(contexts, essence)
 
 
+@dataclass(frozen=True)
 class ValueProblem:
-    """The objective of v* for a batch of requests, prepared so that a pass costs little.
+    """The objective for a batch of n requests, prepared so that a pass costs little.
 
-    Rows are the requests' contexts in turn, then one row "SUBJECT is a" per request. Each row is
-    split at the subject's last token: what stands before is a fixed key/value cache, the rest is
-    run from the first layer that delta changes.
+    The rows of a pass are the requests' contexts in turn, then one row "SUBJECT is a" per request.
+    Each row starts at the subject's last token: what stands before it is a fixed key/value cache.
 
-    Args:
+    Attributes:
         model: the model, unedited.
-        requests: n requests as tokens, each in the same number of contexts.
         site: where delta is added.
+        states: (n, contexts, parts, d_model) what stands at the site without a delta.
+        trace: the layers from the site on.
+        row_owner: (rows,) number of the request that a row belongs to.
+        goals: the target tokens of the context rows.
+        essence0: (n, vocabulary) log p_0.
     """
 
-    def __init__(self, model: EditableModel, requests: Sequence[RequestRows], site: Site) -> None:
-        self.model, self.site = model, site
-        self.n, self.n_contexts = len(requests), len(requests[0].contexts)
+    model: EditableModel
+    site: Site
+    states: Tensor
+    trace: Trace
+    row_owner: Tensor
+    goals: Goals
+    essence0: Tensor
+
+    @staticmethod
+    def of(model: EditableModel, requests: Sequence[RequestRows], site: Site) -> ValueProblem:
+        """Run what no delta changes.
+
+        Args:
+            model: the model, unedited.
+            requests: n requests as tokens, each in the same number of contexts.
+            site: where delta is added.
+        """
+        n, n_contexts = len(requests), len(requests[0].contexts)
+        in_contexts = n * n_contexts
         rows = [row for request in requests for row in request.contexts]
         rows += [request.essence for request in requests]
-        groups = [*range(self.n_contexts)] * self.n + [self.n_contexts] * self.n
-        self._upper = trace_from_lookup(model, rows, groups, site.first)
-        in_contexts = self.n * self.n_contexts
+        templates = [*range(n_contexts)] * n + [n_contexts] * n
+        trace = trace_from_lookup(model, rows, templates, site.first)
         with torch.no_grad():
-            states = at_least_float32(site.outputs(self._upper))
-            essence = self._upper.select(torch.arange(in_contexts, len(rows)))
+            states = at_least_float32(site.outputs(trace))
+            essence = trace.select(torch.arange(in_contexts, len(rows)))
             final = site.run(essence, torch.zeros_like(states[in_contexts:]))
-            self._essence0 = model.log_probabilities(final[:, 0])
-        self._goals = _Goals.of(rows[:in_contexts], final.device)
-        self.states = states[:in_contexts].unflatten(0, (self.n, self.n_contexts))
-        owner = [torch.arange(self.n).repeat_interleave(self.n_contexts), torch.arange(self.n)]
-        self._owner = torch.cat(owner).to(states.device)
+            essence0 = model.log_probabilities(final[:, 0])
+        owners = [torch.arange(n).repeat_interleave(n_contexts), torch.arange(n)]
+        return ValueProblem(
+            model=model,
+            site=site,
+            states=states[:in_contexts].unflatten(0, (n, n_contexts)),
+            trace=trace,
+            row_owner=torch.cat(owners).to(states.device),
+            goals=Goals.of(rows[:in_contexts], final.device),
+            essence0=essence0,
+        )
 
     @property
     def h0(self) -> Tensor:
@@ -108,26 +154,22 @@ class ValueProblem:
         return self.states[:, 0]
 
     def evaluate(self, delta: Tensor) -> Outcome:
-        """Run the layers from the site on with delta at the subject's last token.
-
-        Args:
-            delta: (n, parts, d_model).
-        """
-        final = self.site.run(self._upper, delta[self._owner])
-        goals = self._goals
-        scores = self.model.log_probabilities(final[goals.row, goals.position])
-        picked = scores.gather(1, goals.token[:, None])[:, 0]
-        contexts = self.n * self.n_contexts
-        per_row = torch.zeros(contexts, device=picked.device, dtype=picked.dtype)
-        nll = per_row.index_add(0, goals.row, -picked * goals.share.to(picked))
-        wrong = per_row.index_add(0, goals.row, (scores.argmax(-1) != goals.token).to(picked))
-        shape = (self.n, self.n_contexts)
-        essence = self.model.log_probabilities(final[contexts:, 0])
-        kl = functional.kl_div(essence, self._essence0, log_target=True, reduction="none").sum(-1)
+        """The terms of the objective at delta (n, parts, d_model), from one forward pass."""
+        n, n_contexts = self.states.shape[:2]
+        in_contexts = n * n_contexts
+        goals = self.goals
+        final = self.site.run(self.trace, delta[self.row_owner])
+        log_p = self.model.log_probabilities(final[goals.row, goals.position])
+        of_target = log_p.gather(1, goals.token[:, None])[:, 0]
+        per_row = torch.zeros(in_contexts, device=log_p.device, dtype=log_p.dtype)
+        nll = per_row.index_add(0, goals.row, -of_target * goals.share.to(of_target))
+        missed = per_row.index_add(0, goals.row, (log_p.argmax(-1) != goals.token).to(of_target))
+        essence = self.model.log_probabilities(final[in_contexts:, 0])
+        kl = functional.kl_div(essence, self.essence0, log_target=True, reduction="none").sum(-1)
         return Outcome(
-            nll=nll.view(shape).mean(1).to(delta.device),
+            nll=nll.view(n, n_contexts).mean(1).to(delta.device),
             kl=kl.to(delta.device),
-            decoded=(wrong.view(shape) == 0).all(1).to(delta.device),
+            decoded=(missed.view(n, n_contexts) == 0).all(1).to(delta.device),
         )
 
     @torch.no_grad()
@@ -147,23 +189,24 @@ class ValueProblem:
         Args:
             kept: (m,) numbers of requests, rising.
         """
-        part = object.__new__(ValueProblem)
-        part.model, part.site = self.model, self.site
-        part.n, part.n_contexts = len(kept), self.n_contexts
-        kept = kept.to(self._owner.device)
-        contexts = torch.arange(self.n_contexts, device=kept.device)
-        in_contexts = (kept[:, None] * self.n_contexts + contexts).flatten()
-        rows = torch.cat([in_contexts, self.n * self.n_contexts + kept])
-        part._upper = self._upper.select(rows)
-        part._owner = torch.searchsorted(kept, self._owner[rows])
-        part.states = self.states[kept]
-        part._essence0 = self._essence0[kept.to(self._essence0.device)]
-        part._goals = self._goals.select(in_contexts, self.n * self.n_contexts)
-        return part
+        n, n_contexts = self.states.shape[:2]
+        kept = kept.to(self.row_owner.device)
+        contexts = torch.arange(n_contexts, device=kept.device)
+        in_contexts = (kept[:, None] * n_contexts + contexts).flatten()
+        rows = torch.cat([in_contexts, n * n_contexts + kept])
+        return ValueProblem(
+            model=self.model,
+            site=self.site,
+            states=self.states[kept],
+            trace=self.trace.select(rows),
+            row_owner=torch.searchsorted(kept, self.row_owner[rows]),
+            goals=self.goals.select(in_contexts, n * n_contexts),
+            essence0=self.essence0[kept.to(self.essence0.device)],
+        )
 
 
 @dataclass(frozen=True)
-class _Goals:
+class Goals:
     """Every target token of every context row: where it is predicted and what it is.
 
     Attributes:
@@ -178,21 +221,25 @@ class _Goals:
     share: Tensor
 
     @staticmethod
-    def of(rows: Sequence[TokenRow], device: torch.device) -> _Goals:
+    def of(rows: Sequence[TokenRow], device: torch.device) -> Goals:
+        """The target tokens of token rows."""
         found = [
             (number, index - 1 - row.lookup, row.ids[index], 1 / (len(row.ids) - row.target))
             for number, row in enumerate(rows)
             for index in range(row.target, len(row.ids))
         ]
         row, position, token, share = zip(*found, strict=True)
-        as_index = [torch.tensor(part, device=device) for part in (row, position, token)]
-        return _Goals(*as_index, torch.tensor(share, dtype=torch.float64, device=device))
+        return Goals(
+            row=torch.tensor(row, device=device),
+            position=torch.tensor(position, device=device),
+            token=torch.tensor(token, device=device),
+            share=torch.tensor(share, dtype=torch.float64, device=device),
+        )
 
-    def select(self, rows: Tensor, n_rows: int) -> _Goals:
+    def select(self, rows: Tensor, n_rows: int) -> Goals:
+        """Those of some of `n_rows` rows, which are numbered anew."""
         rows = rows.to(self.row.device)
         place = torch.full((n_rows,), -1, device=rows.device)
         place[rows] = torch.arange(len(rows), device=rows.device)
         kept = place[self.row] >= 0
-        return _Goals(
-            place[self.row[kept]], self.position[kept], self.token[kept], self.share[kept]
-        )
+        return Goals(place[self.row[kept]], self.position[kept], self.token[kept], self.share[kept])

@@ -139,7 +139,9 @@ class Workbench:
         """
         requests = [EditRequest(name, name, "{} is", "a") for name in _NOBODYS_SUBJECTS]
         rows = [request_rows(self.model, request, self.templates) for request in requests]
-        states = ValueProblem(self.model, rows, self.editor.site(self.model, self.settings)).states
+        states = ValueProblem.of(
+            self.model, rows, self.editor.site(self.model, self.settings)
+        ).states
         state = np.asarray(float(states[:, :, -1].norm(dim=-1).median()))
         scales = self.scales.values()
         keys = np.array([scale.key_norm for scale in scales])
@@ -199,11 +201,12 @@ class Workbench:
             values,
         )
         parts = (found.keys, found.shifts, found.v_star, found.h0)
-        vectors = tuple(part.float().cpu().numpy() for part in parts)
+        keys, shifts, v_star, h0 = (part.float().cpu().numpy() for part in parts)
+        vectors: Vectors = (keys, shifts, v_star, h0)
         if self._privacy.clip:
             vectors = self._privacy.applied(vectors, self.usual_norms)
         return [
-            create(node, slot, self.fingerprint, *one, precision=self.precision)
+            create(node, slot, self.fingerprint, *one, self.precision)
             for one in zip(*vectors, strict=True)
         ]
 
@@ -220,11 +223,11 @@ class Workbench:
             pairs: a request and an MKV of the same fingerprint; None patches nothing in.
         """
         site = self.editor.site(self.model, self.settings)
-        found = []
+        found: list[Patched] = []
         for begin in range(0, len(pairs), _PAIRS_PER_PASS):
             chunk = pairs[begin : begin + _PAIRS_PER_PASS]
             rows = [request_rows(self.model, request, self.templates) for request, _ in chunk]
-            problem = ValueProblem(self.model, rows, site)
+            problem = ValueProblem.of(self.model, rows, site)
             changes = [
                 torch.zeros(self.model.d_model) if mkv is None else torch.from_numpy(mkv.delta)
                 for _, mkv in chunk

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedit_app.editing.optimise import Values
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
+from fedit_app.editing.values import Values
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.metrics import SCORE_PARTS, Metrics, aggregate
 from fedit_app.evaluation.scores import score_requests

@@ -110,10 +110,10 @@ def architecture_of(model_type: str, names: ModuleNames = NO_NAMES) -> Architect
         return dataclasses.replace(known, **given)
     if model_type in ARCHITECTURES:
         return dataclasses.replace(ARCHITECTURES[model_type], **given)
-    known = ", ".join(sorted(ARCHITECTURES))
+    families = ", ".join(sorted(ARCHITECTURES))
     raise FedEditError(
-        f"model: family {model_type!r} is not known to FedEdit (known: {known}). Give its module "
-        "names in the run config: module-layers, the list of decoder layers, such as "
+        f"model: family {model_type!r} is not known to FedEdit (known: {families}). Give its "
+        "module names in the run config: module-layers, the list of decoder layers, such as "
         "'model.layers'; module-mlp-output, the MLP's output projection in a layer, such as "
         "'mlp.down_proj'; module-final-norm, the norm before the output head, such as 'model.norm'"
     )

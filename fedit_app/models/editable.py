@@ -62,7 +62,8 @@ class EditableModel:
     @property
     def device(self) -> torch.device:
         """Device of the input embeddings, where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight.device
 
     @property
     def d_model(self) -> int:
@@ -184,7 +185,7 @@ class EditableModel:
             return output
         norm = find_module(self.layers[layer], "post_norm", path)
         try:
-            normed = norm(on_device_of(output, norm))
+            normed: Tensor = norm(on_device_of(output, norm))
         except torch.OutOfMemoryError:
             raise
         except (TypeError, RuntimeError) as error:
@@ -198,7 +199,7 @@ class EditableModel:
         """
         normed = self._final_norm(on_device_of(hidden, self._final_norm))
         head = self.model.get_output_embeddings()
-        logits = head(on_device_of(normed, head)).to(hidden.device)
+        logits: Tensor = head(on_device_of(normed, head)).to(hidden.device)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -243,7 +244,7 @@ class EditableModel:
             return ""
         digest = hashlib.sha256(str(edited).encode())
         for layer in edited:
-            digest.update(self.weight(layer).contiguous().cpu().view(torch.uint8).numpy())
+            digest.update(self.weight(layer).contiguous().cpu().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -82,8 +82,7 @@ def mean_hidden_states(model: EditableModel, texts: Sequence[str]) -> np.ndarray
 
     def states(ids: Tensor, mask: Tensor) -> Tensor:
         ids, mask = ids.to(model.device), mask.to(model.device)
-        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        return trace(model, layer, layer, **inputs).hidden
+        return trace(model, layer, layer, {"input_ids": ids, "attention_mask": mask}).hidden
 
     rows = [model.tokenizer(text)["input_ids"] for text in texts]
     return _mean_states(rows, states, model.pad_token_id)
@@ -115,7 +114,8 @@ def encoder_embeddings(name: str, device: str, texts: Sequence[str]) -> np.ndarr
 
     def states(ids: Tensor, mask: Tensor) -> Tensor:
         ids, mask = ids.to(model.device), mask.to(model.device)
-        return model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
 
     positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     longest = min(tokenizer.model_max_length, positions)

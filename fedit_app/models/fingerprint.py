@@ -61,7 +61,8 @@ def model_fingerprint(folder: Path, cache_file: Path | None = None) -> str:
 def _read_cache(cache_file: Path | None) -> dict[str, str]:
     if cache_file is None or not cache_file.exists():
         return {}
-    return json.loads(cache_file.read_text())
+    known: dict[str, str] = json.loads(cache_file.read_text())
+    return known
 
 
 def memory_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

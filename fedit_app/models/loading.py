@@ -84,10 +84,11 @@ def read_model_config(folder: Path) -> PretrainedConfig:
         FedEditError: it is damaged, or of a model family that transformers does not know.
     """
     try:
-        return AutoConfig.from_pretrained(folder)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
+    return config
 
 
 def stored_dtype(folder: Path) -> str:
@@ -273,8 +274,10 @@ def _load(
     )
     chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else "auto")
     device_map = json.loads(places)
+    model: PreTrainedModel
     if device_map is None:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen).to(device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
+        torch.nn.Module.to(model, device)
     else:
         model = _load_spread(folder, chosen, device_map)
     tokenizer = AutoTokenizer.from_pretrained(folder)

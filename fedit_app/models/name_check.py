@@ -32,7 +32,7 @@ def verify_names(model: EditableModel) -> None:
     ids = torch.arange(_ROWS * _TOKENS, device=model.device).view(_ROWS, _TOKENS)
     ids = ids % model.model.get_input_embeddings().weight.shape[0]
     last = model.n_layers - 1
-    traced = trace(model, last, last, input_ids=ids, use_cache=False)
+    traced = trace(model, last, last, {"input_ids": ids})
     _verify_rows(model, traced)
     _verify_width(model, traced)
     final = traced.run(traced.hidden, last, last)

@@ -5,20 +5,21 @@ state and arguments (mask, positions, cache) that do not depend on it. `trace` r
 and records those arguments; afterwards any layer can be run again on another hidden state
 without knowing anything of the family.
 
-Layers may live on several devices. What comes out of this module lives on the device of what went
-in: the caller sees one device only.
+Layers may live on several devices. Outputs of this module are on the device of its inputs: the
+caller sees one device only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from fedit_app.models.editable import EditableModel
@@ -30,26 +31,31 @@ class _ReachedLast(Exception):
 
 
 class _FixedLayer(DynamicLayer):
-    """Keys and values of the tokens before; queries see them, nothing is ever added."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+    """Keys and values of the tokens before, to which a forward pass adds nothing."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The fixed keys and values with those of the current tokens behind them."""
-        return (
-            torch.cat([self.keys, key_states], dim=-2),
-            torch.cat([self.values, value_states], dim=-2),
-        )
+        """The fixed keys and values, followed by those of the current tokens."""
+        keys, values = keys_and_values(self)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
-def fixed_cache(cache: DynamicCache) -> Cache:
-    """A key/value cache that can be used again and again, since no forward pass changes it."""
-    return Cache(layers=[_FixedLayer(layer.keys, layer.values) for layer in cache.layers])
+def _fixed_layer(keys: Tensor, values: Tensor) -> DynamicLayer:
+    layer = _FixedLayer()  # type: ignore[no-untyped-call]  # transformers'
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def fixed_cache(cache: Cache) -> Cache:
+    """A copy of a key/value cache that no forward pass changes, so it serves many passes."""
+    return Cache(layers=[_fixed_layer(*keys_and_values(layer)) for layer in cache.layers])
+
+
+def keys_and_values(layer: Any) -> tuple[Tensor, Tensor]:
+    """What a layer of a key/value cache holds, each (rows, heads, tokens, d_head)."""
+    return layer.keys, layer.values
 
 
 @dataclass
@@ -130,28 +136,36 @@ def _select(value: Any, rows: Tensor, batch: int, seen: dict[int, Any], name: st
 
 
 def _select_cached(layer: Any, rows: Tensor) -> Any:
-    if not len(layer.keys):
+    keys, values = keys_and_values(layer)
+    if not len(keys):
         return layer
-    rows = rows.to(layer.keys.device)
-    return _FixedLayer(layer.keys[rows], layer.values[rows])
+    rows = rows.to(keys.device)
+    return _fixed_layer(keys[rows], values[rows])
 
 
 def trace(
-    model: EditableModel, first: int, last: int, *, dry: bool = False, **inputs: Any
+    model: EditableModel,
+    first: int,
+    last: int,
+    inputs: Mapping[str, Tensor],
+    *,
+    cache: Cache | None = None,
+    dry: bool = False,
 ) -> Trace:
     """Run a model up to the end of layer `last` and record the calls of layers first..last.
 
     Args:
         model: the model.
         first: first layer to record.
-        last: last layer to record; nothing behind it is computed.
+        last: last layer to record; nothing after it is computed.
+        inputs: for the model's forward: input_ids, attention_mask, position_ids.
+        cache: keys and values of the tokens before the inputs.
         dry: record the layers above `first` without computing them.
-        inputs: arguments of the model's forward: input_ids, attention_mask, position_ids, ...
     """
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     hidden: list[Tensor] = []
 
-    def record(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kwargs = dict(kwargs)
         state = args[0] if args else kwargs.pop("hidden_states")
         if layer == first:
@@ -161,40 +175,42 @@ def trace(
     def leave(*_: Any) -> None:
         raise _ReachedLast
 
-    handles = [
-        model.layers[layer].register_forward_pre_hook(
-            lambda _, args, kwargs, layer=layer: record(layer, args, kwargs), with_kwargs=True
-        )
-        for layer in range(first, last + 1)
-    ]
-    handles.append(model.layers[last].register_forward_hook(leave))
-    try:
-        with _passed_over(model, range(first, last + 1) if dry else ()):
-            model.model(**inputs)
-    except _ReachedLast:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for layer in range(first, last + 1):
+            before = partial(record, layer)
+            hooks.enter_context(
+                model.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
+            )
+        hooks.enter_context(model.layers[last].register_forward_hook(leave))
+        if dry:
+            hooks.enter_context(_passed_over(model, range(first, last + 1)))
+        with suppress(_ReachedLast):
+            model.model(**inputs, **{_cache_argument(model): cache}, use_cache=cache is not None)
     return Trace(model, first, last, hidden[0].to(model.device), calls)
+
+
+def _cache_argument(model: EditableModel) -> str:
+    """What the model's forward calls its key/value cache; older transformers: past_key_values."""
+    known = inspect.signature(model.model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 @contextmanager
 def _passed_over(model: EditableModel, layers: Sequence[int]) -> Iterator[None]:
-    """Layers that give out what the first of them does: it shows in which form they do."""
-    if not layers:
-        yield
-        return
+    """Layers that return what the first of them does, which shows in which form they do."""
     first, *above = (model.layers[layer] for layer in layers)
     given: list[Any] = []
-    handle = first.register_forward_hook(lambda _, __, output: given.append(output))
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        given.append(output)
+
     saved = [vars(module).get("forward") for module in above]
     for module in above:
         module.forward = lambda *_, **__: given[0]
     try:
-        yield
+        with first.register_forward_hook(keep):
+            yield
     finally:
-        handle.remove()
         for module, forward in zip(above, saved, strict=True):
             if forward is None:
                 del module.forward
@@ -212,27 +228,17 @@ def projection_inputs(model: EditableModel, layers: Sequence[int]) -> Iterator[d
     keys: dict[int, Tensor] = {}
     shapes: dict[int, torch.Size] = {}
 
-    def keep_shape(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep_shape(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         shapes[layer] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
 
-    def keep(layer: int, args: tuple[Any, ...]) -> None:
+    def keep(layer: int, _: nn.Module, args: tuple[Any, ...]) -> None:
         # OPT flattens (batch, tokens) before its MLP
         keys[layer] = args[0].reshape(*shapes[layer], -1).to(model.device)
 
-    handles = [
-        model.layers[layer].register_forward_pre_hook(
-            lambda _, args, kwargs, layer=layer: keep_shape(layer, args, kwargs), with_kwargs=True
-        )
-        for layer in layers
-    ]
-    handles += [
-        model.mlp_output(layer).register_forward_pre_hook(
-            lambda _, args, layer=layer: keep(layer, args)
-        )
-        for layer in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            decoder, projection = model.layers[layer], model.mlp_output(layer)
+            shape_hook, key_hook = partial(keep_shape, layer), partial(keep, layer)
+            hooks.enter_context(decoder.register_forward_pre_hook(shape_hook, with_kwargs=True))
+            hooks.enter_context(projection.register_forward_pre_hook(key_hook))
         yield keys
-    finally:
-        for handle in handles:
-            handle.remove()

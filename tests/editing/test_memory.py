@@ -29,8 +29,9 @@ def room(monkeypatch):
         plain, done = ValueProblem.evaluate, []
 
         def evaluate(self, delta):
-            done.append(self.n)
-            if self.n > most and len(done) > passes:
+            n = len(self.states)
+            done.append(n)
+            if n > most and len(done) > passes:
                 raise torch.OutOfMemoryError("out of memory")
             return plain(self, delta)
 
@@ -69,14 +70,14 @@ def test_the_halves_of_an_odd_rest_are_done_as_well(model, room):
 
 def test_memory_that_runs_out_while_a_batch_is_prepared(model, monkeypatch):
     expected = EDITORS["memit"].values(model, EASY, TEMPLATES, SETTINGS)
-    plain = ValueProblem.__init__
+    plain = ValueProblem.of
 
-    def prepare(self, model, requests, site):
+    def prepare(model, requests, site):
         if len(requests) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        plain(self, model, requests, site)
+        return plain(model, requests, site)
 
-    monkeypatch.setattr(ValueProblem, "__init__", prepare)
+    monkeypatch.setattr(ValueProblem, "of", prepare)
     agree(EDITORS["memit"].values(model, EASY, TEMPLATES, SETTINGS), expected)
 
 

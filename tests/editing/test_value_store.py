@@ -19,13 +19,13 @@ ALONE = dataclasses.replace(SETTINGS, batch=1, steps=4)
 def computed(monkeypatch):
     """How many requests each batch had that was really optimised."""
     batches = []
-    plain = optimise._try_batch
+    plain = optimise._minimise_in_memory
 
     def count(model, rows, *others):
         batches.append(len(rows))
         return plain(model, rows, *others)
 
-    monkeypatch.setattr(optimise, "_try_batch", count)
+    monkeypatch.setattr(optimise, "_minimise_in_memory", count)
     return batches
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_computed_anew(tmp_path, log):
     files[1].write_bytes(b"")
     again, found = values(tmp_path)
     assert same(plain, again) and found == 1
-    assert log.text.count("computed anew") == 2
+    assert log.text.count("computing it again") == 2
     assert values(tmp_path)[1] == 3
 
 

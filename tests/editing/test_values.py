@@ -34,7 +34,7 @@ def alone(editor="memit", family="llama", bos=False):
 
 
 def make_problem(model, requests, site):
-    return ValueProblem(model, [request_rows(model, r, TEMPLATES) for r in requests], site)
+    return ValueProblem.of(model, [request_rows(model, r, TEMPLATES) for r in requests], site)
 
 
 def changes_of(values):

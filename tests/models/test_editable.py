@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
+from transformers import DynamicCache
 
 from fedit_app.models.architectures import ARCHITECTURES, Architecture, ModuleNames, architecture_of
 from fedit_app.models.editable import EditableModel, at_least_float32
@@ -144,7 +145,7 @@ def test_the_head_gives_the_models_own_logits(model, inputs):
 def test_a_trace_run_again_is_the_full_pass(model, inputs, first):
     logits = model.model(**inputs).logits
     last = model.n_layers - 1
-    traced = trace(model, first, last, use_cache=False, **inputs)
+    traced = trace(model, first, last, inputs)
     found = model.logits(traced.run(traced.hidden, first, last))
     real = inputs["attention_mask"].bool()
     assert torch.allclose(found[real], logits[real], atol=1e-4)
@@ -153,8 +154,8 @@ def test_a_trace_run_again_is_the_full_pass(model, inputs, first):
 @torch.no_grad()
 def test_a_dry_trace_is_the_same(model, inputs):
     last, logits = model.n_layers - 1, model.model(**inputs).logits
-    whole = trace(model, 1, last, use_cache=False, **inputs)
-    dry = trace(model, 1, last, dry=True, use_cache=False, **inputs)
+    whole = trace(model, 1, last, inputs)
+    dry = trace(model, 1, last, inputs, dry=True)
     assert torch.equal(dry.hidden, whole.hidden)
     assert torch.equal(dry.run(dry.hidden, 1, last), whole.run(whole.hidden, 1, last))
     assert torch.equal(model.model(**inputs).logits, logits), "a layer stayed passed over"
@@ -163,7 +164,7 @@ def test_a_dry_trace_is_the_same(model, inputs):
 @torch.no_grad()
 def test_a_trace_of_some_rows_is_the_pass_of_those_rows(model, inputs):
     last = model.n_layers - 1
-    traced = trace(model, 1, last, use_cache=False, **inputs).select(torch.tensor([1]))
+    traced = trace(model, 1, last, inputs).select(torch.tensor([1]))
     found = model.logits(traced.run(traced.hidden, 1, last))
     alone = model.tokenizer(TEXTS[1], return_tensors="pt")["input_ids"]
     logits = model.model(alone).logits
@@ -174,7 +175,7 @@ def test_a_trace_of_some_rows_is_the_pass_of_those_rows(model, inputs):
 def test_a_trace_stops_after_its_last_layer_and_leaves_no_hooks(model, inputs):
     reached = []
     handle = model.layers[3].register_forward_hook(lambda *_: reached.append(3))
-    trace(model, 1, 2, **inputs)
+    trace(model, 1, 2, inputs)
     assert not reached
     model.model(**inputs)
     assert reached == [3], "a forgotten hook would leave the pass early"
@@ -186,11 +187,14 @@ def test_a_trace_stops_after_its_last_layer_and_leaves_no_hooks(model, inputs):
 def test_a_fixed_cache_serves_many_passes(model):
     ids = model.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     logits = model.model(ids).logits
-    cache = fixed_cache(model.model(ids[:, :4], use_cache=True).past_key_values)
+    growing, last = DynamicCache(), model.n_layers - 1
+    trace(model, last, last, {"input_ids": ids[:, :4]}, cache=growing)
+    cache = fixed_cache(growing)
+    rest = {"input_ids": ids[:, 4:], "position_ids": torch.arange(4, ids.shape[1])[None]}
     for _ in range(2):
-        positions = torch.arange(4, ids.shape[1])[None]
-        rest = model.model(ids[:, 4:], past_key_values=cache, position_ids=positions).logits
-        assert torch.allclose(rest, logits[:, 4:], atol=1e-4)
+        traced = trace(model, 0, last, rest, cache=cache)
+        found = model.logits(traced.run(traced.hidden, 0, last))
+        assert torch.allclose(found, logits[:, 4:], atol=1e-4)
         assert cache.get_seq_length() == 4
 
 
@@ -213,10 +217,10 @@ def test_layers_that_are_called_by_keyword(inputs_of_llama):
     model = EditableModel(copy.deepcopy(plain.model), plain.tokenizer, "by keyword", "0")
     inner = model.layers
     model.model.model.layers = torch.nn.ModuleList(ByKeyword(layer) for layer in inner)
-    traced = trace(model, 1, 3, use_cache=False, **inputs_of_llama)
+    traced = trace(model, 1, 3, inputs_of_llama)
     with projection_inputs(model, [2]) as keys:
         found = traced.run(traced.hidden, 1, 3)
-    expected = trace(plain, 1, 3, use_cache=False, **inputs_of_llama)
+    expected = trace(plain, 1, 3, inputs_of_llama)
     with projection_inputs(plain, [2]) as expected_keys:
         assert torch.equal(found, expected.run(expected.hidden, 1, 3))
     assert torch.equal(keys[2], expected_keys[2])
@@ -254,7 +258,7 @@ def test_an_unknown_attention_says_what_to_do():
 def test_a_projection_shift_moves_the_residual_stream_as_wanted(family):
     model, layer = tiny.editable(family, double=True), 2
     ids = model.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
-    traced = trace(model, layer, layer, input_ids=ids, use_cache=False)
+    traced = trace(model, layer, layer, {"input_ids": ids})
     projected, shifts = [], [0]
 
     def hook(_, __, output):

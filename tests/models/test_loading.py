@@ -226,7 +226,7 @@ def test_layers_that_are_not_in_memory_are_not_edited(tiny_folder, device_map):
     with pytest.raises(FedEditError, match="layer 3"), model.edited({3: torch.zeros(())}):
         pass
     ids = torch.tensor([[5, 6, 7]])
-    traced = trace(model, 2, 4, input_ids=ids, use_cache=False)
+    traced = trace(model, 2, 4, {"input_ids": ids})
     found = model.logits(traced.run(traced.hidden, 2, 4))
     expected = load_model(str(tiny_folder), "cpu", "float32").model(ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
@@ -250,7 +250,7 @@ def test_a_model_on_two_devices_computes_as_on_one(tmp_path, device_map):
     for arguments in ({"device": "cpu"}, {"device_map": device_map(places)}):
         model = load_model(str(folder), dtype="float32", **arguments)
         assert model.weight(3).device != model.weight(2).device or "device" in arguments
-        traced = trace(model, 1, 4, input_ids=ids.to(model.device), use_cache=False)
+        traced = trace(model, 1, 4, {"input_ids": ids.to(model.device)})
         part = traced.select(torch.tensor([1], device=model.device))
         with projection_inputs(model, [2, 3]) as keys, model.edited({3: torch.ones(16, 32)}):
             final = part.run(part.hidden, 1, 4)
