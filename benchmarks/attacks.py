@@ -26,7 +26,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.attacks_poisoning import ATTACKS, Node, poison
 from benchmarks.attacks_reading import (
@@ -36,87 +35,56 @@ from benchmarks.attacks_reading import (
     distinct_subjects,
 )
 from benchmarks.harness import (
-    COUNTERFACT,
+    Figures,
+    benchmark,
+    count,
     counterfact_metrics,
+    loaded,
     main,
-    parser,
-    positive,
     records,
-    report,
     table,
+    text_file,
+    workbench,
 )
 from benchmarks.screening import distribution
-from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.neutral import neutral_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
-from fedit_app.models.loading import load_model
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_CONTEXTS = 5
 _READING = ("epsilon", "refused", "target 1", "target 10", "subject 1", "subject 10", "tokens")
 _READING += ("score",)
 _POISONING = ("offered", "accepted", "success", "neighborhood", "kl", "perplexity")
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Print the honest MKVs against the bounds, then both kinds of attack.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: a file is not there, or too short.
-    """
-    options = _options(arguments)
+@benchmark(
+    count("--records", 100, "honest MKVs"),
+    count("--edited", 32, "edited together and scored"),
+    count("--chosen", 8, "poisoned facts"),
+    count("--probes", 16, "of the node"),
+    text_file(
+        "--subjects",
+        "counterfact_facts_21919.jsonl",
+        "CounterFact records, one a line, whose subjects are the candidates",
+    ),
+    count("--candidates", 2000, "candidate subjects"),
+    count("--searched", 8, "MKVs of the token search"),
+    count("--search-steps", 30, "of it"),
+    text_file("--text", "wikitext2_raw_test.txt", "ordinary text"),
+    count("--text-rows", 8, "of 128 tokens each"),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Print the honest MKVs against the bounds, then both kinds of attack."""
     requests = records(options, options.records + options.chosen + options.probes)
-    model = load_model(options.model, options.device, options.dtype)
-    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model)
-    source = CovarianceSource()
-    bench = Workbench(model, "memit", settings, _CONTEXTS, source, 0, precision="float32")
+    bench = workbench(loaded(options), precision="float32")
     honest = bench.compute(requests[: options.records], Ledger(bench.fingerprint), "honest", 1)
     figures = distribution("attacks/screening", bench.screen, honest)
     figures |= _reading(bench, options, requests[: options.records], honest)
-    figures |= _poisoning(bench, options, requests, honest[: options.edited])
-    report(options, figures)
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--records", type=positive, default=100, help="honest MKVs (%(default)s)")
-    options.add_argument(
-        "--edited", type=positive, default=32, help="edited together and scored (%(default)s)"
-    )
-    options.add_argument("--chosen", type=positive, default=8, help="poisoned facts (%(default)s)")
-    options.add_argument("--probes", type=positive, default=16, help="of the node (%(default)s)")
-    options.add_argument(
-        "--subjects",
-        type=Path,
-        default=COUNTERFACT.with_name("counterfact_facts_21919.jsonl"),
-        metavar="FILE",
-        help="CounterFact records, one a line, whose subjects are the candidates (%(default)s)",
-    )
-    options.add_argument(
-        "--candidates", type=positive, default=2000, help="candidate subjects (%(default)s)"
-    )
-    options.add_argument(
-        "--searched", type=positive, default=8, help="MKVs of the token search (%(default)s)"
-    )
-    options.add_argument("--search-steps", type=positive, default=30, help="of it (%(default)s)")
-    options.add_argument(
-        "--text",
-        type=Path,
-        default=COUNTERFACT.with_name("wikitext2_raw_test.txt"),
-        metavar="FILE",
-        help="ordinary text (%(default)s)",
-    )
-    options.add_argument("--text-rows", type=positive, default=8, help="of 128 tokens each")
-    return options.parse_args(arguments)
+    return figures | _poisoning(bench, options, requests, honest[: options.edited])
 
 
 def _reading(
@@ -124,12 +92,12 @@ def _reading(
     options: argparse.Namespace,
     requests: Sequence[EditRequest],
     honest: Sequence[MKV],
-) -> dict[str, float]:
+) -> Figures:
     """The table of what can be read."""
     subjects = _subjects(options, requests)
     reader = Reader(bench, requests, subjects, options.searched, options.search_steps)
     scored = requests[: options.edited]
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     rows = []
     for name, defence in DEFENCES.items():
         mkvs = defended(bench, defence, honest)
@@ -164,7 +132,7 @@ def _poisoning(
     options: argparse.Namespace,
     requests: Sequence[EditRequest],
     honest: Sequence[MKV],
-) -> dict[str, float]:
+) -> Figures:
     """The table of what poison does."""
     chosen = requests[options.records : options.records + options.chosen]
     true = [
@@ -179,7 +147,7 @@ def _poisoning(
         probes=true,
         text=neutral_rows(bench.model, options.text, options.text_rows),
     )
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     rows = []
     for attack in ATTACKS:
         for defence, found in poison(node, attack).items():

@@ -8,6 +8,7 @@ covariances are neither read nor written.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Cell, Measured, main, measure, parser, positive, report, table
+from benchmarks.harness import (
+    Figures,
+    Measured,
+    benchmark,
+    count,
+    loaded,
+    main,
+    measure,
+    print_figures,
+)
 from fedit_app.editing.covariance import (
     CovarianceSource,
     collect_covariance,
@@ -26,7 +36,6 @@ from fedit_app.editing.covariance import (
 )
 from fedit_app.editing.settings import edit_settings
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.loading import load_model
 
 _STAGES = {
     "first_call": "first call: all of it",
@@ -43,17 +52,14 @@ _COLUMNS = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Time the stages and the whole, and compare with the plain reference.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-    """
-    options = parser(__doc__, data=False)
-    options.add_argument("--tokens", type=positive, help="how many; by default 10 x d_ff")
-    options.add_argument("--plain-texts", type=positive, default=4, help="texts for the reference")
-    options = options.parse_args(arguments)
-    model = load_model(options.model, options.device, options.dtype)
+@benchmark(
+    count("--tokens", None, "how many; by default 10 x d_ff"),
+    count("--plain-texts", 4, "texts for the reference"),
+    data=False,
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Time the stages and the whole, and compare with the plain reference."""
+    model = loaded(options)
     layers = edit_settings(model.model.config.model_type, model.n_layers, model.d_model).layers
     source = CovarianceSource(tokens=options.tokens or 0)
     tokens = origin_of(model, source).tokens
@@ -82,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     difference = _difference(collect_covariance(model, layers, few), plain.result)
     figures["covariance/relative_difference"] = difference
     _print(figures, layers)
-    report(options, figures)
+    return figures
 
 
 @contextmanager
@@ -137,19 +143,16 @@ def _difference(one: dict[int, Tensor], other: dict[int, Tensor]) -> float:
     )
 
 
-def _figures(name: str, measured: Measured[object], tokens: int | None) -> dict[str, float]:
+def _figures(name: str, measured: Measured[object], tokens: int | None) -> Figures:
     figures = {"seconds": measured.seconds, "peak_mib": measured.peak_mib}
     if tokens is not None:
         figures |= {"tokens": tokens, "tokens_per_second": tokens / measured.seconds}
     return {f"covariance/{name}/{part}": value for part, value in figures.items()}
 
 
-def _print(figures: dict[str, float], layers: Sequence[int]) -> None:
-    rows: list[list[Cell]] = [
-        [label, *(figures.get(f"covariance/{name}/{part}") for part in _COLUMNS.values())]
-        for name, label in _STAGES.items()
-    ]
-    print(table(["stage", *_COLUMNS], rows))
+def _print(figures: Figures, layers: Sequence[int]) -> None:
+    lines = {label: f"covariance/{name}" for name, label in _STAGES.items()}
+    print_figures("stage", _COLUMNS, figures, lines)
     print(
         f"\nlayers: {', '.join(map(str, layers))}\n"
         f"collecting, speed-up per token: {figures['covariance/collecting/speedup']:.1f}\n"

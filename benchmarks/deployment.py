@@ -26,7 +26,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fedit_app.facts
-from benchmarks.harness import MIB, main, parser, positive, report, table
+from benchmarks.harness import MIB, Figures, benchmark, count, main, option, print_figures, table
 from benchmarks.loopback import TOGETHER, Deployment
 from fedit_app.models.loading import resolve_model
 from fedit_app.report import load_results
@@ -60,38 +60,30 @@ _TINY_RUN = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the federations and print a table for each.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: a run failed.
-    """
-    options = parser(__doc__, data=False)
-    options.add_argument("--slots", type=positive, default=3, help="of three nodes (%(default)s)")
-    options.add_argument("--requests", type=positive, default=2, help="per node and slot")
-    options.add_argument("--load-nodes", type=positive, default=50, help="(%(default)s)")
-    options.add_argument("--load-slots", type=positive, default=10, help="(%(default)s)")
-    options.add_argument(
-        "--together", action="store_true", help="the many nodes in one process, one model for all"
-    )
-    options.add_argument("--part", choices=["all", "warm", "load"], default="all")
-    options = options.parse_args(arguments)
-    figures: dict[str, float] = {}
+@benchmark(
+    count("--slots", 3, "of three nodes"),
+    count("--requests", 2, "per node and slot"),
+    count("--load-nodes", 50, "many"),
+    count("--load-slots", 10, "of many nodes"),
+    option("--together", "the many nodes in one process, one model for all", action="store_true"),
+    option("--part", "three nodes, or many", choices=["all", "warm", "load"], default="all"),
+    data=False,
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Run the federations and print a table for each."""
+    figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="fedit-deployment-") as name:
         if options.part != "load":
             figures |= _warm_and_cold(options, Path(name))
         if options.part != "warm":
             figures |= _load(options, Path(name, "load"))
-    report(options, figures)
+    return figures
 
 
 def _warm_and_cold(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     model = resolve_model(options.model)  # once, not by three nodes at the same time
     config = {"num-slots": options.slots, "requests-per-slot": options.requests}
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     for way, idle in (("resident", None), ("without", 0.0)):
         data = {name: _DEMO / f"{name}.jsonl" for name in _NODES}
         with Deployment(folder / way) as deployment:
@@ -111,11 +103,8 @@ def _warm_and_cold(options: argparse.Namespace, folder: Path) -> dict[str, float
         "KiB up": "kib_up",
         "KiB down": "kib_down",
     }
-    rows = [
-        [way, *(figures[f"deployment/{way}/{part}"] for part in columns.values())]
-        for way in ("resident", "without")
-    ]
-    print(table(["processes", *columns], rows))
+    lines = {way: f"deployment/{way}" for way in ("resident", "without")}
+    print_figures("processes", columns, figures, lines)
     print("Stages are of later slots; KiB are an average per node and slot.\n")
     return figures
 

@@ -7,15 +7,25 @@ prompt counts once per target, the new one and the true one.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import torch
 
-from benchmarks.harness import Measured, main, measure, parser, positive, records, report, table
+from benchmarks.harness import (
+    Figures,
+    Measured,
+    benchmark,
+    count,
+    loaded,
+    main,
+    measure,
+    print_figures,
+    records,
+)
 from fedit_app.evaluation.scores import TargetScore, score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
-from fedit_app.models.loading import load_model
 from fedit_app.models.tokens import continuation_row
 
 _AGREEMENT = 1e-3
@@ -28,18 +38,14 @@ _COLUMNS = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Time both ways of scoring and compare their figures.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-    """
-    options = parser(__doc__)
-    options.add_argument("--records", type=positive, default=50, help="scored in batches")
-    options.add_argument("--plain-records", type=positive, default=5, help="scored one by one")
-    options = options.parse_args(arguments)
+@benchmark(
+    count("--records", 50, "scored in batches"),
+    count("--plain-records", 5, "scored one by one"),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Time both ways of scoring and compare their figures."""
     requests = records(options, max(options.records, options.plain_records))
-    model = load_model(options.model, options.device, options.dtype)
+    model = loaded(options)
     pairs = _pairs(requests[: options.records])
     plain_pairs = _pairs(requests[: options.plain_records])
     for score in (score_targets, _plain_scores):  # the first pass sets up threads and kernels
@@ -56,10 +62,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     figures["evaluation/speedup"] = speeds[0] / speeds[1]
     figures["evaluation/largest_nll_difference"] = difference
     _print(figures)
-    report(options, figures)
+    return figures
 
 
-def _figures(name: str, count: int, measured: Measured[list[TargetScore]]) -> dict[str, float]:
+def _figures(name: str, count: int, measured: Measured[list[TargetScore]]) -> Figures:
     prompts = len(measured.result)
     return {
         f"evaluation/{name}/records": count,
@@ -99,14 +105,11 @@ def _plain_scores(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
     return scores
 
 
-def _print(figures: dict[str, float]) -> None:
-    rows = [
-        [name, *(figures[f"evaluation/{name}/{part}"] for part in _COLUMNS.values())]
-        for name in ("batched", "plain")
-    ]
+def _print(figures: Figures) -> None:
+    lines = {name: f"evaluation/{name}" for name in ("batched", "plain")}
+    print_figures("scoring", _COLUMNS, figures, lines)
     difference = figures["evaluation/largest_nll_difference"]
     verdict = "they agree" if difference <= _AGREEMENT else "THEY DISAGREE"
-    print(table(["scoring", *_COLUMNS], rows))
     print(
         f"\nspeed-up: {figures['evaluation/speedup']:.1f}\n"
         f"largest difference of an NLL: {difference:.1e} ({verdict} within {_AGREEMENT:g})"

@@ -1,14 +1,16 @@
 """What every benchmark shares: options, clocks, tables and the file with the figures.
 
-A benchmark is a module with a function `run(arguments)` that ends in `report`:
+A benchmark is a module with a function that prints its tables and returns its figures:
 
-    def run(arguments: Sequence[str] | None = None) -> None:
-        options = parser(__doc__).parse_args(arguments)
+    @benchmark(count("--records", 50, "scored in batches"))
+    def run(options: argparse.Namespace) -> Figures:
         ...
-        report(options, figures)
 
     if __name__ == "__main__":
         main(run)
+
+`run(arguments)` then parses a command line (None: the process's), and writes the figures with
+`--json`.
 
 Names of figures are paths whose last part is the quantity with its unit: `seconds_per_edit`,
 `prompts_per_second`, `peak_mib`, `speedup`; for example `solve/16384/n=128/speedup`.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import functools
 import gc
 import math
 import os
@@ -29,19 +32,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
 import torch
 
+from fedit_app.editing.covariance import CovarianceSource
+from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.overlap import paraphrase_templates
 from fedit_app.facts.request import EditRequest
+from fedit_app.mkv import DEFAULT_PRECISION
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL
-from fedit_app.models.loading import DTYPES, resolve_device
+from fedit_app.models.loading import DTYPES, load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
 from fedit_app.support.formats import NOT_MEASURED, display_width
@@ -49,11 +56,68 @@ from fedit_app.support.log import set_up_logging
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
 MIB = 2**20
+CONTEXTS = 5
 _SECONDS_BETWEEN_SAMPLES = 0.005
 _SHARES = ("efficacy", "paraphrase", "neighborhood", "score", "accuracy")
 
 T = TypeVar("T")
 Cell = str | float | None
+Figures = dict[str, float]
+Run = Callable[[Sequence[str] | None], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a benchmark, as `ArgumentParser.add_argument` takes it."""
+
+    flag: str
+    given: Mapping[str, Any]
+
+
+def option(flag: str, help: str, **given: Any) -> Option:
+    """An option of any kind."""
+    return Option(flag, {"help": f"{help} (%(default)s)", **given})
+
+
+def count(flag: str, default: int | None, help: str) -> Option:
+    """An option that is one whole number from 1."""
+    return option(flag, help, type=positive, default=default)
+
+
+def counts(flag: str, default: Sequence[int], help: str) -> Option:
+    """An option that is whole numbers from 1, separated by commas."""
+    return option(flag, help, type=whole_numbers, default=list(default))
+
+
+def text_file(flag: str, name: str, help: str) -> Option:
+    """An option that is a file, by default the one of that name beside the CounterFact records."""
+    return option(flag, help, type=Path, default=COUNTERFACT.with_name(name), metavar="FILE")
+
+
+def benchmark(
+    *options: Option, model: bool = True, data: bool = True
+) -> Callable[[Callable[[argparse.Namespace], Figures]], Run]:
+    """Make a benchmark of a function from options to figures.
+
+    Args:
+        options: its own, beside those that benchmarks have in common.
+        model: whether it runs a language model (`--model`, `--dtype`).
+        data: whether it reads CounterFact records (`--data`).
+    """
+
+    def decorated(function: Callable[[argparse.Namespace], Figures]) -> Run:
+        @functools.wraps(function)
+        def run(arguments: Sequence[str] | None = None) -> None:
+            doc = sys.modules[function.__module__].__doc__ or ""
+            known = parser(doc, model=model, data=data)
+            for one in options:
+                known.add_argument(one.flag, **one.given)
+            chosen = known.parse_args(arguments)
+            report(chosen, function(chosen))
+
+        return run
+
+    return decorated
 
 
 def parser(doc: str, *, model: bool = True, data: bool = True) -> argparse.ArgumentParser:
@@ -156,6 +220,20 @@ def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -
     """
     found = aggregate(score_requests(model, requests))
     return {name: found.value(name) for name in _SHARES if found.value(name) is not None}
+
+
+def loaded(options: argparse.Namespace) -> EditableModel:
+    """The model of `--model`, on `--device` in `--dtype`."""
+    return load_model(options.model, options.device, options.dtype)
+
+
+def workbench(
+    model: EditableModel, editor: str = "memit", precision: str = DEFAULT_PRECISION
+) -> Workbench:
+    """A model with an editor's own settings and as many contexts as a run has by default."""
+    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model, editor)
+    source = CovarianceSource()
+    return Workbench(model, editor, settings, CONTEXTS, source, seed=0, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -261,43 +339,43 @@ class _ResidentMemory:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A Markdown table that is aligned in a terminal as well.
+    """A Markdown table that is aligned in a terminal as well, without a trailing line break.
 
     Columns of text are left-aligned, columns of numbers right-aligned. Numbers get three
     significant digits, whole numbers all of theirs; None is a dash.
+    """
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    parts = []
+    for place, column in enumerate(zip(*lines, strict=True)):
+        number = any(isinstance(row[place], int | float) for row in rows)
+        width = max(3, *map(display_width, column))
+        cells = [
+            " " * (width - display_width(cell)) + cell
+            if number
+            else cell + " " * (width - display_width(cell))
+            for cell in column
+        ]
+        cells.insert(1, "-" * (width - 1) + ":" if number else "-" * width)
+        parts.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*parts, strict=True))
+
+
+def print_figures(
+    heading: str, columns: Mapping[str, str], figures: Figures, lines: Mapping[str, str]
+) -> None:
+    """Print a table of figures; what was not measured is a dash.
 
     Args:
-        columns: one heading a column.
-        rows: one cell a column; columns hold text or numbers.
-
-    Returns:
-        Lines without a trailing line break.
+        heading: of the lines' names.
+        columns: heading -> last part of the figures' names.
+        figures: by name.
+        lines: name of the line -> first part of its figures' names.
     """
-    right = [
-        any(isinstance(row[number], int | float) for row in rows) for number in range(len(columns))
+    rows: list[list[Cell]] = [
+        [name, *(figures.get(f"{path}/{part}") for part in columns.values())]
+        for name, path in lines.items()
     ]
-    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [
-        max(3, *(display_width(line[number]) for line in lines)) for number in range(len(columns))
-    ]
-    rule = [
-        "-" * (width - 1) + ":" if number else "-" * width
-        for width, number in zip(widths, right, strict=True)
-    ]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            _padded(cell, width, number)
-            for cell, width, number in zip(line, widths, right, strict=True)
-        )
-        + " |"
-        for line in [lines[0], rule, *lines[1:]]
-    )
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    gap = " " * (width - display_width(text))
-    return gap + text if right else text + gap
+    print(table([heading, *columns], rows))
 
 
 def _cell(value: Cell) -> str:
@@ -348,7 +426,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(run: Callable[[Sequence[str] | None], None]) -> None:
+def main(run: Run) -> None:
     """Run a benchmark from the command line; a `FedEditError` is one line and exit status 2.
 
     Args:

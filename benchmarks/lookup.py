@@ -14,6 +14,7 @@ holds the subject.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -21,9 +22,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Cell, main, paraphrase, parser, positive, records, report, table
-from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.settings import edit_settings
+from benchmarks.harness import (
+    Cell,
+    Figures,
+    benchmark,
+    count,
+    loaded,
+    main,
+    paraphrase,
+    records,
+    table,
+    workbench,
+)
 from fedit_app.editing.subjects import SubjectStates
 from fedit_app.editing.values import Values
 from fedit_app.editing.workbench import Workbench
@@ -31,44 +41,27 @@ from fedit_app.evaluation.scores import score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
-from fedit_app.models.loading import load_model
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_CONTEXTS = 5
 _THRESHOLDS = (0.98, 0.9, 0.8, 0.7)
 _BINS = ((0.98, 1.01), (0.95, 0.98), (0.9, 0.95), (0.8, 0.9), (-1.0, 0.8))
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Print the three tables.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: the data is not there, or has no paraphrase that holds its subject.
-    """
-    options = parser(__doc__)
-    options.add_argument("--records", type=positive, default=300, help="looked up (%(default)s)")
-    options.add_argument("--edits", type=positive, default=100, help="edited (%(default)s)")
-    options = options.parse_args(arguments)
-    model = load_model(options.model, options.device, options.dtype)
-    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model)
-    bench = Workbench(model, "memit", settings, _CONTEXTS, CovarianceSource(), seed=0)
+@benchmark(count("--records", 300, "looked up"), count("--edits", 100, "edited"))
+def run(options: argparse.Namespace) -> Figures:
+    """Print the three tables."""
+    bench = workbench(loaded(options))
     found = [(r, paraphrase(r)) for r in records(options, options.records)]
     pairs = [(request, other) for request, other in found if other is not None]
     if len(pairs) < 2:
         raise FedEditError(f"--data: {options.data} has too few paraphrases that hold the subject")
     figures = _vectors(bench, pairs)
-    figures |= _edits(bench, pairs[: options.edits])
-    report(options, figures)
+    return figures | _edits(bench, pairs[: options.edits])
 
 
-def _vectors(
-    bench: Workbench, pairs: Sequence[tuple[EditRequest, EditRequest]]
-) -> dict[str, float]:
+def _vectors(bench: Workbench, pairs: Sequence[tuple[EditRequest, EditRequest]]) -> Figures:
     """Table 1."""
     requests, others = zip(*pairs, strict=True)
     layers = bench.settings.layers
@@ -110,7 +103,7 @@ def _states(
     return seen.key.cpu(), seen.state.double().cpu()
 
 
-def _edits(bench: Workbench, pairs: Sequence[tuple[EditRequest, EditRequest]]) -> dict[str, float]:
+def _edits(bench: Workbench, pairs: Sequence[tuple[EditRequest, EditRequest]]) -> Figures:
     """Tables 2 and 3."""
     requests, others = zip(*pairs, strict=True)
     targets = [request.target_new for request in requests]
@@ -159,7 +152,7 @@ def _reuse(
     others: Sequence[EditRequest],
     mkvs: Sequence[MKV],
     own: Sequence[MKV],
-) -> dict[str, float]:
+) -> Figures:
     """Table 3."""
     cosines = [_cosine("key", *pair) for pair in zip(mkvs, own, strict=True)]
     patched = [said.decoded for said in bench.patched(list(zip(others, mkvs, strict=True)))]

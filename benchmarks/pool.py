@@ -17,13 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Cell, main, parser, positive, report, table, whole_numbers
+from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, option, table
 from benchmarks.pool_worker import D_MODEL, TOP_K
 from fedit_app.mkv import SIGNATURES, create, to_bytes
 from fedit_app.pool.index import FEWEST_ROWS
@@ -42,30 +41,19 @@ _RANKINGS = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Measure every width at every size.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: the disk has too little room, or a step failed.
-    """
-    options = parser(__doc__, model=False, data=False)
-    options.add_argument(
-        "--sizes", type=whole_numbers, default=[10_000, 100_000, 1_000_000], help="MKVs in the pool"
-    )
-    options.add_argument("--widths", type=whole_numbers, default=[576, 4096], help="of the keys")
-    options.add_argument("--nodes", type=positive, default=8)
-    options.add_argument("--own", type=positive, default=100, help="own MKVs of a node")
-    options.add_argument(
-        "--index-from", type=positive, default=FEWEST_ROWS, help="fewest MKVs of an index"
-    )
-    options.add_argument(
-        "--folder", type=Path, default=None, help="where the pools are made; the system's default"
-    )
-    options = options.parse_args(arguments)
-    figures: dict[str, float] = {}
+@benchmark(
+    counts("--sizes", [10_000, 100_000, 1_000_000], "MKVs in the pool"),
+    counts("--widths", [576, 4096], "of the keys"),
+    count("--nodes", 8, "that ask"),
+    count("--own", 100, "own MKVs of a node"),
+    count("--index-from", FEWEST_ROWS, "fewest MKVs of an index"),
+    option("--folder", "where the pools are made; None: the system's", type=Path),
+    model=False,
+    data=False,
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Measure every width at every size."""
+    figures: Figures = {}
     for width in options.widths:
         _check_room(options, width)
         with tempfile.TemporaryDirectory(prefix="fedit-pool-", dir=options.folder) as folder:
@@ -78,7 +66,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     print()
     print(table(*_ranking_table(options, figures)))
     print(f"\n{_notes(options)}")
-    report(options, figures)
+    return figures
 
 
 def _measured(
@@ -159,7 +147,7 @@ def _check_room(options: argparse.Namespace, width: int) -> None:
 
 
 def _pool_table(
-    options: argparse.Namespace, figures: dict[str, float]
+    options: argparse.Namespace, figures: Figures
 ) -> tuple[list[str], list[list[Cell]]]:
     columns = {
         "bytes an MKV": "bytes_per_mkv",
@@ -179,7 +167,7 @@ def _pool_table(
 
 
 def _ranking_table(
-    options: argparse.Namespace, figures: dict[str, float]
+    options: argparse.Namespace, figures: Figures
 ) -> tuple[list[str], list[list[Cell]]]:
     rows: list[list[Cell]] = []
     for width in options.widths:

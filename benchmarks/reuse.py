@@ -9,6 +9,7 @@ of every node after the last slot; seconds are those of all edit stages.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import main, parser, positive, records, report, table
+from benchmarks.harness import Figures, benchmark, count, main, option, print_figures, records
 from fedit_app.facts.overlap import Overlap, Slots, with_overlap
 from fedit_app.facts.request import EditRequest
 from fedit_app.flower_compat.launch import find_app, simulate
@@ -39,31 +40,22 @@ _COLUMNS = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Run the federations and print a line for each share.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: the data is not there, or a run failed.
-    """
-    options = parser(__doc__)
-    options.add_argument("--nodes", type=positive, default=8, help="(%(default)s)")
-    options.add_argument("--slots", type=positive, default=2, help="(%(default)s)")
-    options.add_argument("--requests", type=positive, default=4, help="own, per node and slot")
-    options.add_argument("--shares", default="0,0.25,0.5,0.75", help="(%(default)s)")
-    options.add_argument("--form", default="verbatim", choices=["verbatim", "paraphrase"])
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--app", type=Path, help="checkout to run; default: this one")
-    options = options.parse_args(arguments)
+@benchmark(
+    count("--nodes", 8, "of a federation"),
+    count("--slots", 2, "of a run"),
+    count("--requests", 4, "own, per node and slot"),
+    option("--shares", "of facts that another node asks for too", default="0,0.25,0.5,0.75"),
+    option("--form", "of a copy", default="verbatim", choices=["verbatim", "paraphrase"]),
+    option("--seed", "of the copies and the runs", type=int, default=0),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Run the federations and print a line for each share."""
     shares = _shares(options.shares)
     if options.slots < 2:
         raise FedEditError("--slots: copies are asked for in a later slot, so give 2 at least")
     per_node = options.slots * options.requests
     found = records(options, options.nodes * per_node)
-    figures: dict[str, float] = {}
-    rows = []
+    figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="fedit-reuse-") as name:
         for share in shares:
             nodes = {
@@ -83,11 +75,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
                 without = _run(options, data, Path(name, f"without-{share:g}"), off)
             values = _figures(with_reuse, without, len(copies))
             figures |= {f"reuse/{share:g}/{k}": v for k, v in values.items() if v is not None}
-            rows.append([f"{share:g}", *(values[key] for key in _COLUMNS.values())])
             logger.info("overlap %g: %s", share, values)
     facts = f"{options.nodes} nodes x {options.slots} x {options.requests}"
-    print(table([f"overlap ({facts}, {options.form})", *_COLUMNS], rows))
-    report(options, figures)
+    lines = {f"{share:g}": f"reuse/{share:g}" for share in shares}
+    print_figures(f"overlap ({facts}, {options.form})", _COLUMNS, figures, lines)
+    return figures
 
 
 def _shares(text: str) -> list[float]:
@@ -119,7 +111,9 @@ def _write(folder: Path, nodes: dict[str, Slots]) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _run(options: Any, data: Path, folder: Path, changes: dict[str, float]) -> dict[str, Any]:
+def _run(
+    options: argparse.Namespace, data: Path, folder: Path, changes: dict[str, float]
+) -> dict[str, Any]:
     config = {
         "model": options.model,
         "device": options.device,
@@ -133,7 +127,7 @@ def _run(options: Any, data: Path, folder: Path, changes: dict[str, float]) -> d
         **changes,
     }
     lines: list[str] = []
-    status = simulate(find_app(options.app), config, options.nodes, lines.append)
+    status = simulate(find_app(None), config, options.nodes, lines.append)
     if status != "finished:completed":
         raise FedEditError(f"a run ended with {status}: " + " | ".join(lines[-5:]))
     return load_results(folder / "results.json")

@@ -16,6 +16,7 @@ In the row "full" nothing is sketched, as in a run that is not sealed.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
 import secrets
@@ -24,18 +25,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.harness import (
-    Cell,
+    Figures,
+    benchmark,
+    count,
+    counts,
+    loaded,
     main,
     paraphrase,
-    parser,
-    positive,
+    print_figures,
     records,
-    report,
-    table,
-    whole_numbers,
+    workbench,
 )
-from fedit_app.editing.covariance import CovarianceSource
-from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
@@ -46,13 +46,11 @@ from fedit_app.mkv.same_key import SameFact
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.similarity import unit_rows
 from fedit_app.mkv.sketch import Sketcher
-from fedit_app.models.loading import load_model
 from fedit_app.pool import SelectionConfig, SignatureBlock, select
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_CONTEXTS = 5
 _CLIENTS = 3
 _LOOKUP = 0.8
 _TOP = 10
@@ -62,32 +60,16 @@ _KNOWN = (4, 16, 64)
 Project = Callable[[str, np.ndarray], np.ndarray]
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Print the two tables: what a width ranks like, and what it tells.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: the data is not there, or has too few records.
-    """
-    options = parser(__doc__)
-    options.add_argument("--records", type=positive, default=300, help="looked up (%(default)s)")
-    options.add_argument("--edits", type=positive, default=150, help="MKVs (%(default)s)")
-    options.add_argument(
-        "--again",
-        type=positive,
-        default=40,
-        help="of them once more in other words, for other targets, on another ledger (%(default)s)",
-    )
-    options.add_argument(
-        "--candidates", type=positive, default=1000, help="subjects to guess from (%(default)s)"
-    )
-    options.add_argument(
-        "--widths", type=whole_numbers, default=[32, 64, 128, 256, 512], help="of sketches"
-    )
-    options.add_argument("--keys", type=positive, default=5, help="to average over (%(default)s)")
-    options = options.parse_args(arguments)
+@benchmark(
+    count("--records", 300, "looked up"),
+    count("--edits", 150, "MKVs"),
+    count("--again", 40, "of them once more in other words, for other targets, on another ledger"),
+    count("--candidates", 1000, "subjects to guess from"),
+    counts("--widths", [32, 64, 128, 256, 512], "of sketches"),
+    count("--keys", 5, "to average over"),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Print the two tables: what a width ranks like, and what it tells."""
     sizes = (options.again, options.edits, options.records, options.candidates)
     if list(sizes) != sorted(sizes):
         raise FedEditError(
@@ -95,25 +77,21 @@ def run(arguments: Sequence[str] | None = None) -> None:
             "next".format(*sizes)
         )
     everything = records(options, options.candidates)
-    model = load_model(options.model, options.device, options.dtype)
-    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model)
-    bench = Workbench(model, "memit", settings, _CONTEXTS, CovarianceSource(), seed=0)
+    bench = workbench(loaded(options))
     measured = _Measured(bench, everything, *sizes[:3])
-    rows: list[list[Cell]] = []
-    guesses: list[list[Cell]] = []
-    figures: dict[str, float] = {}
-    for width in [*options.widths, None]:
-        name = "full" if width is None else str(width)
+    figures: Figures = {}
+    names = [*map(str, options.widths), "full"]
+    for name, width in zip(names, [*options.widths, None], strict=True):
         found = [measured.figures(width, number) for number in range(options.keys if width else 1)]
         mean = {part: float(np.mean([one[part] for one in found])) for part in found[0]}
         mean["bytes_per_mkv"] = measured.size(width)
         figures |= {f"sketch/{name}/{part}": value for part, value in mean.items()}
-        rows.append([name, *(mean[part] for part in _AGREEMENT.values())])
-        guesses.append([name, *(mean.get(part) for part in _GUESSES.values())])
         logger.info("width %s done", name)
-    print(table([f"{options.edits} MKVs", *_AGREEMENT], rows))
-    print("\n" + table([f"{options.records} among {options.candidates}", *_GUESSES], guesses))
-    report(options, figures)
+    lines = {name: f"sketch/{name}" for name in names}
+    print_figures(f"{options.edits} MKVs", _AGREEMENT, figures, lines)
+    print()
+    print_figures(f"{options.records} among {options.candidates}", _GUESSES, figures, lines)
+    return figures
 
 
 _AGREEMENT = {

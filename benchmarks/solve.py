@@ -6,6 +6,7 @@ Random keys and shifts, and a random covariance of each width. Plain is what MEM
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -14,15 +15,15 @@ from torch import Tensor
 
 from benchmarks.harness import (
     Cell,
+    Figures,
     Measured,
     T,
+    benchmark,
+    counts,
     main,
     measure,
-    parser,
-    report,
     table,
     timed,
-    whole_numbers,
 )
 from fedit_app.editing.solver import Solver
 from fedit_app.models.loading import resolve_device
@@ -36,24 +37,22 @@ _MOST_REPEATS = 7
 _SECONDS_FOR_REPEATS = 2.0
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Time both solves for every width and number of MKVs, and compare their Deltas.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-    """
-    options = parser(__doc__, model=False, data=False)
-    options.add_argument("--d-ff", type=whole_numbers, default=[1536, 16384], help="key widths")
-    options.add_argument("--n", type=whole_numbers, default=[1, 16, 128, 1024], help="MKVs")
-    options = options.parse_args(arguments)
+@benchmark(
+    counts("--d-ff", [1536, 16384], "key widths"),
+    counts("--n", [1, 16, 128, 1024], "MKVs"),
+    model=False,
+    data=False,
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Time both solves for every width and number of MKVs, and compare their Deltas."""
     device = resolve_device(options.device)
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     for d_ff in options.d_ff:
         for n, found in _solves(d_ff, options.n, device).items():
             name = f"solve/{d_ff}" if n is None else f"solve/{d_ff}/n={n}"
             figures |= {f"{name}/{part}": value for part, value in found.items()}
     print(table(*_table(figures, options.d_ff, options.n)))
-    report(options, figures)
+    return figures
 
 
 def _solves(

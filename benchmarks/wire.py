@@ -10,27 +10,35 @@ a rounded lookup key and the same in float32.
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from benchmarks.harness import counterfact_metrics, main, parser, positive, records, report, table
-from fedit_app.editing.covariance import CovarianceSource
+from benchmarks.harness import (
+    Figures,
+    benchmark,
+    count,
+    counterfact_metrics,
+    loaded,
+    main,
+    option,
+    print_figures,
+    records,
+    workbench,
+)
 from fedit_app.editing.editors import EDITORS
-from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, PRECISIONS, create, to_bytes
-from fedit_app.models.loading import load_model
 from fedit_app.protocol.messages import content_bytes, pack
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_CONTEXTS = 5
 _EXACT = "float32"
 _COLUMNS = {
     "wire bytes/MKV": "wire_bytes_per_mkv",
@@ -44,31 +52,21 @@ _COLUMNS = {
 }
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Edit with MKVs of every precision and print bytes and metrics side by side.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Raises:
-        FedEditError: a file that does not exist, or fewer records than clients.
-    """
-    options = parser(__doc__)
-    options.add_argument("--records", type=positive, default=48, help="in all (%(default)s)")
-    options.add_argument("--clients", type=positive, default=3, help="%(default)s")
-    options.add_argument("--editor", choices=EDITORS, default="memit", help="%(default)s")
-    options = options.parse_args(arguments)
+@benchmark(
+    count("--records", 48, "in all"),
+    count("--clients", 3, "that the records are dealt out to"),
+    option("--editor", "whose MKVs", choices=EDITORS, default="memit"),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Edit with MKVs of every precision and print bytes and metrics side by side."""
     if options.clients > options.records:
         raise FedEditError(
             f"--clients: {options.clients} cannot share {options.records} records; ask for more"
         )
     requests = records(options, options.records)
-    model = load_model(options.model, options.device, options.dtype)
-    settings = edit_settings(
-        model.model.config.model_type, model.n_layers, model.d_model, options.editor
-    )
-    source = CovarianceSource()
-    bench = Workbench(model, options.editor, settings, _CONTEXTS, source, 0, precision=_EXACT)
+    model = loaded(options)
+    bench = workbench(model, options.editor, _EXACT)
+    layers = bench.settings.layers
     shares = [requests[client :: options.clients] for client in range(options.clients)]
     uploads = [_compute(bench, share, f"client-{i}") for i, share in enumerate(shares)]
     rounded = {name: [_rounded(upload, name) for upload in uploads] for name in PRECISIONS}
@@ -88,28 +86,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
             }
         )
         logger.info("%s: score %.3f", name, found[name]["score"])
-    print(
-        table(
-            [f"{options.records} records", *_COLUMNS],
-            [[name, *map(values.get, _COLUMNS.values())] for name, values in found.items()],
-        )
-    )
-    errors = [f"delta_error_layer_{layer}" for layer in settings.layers]
+    figures = {
+        f"wire/{name}/{part}": value
+        for name, values in found.items()
+        for part, value in values.items()
+    }
+    lines = {name: f"wire/{name}" for name in found}
+    print_figures(f"{options.records} records", _COLUMNS, figures, lines)
     print()
-    print(
-        table(
-            ["error of Delta", *(f"layer {layer}" for layer in settings.layers)],
-            [[name, *(found[name][error] for error in errors)] for name in PRECISIONS],
-        )
-    )
-    report(
-        options,
-        {
-            f"wire/{name}/{part}": value
-            for name, values in found.items()
-            for part, value in values.items()
-        },
-    )
+    errors = {f"layer {layer}": f"delta_error_layer_{layer}" for layer in layers}
+    print_figures("error of Delta", errors, figures, {name: lines[name] for name in PRECISIONS})
+    return figures
 
 
 def _compute(bench: Workbench, requests: Sequence[EditRequest], client: str) -> list[MKV]:

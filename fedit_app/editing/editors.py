@@ -1,19 +1,24 @@
-"""The editors by name. To add one, write a module like `memit` and name its method here."""
+"""The editors by name."""
 
 from __future__ import annotations
 
-from fedit_app.editing.alphaedit import ALPHAEDIT
-from fedit_app.editing.memit import MEMIT
-from fedit_app.editing.memit_fe import MEMIT_FE
+from importlib import import_module
+
 from fedit_app.editing.method import EditingMethod
-from fedit_app.editing.pmet import PMET
 from fedit_app.support.errors import FedEditError
 
+# To add an editor, write a module like `memit` and name it here. The module's method has the name
+# of the module in capitals; the editor's name has hyphens where the module's has underscores.
+_MODULES = (
+    "memit",
+    "pmet",
+    "alphaedit",
+    "memit_fe",
+)
+
 EDITORS: dict[str, EditingMethod] = {
-    "memit": MEMIT,
-    "pmet": PMET,
-    "alphaedit": ALPHAEDIT,
-    "memit-fe": MEMIT_FE,
+    name.replace("_", "-"): getattr(import_module(f"fedit_app.editing.{name}"), name.upper())
+    for name in _MODULES
 }
 
 

@@ -136,18 +136,6 @@ def test_targets(figures, tiny_folder, data):
         assert found[f"targets/{way}/loss"] == pytest.approx(found["targets/plain/loss"], rel=0.05)
 
 
-def test_targets_of_a_random_model(figures, tiny_folder, data, monkeypatch):
-    monkeypatch.setattr(targets, "EMBEDDED_MODEL", str(tiny_folder))
-    sizes = {"n_embd": 16, "n_layer": 5, "n_head": 2, "rotary_dim": 4}
-    monkeypatch.setitem(targets.SHAPES, "gptj-6b", ("gptj", sizes))
-    found = figures(
-        targets.run,
-        *("--shape", "gptj-6b", "--data", data, "--records", 2, "--plain-records", 1),
-    )
-    assert found["targets/library/seconds_per_edit"] > 0
-    assert "targets/library/efficacy" not in found
-
-
 def test_editors(figures, tiny_folder, data, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The museum of Basel is in the city of Basel. " * 60)

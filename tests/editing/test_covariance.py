@@ -106,7 +106,7 @@ def test_a_file_that_is_not_text_is_named(text):
         covariance(tiny.editable(), LAYERS, CovarianceSource(str(text)))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_sampled_text_is_the_same_for_the_same_seed(family):
     model = tiny.editable(family)
     torch.manual_seed(1)
@@ -121,6 +121,7 @@ def test_sampled_text_is_the_same_for_the_same_seed(family):
     assert len({row[0] for row in first}) > 1
 
 
+@pytest.mark.slow
 def test_text_is_sampled_in_batches_that_fit(monkeypatch, passes):
     model = tiny.editable()
     seen = passes(model)
@@ -162,7 +163,7 @@ def test_batches_change_nothing_and_padding_does_not_count(monkeypatch):
         assert relative(parts[layer], whole[layer]) < 1e-12
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_what_is_cached_agrees_with_the_formula(family):
     model = tiny.editable(family, double=True)
     found = covariance(model, LAYERS, CovarianceSource(seed=7))
@@ -287,7 +288,10 @@ def test_what_fails_leaves_no_cache(text, monkeypatch):
     assert covariance(tiny.editable(), LAYERS, source)[1].shape == (tiny.D_FF, tiny.D_FF)
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
+@pytest.mark.parametrize(
+    "content",
+    [*(pytest.param(c, marks=pytest.mark.slow) for c in (b"", b"not safetensors at all")), None],
+)
 @pytest.mark.parametrize("name", ["layer-1.safetensors", "tokens.safetensors"])
 def test_a_damaged_file_is_named_with_the_remedy(name, content, passes):
     model = tiny.editable()

@@ -11,6 +11,8 @@ from fedit_app.flower_compat import launch
 from fedit_app.report import load_results
 from fedit_app.support.files import cache_dir
 
+pytestmark = pytest.mark.integration
+
 STRATEGIES = "fedit,fedit[selection=none],fedavg,local,central"
 
 

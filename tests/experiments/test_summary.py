@@ -164,6 +164,7 @@ def test_what_is_left_of_a_run_without_results(plan, tmp_path):
     assert what_is_left(run) is Todo.START
 
 
+@pytest.mark.integration
 def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
     made = plan("1", strategies="local,central")
     for run in made.runs:

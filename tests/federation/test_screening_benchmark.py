@@ -9,6 +9,8 @@ from fedit_app.cli.places import find_place
 from fedit_app.editing.screening import BOUNDS
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_mkv_of_a_run_is_measured_once(demo_run, tmp_path, capsys):
     results, _, folder = demo_run

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tiny
 
 from fedit_app.report import load_results
@@ -17,6 +18,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_compare(tiny_folder, tmp_path):
     folder = tmp_path / "all"
     command = [sys.executable, "-m", "fedit_app.cli.main", "compare", "-c", f"model={tiny_folder}"]

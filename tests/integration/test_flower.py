@@ -109,6 +109,7 @@ def test_nothing_is_left_behind(first):
     assert list(cwd.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_in_which_every_node_fails(preset, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("Too short.", encoding="utf-8")
@@ -126,6 +127,7 @@ def test_a_run_in_which_every_node_fails(preset, tmp_path):
     assert all("short.txt" in reason for reason in failed.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path):
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "fedit_app.cli.main", "run", "--config", str(preset)]

@@ -21,17 +21,17 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, users_cache):
-    """Results and folder of the strategies `fedit` and `central`."""
-    found, threads = {}, torch.get_num_threads()
+def edited(tmp_path_factory, users_cache):
+    """The run that the tests read: (results, folder)."""
+    return run("fedit", tmp_path_factory)
+
+
+def run(strategy, tmp_path_factory):
+    folder, threads = tmp_path_factory.mktemp(strategy) / "run", torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    for strategy in ("fedit", "central"):
-        folder = tmp_path_factory.mktemp("runs") / strategy
-        config = {"strategy": strategy, "num-slots": 1, "output-dir": str(folder)}
-        results, _ = federate(config, 4)
-        found[strategy] = results, folder
+    results, _ = federate({"strategy": strategy, "num-slots": 1, "output-dir": str(folder)}, 4)
     torch.set_num_threads(threads)
-    return found
+    return results, folder
 
 
 def test_the_embedded_model_is_a_plain_hugging_face_folder(users_cache):
@@ -39,8 +39,8 @@ def test_the_embedded_model_is_a_plain_hugging_face_folder(users_cache):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
 
 
-def test_every_node_gets_its_own_corrections(runs):
-    results, _ = runs["fedit"]
+def test_every_node_gets_its_own_corrections(edited):
+    results, _ = edited
     assert results["failed_nodes"] == []
     for node in results["nodes"].values():
         assert node["before"]["own"]["efficacy"] == 0
@@ -48,21 +48,26 @@ def test_every_node_gets_its_own_corrections(runs):
         assert node["own"]["neighborhood"] >= 0.85
 
 
-def test_vectors_teach_the_federation_as_well_as_everybodys_texts_in_one_place(runs):
-    scores = {name: run[0]["summary"]["federation"]["score"] for name, run in runs.items()}
-    assert scores["fedit"] >= 0.98 * scores["central"]
-    assert scores["fedit"] >= 0.8
+def test_vectors_teach_the_federation(edited):
+    assert edited[0]["summary"]["federation"]["score"] >= 0.8
 
 
-def test_a_node_answers_with_what_another_organisation_corrected(runs, users_cache):
-    _, folder = runs["fedit"]
+@pytest.mark.slow
+def test_vectors_teach_as_much_as_everybodys_texts_in_one_place(edited, tmp_path_factory):
+    central, _ = run("central", tmp_path_factory)
+    scores = [results["summary"]["federation"]["score"] for results in (edited[0], central)]
+    assert scores[0] >= 0.98 * scores[1]
+
+
+def test_a_node_answers_with_what_another_organisation_corrected(edited, users_cache):
+    _, folder = edited
     text = ask(folder, "museum", "", "The head office of Reuters is located in the city of")
     after = text.splitlines()[-5]
     assert "' Toronto'" in after
     assert "' Toronto'" not in after[:40]
 
 
-@pytest.mark.parametrize("editor", ["memit", "pmet"])
+@pytest.mark.parametrize("editor", ["memit", pytest.param("pmet", marks=pytest.mark.slow)])
 def test_values_reach_the_loss_of_the_plain_reference(users_cache, editor):
     model = load_model("smollm2-135m", "cpu", "float32")
     settings = edit_settings("llama", model.n_layers, model.d_model, editor, steps=6, stop_after=0)

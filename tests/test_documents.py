@@ -1,0 +1,39 @@
+"""The documents hang together: a link leads somewhere, on a forge as on the site."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
+_CODE = re.compile(r"^ *```.*?^ *```", re.M | re.S)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(document: Path) -> str:
+    return _CODE.sub("", document.read_text(encoding="utf-8"))
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that a forge makes of headings."""
+    headings = re.findall(r"^#+ +(.*)$", prose(document), re.M)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_to_a_heading_in_it(document):
+    for target in _LINK.findall(prose(document)):
+        path, _, anchor = target.partition("#")
+        if ":" in path:
+            continue
+        found = (document.parent / path).resolve() if path else document
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_of_prose_fit_on_a_screen(document):
+    lines = prose(document).splitlines()
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
