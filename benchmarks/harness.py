@@ -36,6 +36,7 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 import torch
+from rich.cells import cell_len
 
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.settings import edit_settings
@@ -51,7 +52,7 @@ from fedit_app.models.embedded import EMBEDDED_MODEL
 from fedit_app.models.loading import DTYPES, load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
-from fedit_app.support.formats import NOT_MEASURED, display_width
+from fedit_app.support.formats import NOT_MEASURED
 from fedit_app.support.log import set_up_logging
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
@@ -348,11 +349,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     parts = []
     for place, column in enumerate(zip(*lines, strict=True)):
         number = any(isinstance(row[place], int | float) for row in rows)
-        width = max(3, *map(display_width, column))
+        width = max(3, *map(cell_len, column))
         cells = [
-            " " * (width - display_width(cell)) + cell
+            " " * (width - cell_len(cell)) + cell
             if number
-            else cell + " " * (width - display_width(cell))
+            else cell + " " * (width - cell_len(cell))
             for cell in column
         ]
         cells.insert(1, "-" * (width - 1) + ":" if number else "-" * width)

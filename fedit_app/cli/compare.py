@@ -1,134 +1,181 @@
-"""The commands `fedit compare` and `fedit sweep`."""
+"""`fedit compare` and `fedit sweep`: many runs of one experiment, and their tables."""
 
 from __future__ import annotations
 
-import argparse
 import signal
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from fedit_app.config.overrides import add_run_config, read_run_config
+import typer
+
+from fedit_app.cli.options import App, ConfigFile, DryRun, Overrides, run_config
+from fedit_app.cli.output import Format, FormatOption, Part, write
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
+    from fedit_app.config.run_config import ConfigValue
     from fedit_app.experiments.plan import Plan
-    from fedit_app.experiments.runner import Step
 
-_STRATEGIES = "fedit,fedavg,local,central"
-
-
-def add_comparison(commands: Any) -> None:
-    """Add the commands that do many runs of one experiment.
-
-    Args:
-        commands: the subparsers of `fedit`, as argparse makes them.
-    """
-    compare = commands.add_parser(
-        "compare", help="run strategies, editors and seeds in simulation, compare them in tables"
-    )
-    _add_options(compare, _STRATEGIES)
-    compare.set_defaults(axis=None, needs_axis=False)
-    sweep = commands.add_parser("sweep", help="the same over the values of one run-config key")
-    sweep.add_argument(
-        "--axis",
-        metavar="KEY=VALUE,VALUE,...",
-        help="what is varied: a run-config key, or nodes; needed unless --report-only",
-    )
-    _add_options(sweep, "fedit")
-    sweep.set_defaults(needs_axis=True)
-
-
-def _add_options(command: argparse.ArgumentParser, strategies: str) -> None:
-    add_run_config(command)
-    command.add_argument("--nodes", type=int, metavar="N", help="virtual nodes, as in fedit run")
-    command.add_argument(
-        "--strategies",
-        default=strategies,
+Nodes = Annotated[int | None, typer.Option(metavar="N", help="Virtual nodes, as in fedit run.")]
+Strategies = Annotated[
+    str,
+    typer.Option(
         metavar="LIST",
-        help="such as fedit,fedit[selection=majority],fedavg; in brackets run-config keys that "
-        "this one has other than the rest (%(default)s)",
-    )
-    command.add_argument(
-        "--editors", metavar="LIST", help="written alike; default: the run config's"
-    )
-    command.add_argument("--seeds", metavar="LIST", help="such as 1,2,3; default: the run config's")
-    command.add_argument(
-        "--output-dir", type=Path, required=True, metavar="DIR", help="the comparison's folder"
-    )
-    command.add_argument(
-        "--metrics", metavar="LIST", help="columns of the tables; any that results.json has"
-    )
-    command.add_argument("--dry-run", action="store_true", help="only say what would be run")
-    command.add_argument(
-        "--report-only", action="store_true", help="only write the tables of what is there"
-    )
-    command.add_argument(
-        "--app", type=Path, metavar="DIR", help="checkout to run; default: this one"
-    )
-    command.set_defaults(command=_compare)
+        help=r"Such as fedit,fedit\[selection=majority],fedavg; in brackets run-config keys in "
+        "which this one differs from the rest.",
+    ),
+]
+Editors = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Written alike; default: the run config's.")
+]
+Seeds = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Such as 1,2,3; default: the run config's.")
+]
+OutputDir = Annotated[Path, typer.Option(metavar="DIR", help="The comparison's folder.")]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Columns of the tables; any that results.json has."),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Only write the tables of the finished runs.")
+]
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from fedit_app.experiments.comparison_report import write_comparison
-    from fedit_app.experiments.comparison_tables import METRICS, terminal_table
-    from fedit_app.experiments.plan import load_plan, locked, save_plan
-    from fedit_app.experiments.runner import execute, prepare
-    from fedit_app.experiments.summary import summarise
-    from fedit_app.flower_compat.launch import find_app, simulate
-
-    folder = options.output_dir.expanduser().absolute()
-    metrics = options.metrics.split(",") if options.metrics else METRICS
-    failures: dict[str, str] = {}
-    if options.report_only:
-        plan = load_plan(folder)
-    else:
-        plan = _wanted(options, folder)
-        if options.dry_run:
-            return _say(_listing(prepare(plan)))
-        app = find_app(options.app)
-        # Ended from outside, a run cleans up just as it does when the user interrupts it.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with locked(folder):
-            steps = prepare(plan)
-            save_plan(plan)
-            failures = execute(
-                steps, lambda values, nodes, on_line: simulate(app, values, nodes, on_line)
-            )
-    comparison = summarise(plan, failures)
-    files = write_comparison(comparison, folder, metrics)
-    _say(terminal_table(comparison, metrics))
-    _say("\n".join(map(str, files)))
-    return 1 if failures else 0
+def compare(
+    output_dir: OutputDir,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    strategies: Strategies = "fedit,fedavg,local,central",
+    editors: Editors = None,
+    seeds: Seeds = None,
+    metrics: Metrics = None,
+    dry_run: DryRun = False,
+    report_only: ReportOnly = False,
+    app: App = None,
+    form: FormatOption = Format.AUTO,
+) -> int:
+    """Run strategies, editors and seeds in simulation, compare them in tables."""
+    plan = (
+        None
+        if report_only
+        else _plan(
+            output_dir, run_config(config, overrides), nodes, strategies, editors, seeds, None
+        )
+    )
+    return _compare(plan, output_dir, metrics, dry_run, app, form)
 
 
-def _wanted(options: argparse.Namespace, folder: Path) -> Plan:
+def sweep(
+    output_dir: OutputDir,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE,...",
+            help="What is varied: a run-config key, or nodes; needed unless --report-only.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    nodes: Nodes = None,
+    strategies: Strategies = "fedit",
+    editors: Editors = None,
+    seeds: Seeds = None,
+    metrics: Metrics = None,
+    dry_run: DryRun = False,
+    report_only: ReportOnly = False,
+    app: App = None,
+    form: FormatOption = Format.AUTO,
+) -> int:
+    """Do the same over the values of one run-config key."""
+    if axis is None and not report_only:
+        raise FedEditError("--axis is missing; write, for example, --axis overlap=0,0.25,0.5")
+    plan = (
+        None
+        if report_only
+        else _plan(
+            output_dir, run_config(config, overrides), nodes, strategies, editors, seeds, axis
+        )
+    )
+    return _compare(plan, output_dir, metrics, dry_run, app, form)
+
+
+def _plan(
+    folder: Path,
+    values: dict[str, ConfigValue],
+    nodes: int | None,
+    strategies: str,
+    editors: str | None,
+    seeds: str | None,
+    axis: str | None,
+) -> Plan:
     from fedit_app.config.run_config import RunConfig
     from fedit_app.experiments.plan import joined, make_plan, parse_axis
 
-    values = read_run_config(options.config, options.overrides)
-    if options.axis is None and options.needs_axis:
-        raise FedEditError("--axis is missing; write, for example, --axis overlap=0,0.25,0.5")
-    wanted = make_plan(
-        folder,
-        values,
-        options.nodes,
-        options.strategies,
-        options.editors or str(values.get("editor", RunConfig().editor)),
-        options.seeds or str(values.get("seed", RunConfig().seed)),
-        parse_axis(options.axis) if options.axis else None,
+    default = RunConfig()
+    return joined(
+        make_plan(
+            folder.expanduser().absolute(),
+            values,
+            nodes,
+            strategies,
+            editors or str(values.get("editor", default.editor)),
+            seeds or str(values.get("seed", default.seed)),
+            parse_axis(axis) if axis else None,
+        )
     )
-    return joined(wanted)
 
 
-def _listing(steps: Sequence[Step]) -> str:
-    from fedit_app.report.table import plain_table
+def _compare(
+    plan: Plan | None,
+    output_dir: Path,
+    metrics: str | None,
+    dry_run: bool,
+    app: Path | None,
+    form: Format,
+) -> int:
+    """Do the runs of a plan that are not done yet and compare all; None: those of the folder."""
+    from fedit_app.experiments.comparison_report import write_comparison
+    from fedit_app.experiments.comparison_tables import METRICS, failed_runs, methods_table
+    from fedit_app.experiments.plan import load_plan
+    from fedit_app.experiments.runner import prepare
+    from fedit_app.experiments.summary import summarise
 
-    rows = [[step.run.title, step.todo.value, step.run.name] for step in steps]
-    return plain_table(["Run", "State", "Folder"], rows)
+    folder = output_dir.expanduser().absolute()
+    failures: dict[str, str] = {}
+    if plan is None:
+        plan = load_plan(folder)
+    elif dry_run:
+        rows = [(step.run.title, step.todo.value, step.run.name) for step in prepare(plan)]
+        write({"runs": Table(("Run", "State", "Folder"), rows)}, form)
+        return 0
+    else:
+        failures = _execute(plan, app)
+    comparison = summarise(plan, failures)
+    columns = metrics.split(",") if metrics else METRICS
+    files = write_comparison(comparison, folder, columns)
+    parts: dict[str, Part] = {"methods": methods_table(comparison, columns)}
+    failed = failed_runs(comparison)
+    if failed:
+        parts["failed"] = Table(("Failed run", "Reason"), failed)
+    parts["files"] = "\n".join(map(str, files))
+    write(parts, form)
+    return 1 if failures else 0
 
 
-def _say(text: str) -> int:
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    return 0
+def _execute(plan: Plan, app: Path | None) -> dict[str, str]:
+    """Do the runs of a plan; names of those that failed, and why."""
+    from fedit_app.experiments.plan import locked, save_plan
+    from fedit_app.experiments.runner import execute, prepare
+    from fedit_app.flower_compat.launch import find_app, simulate
+
+    checkout = find_app(app)
+    # A comparison that is terminated cleans up as it does when the user interrupts it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with locked(plan.folder):
+        steps = prepare(plan)
+        save_plan(plan)
+        return execute(
+            steps, lambda values, nodes, on_line: simulate(checkout, values, nodes, on_line)
+        )

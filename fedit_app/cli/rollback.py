@@ -1,139 +1,153 @@
-"""`fedit rollback`: taking MKVs out of a ledger by hand."""
+"""`fedit rollback`: taking MKVs out of a ledger, exactly, or letting them come back."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fedit_app.cli.ledger_listing import metrics_table, only_id
-from fedit_app.cli.places import Place
-from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.workbench import Workbench
-from fedit_app.evaluation.metrics import aggregate
-from fedit_app.evaluation.scores import score_requests
-from fedit_app.facts.jsonl import read_requests
-from fedit_app.facts.request import EditRequest
-from fedit_app.ledger.ledger import Ledger
-from fedit_app.ledger.undo import take_out
-from fedit_app.report.table import plain_table
+import typer
+
+from fedit_app.cli.ledger import metrics_table
+from fedit_app.cli.options import DryRun, Federation, Node, Place, only_id
+from fedit_app.cli.output import Format, FormatOption, Part, say, write
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural, printable
+from fedit_app.support.tables import Table
 
-_ROLLED_BACK = "rolled back"
+if TYPE_CHECKING:
+    from fedit_app.cli import places
+    from fedit_app.facts.request import EditRequest
+    from fedit_app.ledger.ledger import Ledger
+    from fedit_app.ledger.rollback import Rollback
 
 
-def chosen(
-    ledger: Ledger, beginnings: Sequence[str] = (), origin: str = "", after: int | None = None
+def rollback(
+    place: Place,
+    node: Node = "",
+    federation: Federation = "",
+    mkv: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="This MKV, by the beginning of its id; may be repeated."),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option("--from", metavar="NODE", help="All that NODE computed.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(metavar="SLOT", help="All that were accepted in a later slot.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID", help="Let an MKV that was taken out come back; may be repeated."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    no_metrics: Annotated[
+        bool, typer.Option("--no-metrics", help="Do not measure the model before and after.")
+    ] = False,
+    form: FormatOption = Format.AUTO,
+) -> None:
+    """Take MKVs out of a node's ledger, exactly, and do not let them come back."""
+    from fedit_app.cli.places import find_place
+    from fedit_app.config.run_config import RunConfig
+    from fedit_app.ledger.rollback import plan_rollback, roll_back
+
+    if sum(bool(way) for way in (mkv, origin, after is not None, allow)) != 1:
+        raise FedEditError("rollback: give exactly one of --mkv, --from, --after and --allow")
+    found = find_place(place, node, federation)
+    ledger = found.open()
+    if allow:
+        _allow(ledger, allow, dry_run)
+        return
+    ids = _chosen(ledger, mkv or (), origin, after)
+    config = found.config or RunConfig()
+    plan = plan_rollback(ledger, ids, config, found.node)
+    parts = _changes(ledger, plan)
+    if not no_metrics:
+        parts["metrics"] = _metrics(found, ledger, plan.after)
+    if dry_run:
+        parts["end"] = "dry run: nothing was changed"
+    else:
+        roll_back(ledger, ids, config, found.node)
+        parts["end"] = {"head of the journal": ledger.head}
+    write(parts, form)
+
+
+def _chosen(
+    ledger: Ledger, beginnings: Sequence[str], origin: str | None, after: int | None
 ) -> list[str]:
-    """Ids of the MKVs of a ledger that are meant, by one of three ways to say it.
-
-    Args:
-        ledger: the ledger.
-        beginnings: of ids.
-        origin: the node that computed them.
-        after: the slot after whose end they were accepted.
+    """Ids of the MKVs that the user means.
 
     Raises:
         FedEditError: there are none.
     """
+    entries = ledger.entries
     if beginnings:
-        return sorted({only_id(set(ledger.entries), beginning) for beginning in beginnings})
-    if origin:
-        found = [id_ for id_, entry in ledger.entries.items() if entry.mkv.node == origin]
-        known = sorted({entry.mkv.node for entry in ledger.entries.values()})
+        return sorted({only_id(entries, beginning, "ledger") for beginning in beginnings})
+    if after is None:
+        found = [id_ for id_, entry in entries.items() if entry.mkv.node == origin]
+        known = sorted({entry.mkv.node for entry in entries.values()})
         have = f"it has MKVs of {', '.join(map(printable, known)) or 'nobody'}"
         what = f"--from {origin}"
     else:
-        found = [id_ for id_, entry in ledger.entries.items() if entry.slot > after]
-        last = max((entry.slot for entry in ledger.entries.values()), default=0)
+        found = [id_ for id_, entry in entries.items() if entry.slot > after]
+        last = max((entry.slot for entry in entries.values()), default=0)
         what, have = f"--after {after}", f"its last slot is {last}"
     if not found:
         raise FedEditError(f"{what}: no such MKV in the ledger; {have}")
     return sorted(found)
 
 
-def rollback(
-    place: Place, ledger: Ledger, ids: Collection[str], dry_run: bool, measure: bool
-) -> str:
-    """Take MKVs out: the weights are then those of a ledger that never had them.
-
-    They are refused from then on. Those that the node has computed itself are withdrawn: the other
-    nodes take them out in the next run.
-
-    Args:
-        place: where the ledger is.
-        ledger: the ledger.
-        ids: MKVs of it.
-        dry_run: only say what would be done.
-        measure: measure the model before and after, on the node's probes and requests.
-
-    Returns:
-        What was done, for the user.
-    """
-    history, config = ledger.history(), place.config or RunConfig()
-    after = ledger.without(())
-    take_out(after, ids, history, config, _ROLLED_BACK, place.node)
-    lines = _what(place, ledger, after, ids)
-    if measure:
-        lines += ["", _metrics(place, ledger, after)]
-    if dry_run:
-        return "\n".join([*lines, "", "dry run: nothing was changed"]) + "\n"
-    with ledger.step("rollback"):
-        take_out(ledger, ids, history, config, _ROLLED_BACK, place.node)
-    return "\n".join([*lines, "", f"head of the journal: {ledger.head}"]) + "\n"
-
-
-def _what(place: Place, before: Ledger, after: Ledger, ids: Collection[str]) -> list[str]:
-    rows = [(before.entries[id_].slot, before.entries[id_].mkv.node, id_) for id_ in sorted(ids)]
-    own = [id_ for id_ in ids if after.refused[id_].withdrawn]
-    freed = [id_ for id_, e in after.entries.items() if before.entries[id_] != e]
-    again = [id_ for id_ in freed if before.entries[id_].overruled_by and _holds(after, id_)]
-    lost = {request for id_ in ids for request in before.entries[id_].requests}
-    opened = sorted(lost - after.fulfilled().keys() - after.set_aside)
-    lines = [
-        f"{len(ids):,} of {plural(len(before.entries), 'MKV')} taken out; {len(before):,} held "
-        f"before, {len(after):,} hold now",
-        "",
-        plain_table(("slot", "origin", "id"), sorted(rows)),
-        "",
-        "None of them is accepted again, until `fedit rollback --allow ID`.",
-    ]
-    if again:
-        lines.append(f"Overruled by them until now, and hold again: {', '.join(sorted(again))}")
-    if own:
-        aside = sorted({request for id_ in own for request in after.refused[id_].requests})
+def _changes(before: Ledger, plan: Rollback) -> dict[str, Part]:
+    rows = [(before.entries[i].slot, before.entries[i].mkv.node, i) for i in plan.removed]
+    lines = ["None of them is accepted again, until `fedit rollback --allow ID`."]
+    if plan.restored:
+        lines.append(f"They overruled {', '.join(plan.restored)}, which hold again.")
+    if plan.withdrawn:
         lines.append(
-            f"{plural(len(own), 'MKV')} of this node's own: withdrawn. The other nodes take them "
-            "out in the next run in which this node takes part."
+            f"{plural(len(plan.withdrawn), 'MKV')} of this node's own: withdrawn. The other nodes "
+            "take them out in the next run in which this node takes part."
         )
-        if aside:
-            shown = ", ".join(map(printable, aside))
-            lines.append(f"Own requests that stay unfulfilled (take them out of the data): {shown}")
-    if opened:
-        shown = ", ".join(map(printable, opened))
+    if plan.set_aside:
+        shown = ", ".join(map(printable, plan.set_aside))
+        lines.append(f"Own requests that stay unfulfilled (take them out of the data): {shown}")
+    if plan.reopened:
+        shown = ", ".join(map(printable, plan.reopened))
         lines.append(f"Own requests that the next run fulfils anew: {shown}")
-    return lines
+    return {
+        "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
+        f"{len(before):,} held before, {len(plan.after):,} hold now",
+        "removed": Table(("slot", "origin", "id"), sorted(rows)),
+        "consequences": "\n".join(lines),
+    }
 
 
-def _holds(ledger: Ledger, id_: str) -> bool:
-    return not ledger.entries[id_].overruled_by
-
-
-def _metrics(place: Place, before: Ledger, after: Ledger) -> str:
+def _metrics(place: places.Place, before: Ledger, after: Ledger) -> Part:
     """Metrics of both models on all that the node has to measure with, or why there are none."""
+    from fedit_app.evaluation.metrics import aggregate
+    from fedit_app.evaluation.scores import score_requests
+
     try:
         asked = _questions(place)
         if not asked:
             return "Metrics: not measured, as this node's requests and probes are not known here."
         bench = place.workbench(before)
-        old, new = (_measured(bench, ledger, asked) for ledger in (before, after))
+
+        def measured(ledger: Ledger) -> dict[str, dict[str, Any]]:
+            with bench.edited(ledger) as model:
+                scores = {w: aggregate(score_requests(model, found)) for w, found in asked.items()}
+            return {what: metrics.model_dump() for what, metrics in scores.items() if metrics}
+
+        old, new = measured(before), measured(after)
     except FedEditError as error:
         return f"Metrics: not measured ({error})."
     return metrics_table([(what, old[what], new[what]) for what in asked])
 
 
-def _questions(place: Place) -> dict[str, list[EditRequest]]:
+def _questions(place: places.Place) -> dict[str, list[EditRequest]]:
+    from fedit_app.facts.jsonl import read_requests
+
     data = place.data()
     found = {
         "own requests": data.read() if data else [],
@@ -142,33 +156,11 @@ def _questions(place: Place) -> dict[str, list[EditRequest]]:
     return {what: requests for what, requests in found.items() if requests}
 
 
-def _measured(
-    bench: Workbench, ledger: Ledger, asked: dict[str, list[EditRequest]]
-) -> dict[str, dict[str, Any]]:
-    with bench.edited(ledger) as model:
-        return {
-            what: metrics.model_dump()
-            for what, requests in asked.items()
-            if (metrics := aggregate(score_requests(model, requests)))
-        }
+def _allow(ledger: Ledger, beginnings: Sequence[str], dry_run: bool) -> None:
+    """Take the refusal of MKVs back."""
+    from fedit_app.ledger.rollback import allow_again
 
-
-def allow(place: Place, beginnings: Sequence[str], dry_run: bool) -> str:
-    """Take the refusal of MKVs back.
-
-    Args:
-        place: where the ledger is.
-        beginnings: of their ids.
-        dry_run: only say what would be done.
-
-    Returns:
-        What was done, for the user.
-
-    Raises:
-        FedEditError: they were not refused.
-    """
-    ledger = place.open()
-    ids = sorted({only_id(set(ledger.refused), beginning) for beginning in beginnings})
+    ids = sorted({only_id(ledger.refused, beginning, "ledger") for beginning in beginnings})
     own = [id_ for id_ in ids if ledger.refused[id_].withdrawn]
     lines = [f"{plural(len(ids), 'MKV')} may be accepted again: {', '.join(ids)}"]
     if len(own) < len(ids):
@@ -178,6 +170,5 @@ def allow(place: Place, beginnings: Sequence[str], dry_run: bool) -> str:
     if dry_run:
         lines.append("dry run: nothing was changed")
     else:
-        with ledger.step("rollback taken back"):
-            ledger.allow(ids)
-    return "\n".join(lines) + "\n"
+        allow_again(ledger, ids)
+    say("\n".join(lines))

@@ -94,7 +94,7 @@ def check_keys(kind: type, values: Mapping[str, Any], place: str) -> dict[str, A
 def key_range(field: dataclasses.Field[Any]) -> str:
     """Type and range, or choices, of a key in words."""
     if field.metadata["choices"]:
-        return " \\| ".join(field.metadata["choices"])
+        return " | ".join(field.metadata["choices"])
     low, high = field.metadata["at_least"], field.metadata["at_most"]
     bounds = [f">= {low}"] if low is not None else []
     bounds += [f"<= {high}"] if high is not None else []

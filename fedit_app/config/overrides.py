@@ -1,8 +1,7 @@
-"""What several commands take from the command line: a run configuration."""
+"""A run configuration from a preset file and KEY=VALUE overrides."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,19 +10,6 @@ from pathlib import Path
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
-
-
-def add_run_config(command: argparse.ArgumentParser) -> None:
-    """Add the options `--config` and `-c` to a command."""
-    command.add_argument("--config", type=Path, metavar="FILE.toml", help="run-config preset")
-    command.add_argument(
-        "-c",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one run-config key; may be repeated",
-    )
 
 
 def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, ConfigValue]:

@@ -17,6 +17,7 @@ from fedit_app.config.keys import key as _key
 from fedit_app.models.architectures import ModuleNames
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.hub import PREFIX as HUB
+from fedit_app.support.tables import Table
 
 ConfigValue = str | int | float | bool
 
@@ -398,14 +399,12 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return layers
 
 
-def describe_keys() -> str:
-    """Every run-config key as a Markdown table: key, default, type and range, meaning."""
-    rows = ["| key | default | type, range | meaning |", "|---|---|---|---|"]
+def key_table() -> Table:
+    """Every run-config key: key, default, type and range, meaning."""
+    rows = []
     for field in dataclasses.fields(RunConfig):
-        default = f'"{field.default}"' if isinstance(field.default, str) else field.default
-        if isinstance(default, bool):
-            default = str(default).lower()
-        rows.append(
-            f"| `{key_name(field)}` | `{default}` | {key_range(field)} | {field.metadata['doc']} |"
-        )
-    return "\n".join(rows)
+        default = f'"{field.default}"' if isinstance(field.default, str) else str(field.default)
+        if isinstance(field.default, bool):
+            default = default.lower()
+        rows.append((key_name(field), default, key_range(field), field.metadata["doc"]))
+    return Table(("key", "default", "type, range", "meaning"), rows, code=("key", "default"))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedit_app.experiments.summary import Record, figure_of
-from fedit_app.report.table import Cell, Figure, Table
-from fedit_app.support.formats import plural, printable
+from fedit_app.support.formats import plural
+from fedit_app.support.tables import Cell, Figure, Table
 
 METRICS = ("own.score", "score", "efficacy", "paraphrase", "neighborhood", "accuracy")
 
@@ -33,7 +33,7 @@ def methods_table(comparison: Record, metrics: Sequence[str] = METRICS) -> Table
         cells += [_count(row), *(_figure(figure_of(row, name), 3) for name in metrics)]
         cells += [_figure(row["retention"], 3), _figure(row["ratio_to_fedavg"], 2)]
         rows.append([*cells, _computed(row["costs"])])
-    return Table("", columns, rows)
+    return Table(columns, rows)
 
 
 def failed_runs(comparison: Record) -> list[tuple[str, str]]:
@@ -60,16 +60,6 @@ def _computed(costs: Record) -> Figure:
     if not costs or costs["optimised"]["mean"] is None:
         return Figure(None)
     return Figure(costs["optimised"]["mean"] - costs["cached"]["mean"], digits=0)
-
-
-def terminal_table(comparison: Record, metrics: Sequence[str] = METRICS) -> str:
-    """The table as monospaced text, and the runs that failed."""
-    lines = [methods_table(comparison, metrics).text()]
-    failed = failed_runs(comparison)
-    if failed:
-        lines += ["", "failed:"]
-        lines += [f"  {name}: {printable(reason)}" for name, reason in failed]
-    return "\n".join(lines) + "\n"
 
 
 def csv_table(comparison: Record) -> str:

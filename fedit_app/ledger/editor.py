@@ -28,9 +28,9 @@ from fedit_app.mkv.same_key import SameFact, near_keys
 from fedit_app.models.answers import Answer, Comparison, answer
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model, loaded_model
-from fedit_app.report.table import plain_table
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural
+from fedit_app.support.tables import Shown, Table
 
 _NODE = "local"
 
@@ -74,14 +74,14 @@ class EditReport:
             (
                 fact.request.id,
                 fact.request.target_new,
-                f"{fact.before.probability:.1%}",
-                f"{fact.after.probability:.1%}",
-                "yes" if fact.after.decoded else "no",
+                Shown(fact.before.probability, f"{fact.before.probability:.1%}"),
+                Shown(fact.after.probability, f"{fact.after.probability:.1%}"),
+                fact.after.decoded,
             )
             for fact in self.facts
         ]
         head = f"{self.decoded} of {plural(len(self.facts), 'fact')} decoded"
-        return f"{head}\n\n{plain_table(columns, rows)}"
+        return f"{head}\n\n{Table(columns, rows).text()}"
 
 
 class Editor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from fedit_app.models.editable import EditableModel
+from fedit_app.support.tables import Shown, Table
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class Adapter:
     factors: dict[int, tuple[Tensor, Tensor]]
     errors: dict[int, float]
     error: float
+
+    @property
+    def described(self) -> str:
+        """Rank and exactness in words."""
+        exact = "exact but for rounding to float32" if self.exact else "truncated"
+        return f"Rank {self.rank}, {exact}"
+
+    def error_table(self) -> Table:
+        """The relative error of every layer and of all."""
+        errors = [*self.errors.items(), ("all", self.error)]
+        rows = [(str(layer), Shown(error, f"{error:.2e}")) for layer, error in errors]
+        return Table(("layer", "relative error"), rows)
 
 
 def adapter(deltas: Mapping[int, Tensor], shifts: Tensor, rank: int | None = None) -> Adapter:

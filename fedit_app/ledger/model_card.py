@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.support.formats import plural, printable
+from fedit_app.support.formats import plural
+from fedit_app.support.tables import Cell, Table, markdown_escape
 
 _LIBRARIES = {"hf": "transformers", "lora": "peft", "delta": "safetensors"}
 _LOADING = {
@@ -50,36 +50,40 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
     overruled = len(ledger.entries) - len(mkvs)
     entries = [ledger.entries[mkv.id] for mkv in mkvs]
     counts = Counter((entry.mkv.node, entry.slot) for entry in entries)
-    by_origin = [(_cell(node), slot, count) for (node, slot), count in sorted(counts.items())]
-    ids = [(f"`{entry.mkv.id}`", _cell(entry.mkv.node), entry.slot) for entry in entries]
     settings = {**_settings(bench), **bench.components}
-    name = printable(bench.model.name)
+    name = markdown_escape(bench.model.name)
+    provenance: list[tuple[str, Cell]] = [
+        ("base model", bench.model.name),
+        ("weights and tokenizer of the base model (hash)", bench.model.fingerprint),
+        ("fingerprint of model and settings", ledger.fingerprint),
+        ("MKVs in the weights", len(mkvs)),
+        ("overruled by one of these, not in the weights", overruled),
+        ("head of the ledger's journal", ledger.head),
+    ]
+    tables = {
+        "Provenance": Table(("", "value"), provenance, code=("value",)),
+        "Origin": Table(
+            ("computed by", "accepted in slot", "MKVs"),
+            [(node, slot, count) for (node, slot), count in sorted(counts.items())],
+        ),
+        "Settings": Table(("", "value"), [(key, str(value)) for key, value in settings.items()]),
+        "MKVs": Table(
+            ("id", "computed by", "accepted in slot"),
+            [(entry.mkv.id, entry.mkv.node, entry.slot) for entry in entries],
+            code=("id",),
+        ),
+    }
     parts = [
         f"---\nlibrary_name: {_LIBRARIES[form]}\npipeline_tag: text-generation\n"
         "tags:\n- fedit\n- knowledge-editing\n---",
-        f"# {_cell(name)}, edited with {plural(len(mkvs), 'MKV')}",
+        f"# {name}, edited with {plural(len(mkvs), 'MKV')}",
         f"{_WHAT[form]} Exported by FedEdit: each MKV is one corrected fact, computed by one of "
         "several organisations and shared as vectors, without its text.",
         f"```python\n{_LOADING[form]}\n```",
         more,
-        "## Provenance",
-        _table(
-            ("", ""),
-            [
-                ("base model", _cell(name)),
-                ("weights and tokenizer of the base model (hash)", f"`{bench.model.fingerprint}`"),
-                ("fingerprint of model and settings", f"`{ledger.fingerprint}`"),
-                ("MKVs in the weights", len(mkvs)),
-                ("overruled by one of these, not in the weights", overruled),
-                ("head of the ledger's journal", f"`{ledger.head}`"),
-            ],
-        ),
-        _table(("computed by", "accepted in slot", "MKVs"), by_origin),
-        "## Settings",
-        _table(("", ""), [(key, _cell(str(value))) for key, value in settings.items()]),
-        "## MKVs",
-        _table(("id", "computed by", "accepted in slot"), ids),
     ]
+    for title, table in tables.items():
+        parts += [f"## {title}", table.markdown()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -88,13 +92,3 @@ def _settings(bench: Workbench) -> dict[str, object]:
         field.name.replace("_", "-"): getattr(bench.settings, field.name)
         for field in dataclasses.fields(bench.settings)
     }
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text of another node as a cell of a Markdown table."""
-    return "".join(f"\\{char}" if char in "\\|`*_[]<>#" else char for char in printable(text))

@@ -1,49 +1,55 @@
-"""`fedit ledger verify`: whether a ledger is what its journal says that it became."""
+"""Whether a ledger is what its journal says that it became."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedit_app.cli.places import Place
 from fedit_app.ledger import journal
 from fedit_app.ledger.journal import Head, Record
 from fedit_app.ledger.ledger import JOURNAL, read_index, read_mkv
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import byte_size, plural, printable
-
-_MOST_DAMAGES = 20
 
 
-def verify(place: Place, known_head: str = "") -> tuple[str, bool]:
-    """Check all of a ledger: what is to be said, and whether it is sound.
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of a ledger has found.
+
+    Attributes:
+        damages: one sentence each; none if the ledger is sound.
+        mkvs: how many MKVs its index names.
+        records: how many records its journal has.
+        head: hash of the last of these.
+        surplus: bytes in the journal after the head: a change that was interrupted, or the index
+            is older than the journal.
+    """
+
+    damages: list[str]
+    mkvs: int
+    records: int
+    head: str
+    surplus: int
+
+
+def verify(folder: Path, known_head: str = "") -> Verdict:
+    """Check all of a ledger: its journal, its index against the journal, its files.
 
     Args:
-        place: where the ledger is.
+        folder: of the ledger.
         known_head: a hash that was the journal's head before; the chain has to contain it.
     """
-    index = read_index(place.ledger)
-    damages = [printable(text) for text in _damages(place.ledger, index, known_head)]
-    counts = f"{plural(len(index['entries']), 'MKV')}, {index['journal']['records']:,} records"
-    lines = damages[:_MOST_DAMAGES]
-    if len(damages) > _MOST_DAMAGES:
-        lines.append(f"... and {len(damages) - _MOST_DAMAGES:,} more")
-    left = journal.surplus(place.ledger / JOURNAL, Head(**index["journal"]))
-    if left:
-        lines.append(
-            f"note: {byte_size(left)} in the journal lie behind the head that the index names: a "
-            "change that was interrupted (the next one cuts it off), or an index from before"
-        )
-    if damages:
-        lines.append(
-            f"the ledger is damaged: {plural(len(damages), 'finding')}; take a copy from before "
-            "back"
-        )
-    else:
-        lines.append(f"{counts} checked: the ledger is sound\nhead {index['journal']['hash']}")
-    return "\n".join(lines) + "\n", not damages
+    index = read_index(folder)
+    head = Head(**index["journal"])
+    return Verdict(
+        damages=list(_damages(folder, index, known_head)),
+        mkvs=len(index["entries"]),
+        records=head.records,
+        head=head.hash,
+        surplus=journal.surplus(folder / JOURNAL, head),
+    )
 
 
 def _damages(folder: Path, index: Mapping[str, Any], known_head: str) -> Iterator[str]:

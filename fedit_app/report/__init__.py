@@ -6,13 +6,10 @@ The files are described in `docs/results.md`. Nothing here knows Flower or torch
 from fedit_app.report.figures import mean_metrics, mean_neutral
 from fedit_app.report.html import render_report, write_report
 from fedit_app.report.results import SCHEMA, append_jsonl, load_results, write_results
-from fedit_app.report.table import Figure, Table
 from fedit_app.report.tables import runs_table, summary_table
 
 __all__ = [
     "SCHEMA",
-    "Figure",
-    "Table",
     "append_jsonl",
     "load_results",
     "mean_metrics",

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedit_app.report.figures import Metrics, metric_of, value_of
-from fedit_app.report.table import Cell, Figure, Table
 from fedit_app.support.formats import (
-    NOT_MEASURED,
     byte_size,
-    display_width,
     duration,
     plural,
     printable,
     share,
     shorten,
 )
+from fedit_app.support.tables import Cell, Change, Figure, Table
 
 _PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
 _NAME_WIDTH = 24
@@ -48,16 +46,13 @@ def summary_table(results: dict[str, Any]) -> str:
     Returns:
         Lines without a trailing line break. Control characters in names and reasons are removed.
     """
-    rows = [("node", *(f"own {part}" for part in _PARTS), "federation score")]
-    rows += [
+    columns = ("node", *(f"own {part}" for part in _PARTS), "federation score")
+    rows = [
         (shorten(name, _NAME_WIDTH), *_changes(node))
         for name, node in sorted(results["nodes"].items())
     ]
     rows.append(("mean", *_changes(results["summary"])))
-    header, *body, mean = _aligned(rows)
-    rule = "-" * display_width(header)
-    lines = [_title(results), "", header, rule, *body]
-    lines += [rule, mean] if body else [mean]
+    lines = [_title(results), "", Table(columns, rows).text()]
     lines += ["", *_further_lines(results["summary"])]
     lines += [_counts_line(results), _traffic_line(results)]
     lines += _failure_lines(results["failed_nodes"])
@@ -102,31 +97,17 @@ def runs_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
         columns.append("Of central")
         for row, (_, summary) in zip(cells, rows, strict=True):
             row.append(Figure(_ratio(summary, central), percent=True))
-    return Table("", columns, cells)
+    return Table(columns, cells)
 
 
-def _changes(node: dict[str, Any]) -> tuple[str, ...]:
+def _changes(node: dict[str, Any]) -> tuple[Change, ...]:
     before = node["before"]
     own = [_change(before["own"], node["own"], part) for part in _PARTS]
     return (*own, _change(before["federation"], node["federation"], "score"))
 
 
-def _change(before: Metrics | None, after: Metrics | None, name: str) -> str:
-    old, new = value_of(before, name), value_of(after, name)
-    if old is None and new is None:
-        return NOT_MEASURED
-    return f"{share(old):>4} -> {share(new):>4}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(display_width(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell + " " * (width - display_width(cell))
-            for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+def _change(before: Metrics | None, after: Metrics | None, name: str) -> Change:
+    return Change(value_of(before, name), value_of(after, name))
 
 
 def _title(results: dict[str, Any]) -> str:
@@ -149,7 +130,7 @@ def _further_lines(summary: dict[str, Any]) -> list[str]:
     for scope in ("own", "federation"):
         before = summary["before"][scope]
         figures = [
-            f"{name} {_change(before, summary[scope], figure).strip()}"
+            f"{name} {_change(before, summary[scope], figure)}"
             for name, figure in (("exact match", "exact_match"), ("entropy", "generation_entropy"))
             if value_of(summary[scope], figure) is not None
         ]

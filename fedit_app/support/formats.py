@@ -67,17 +67,11 @@ def printable(text: str) -> str:
 
 def shorten(text: str, width: int) -> str:
     """Printable text of at most `width` terminal columns, cut with an ellipsis if it is longer."""
+    from rich.cells import cell_len
+
     text = printable(text)
-    if display_width(text) <= width:
+    if cell_len(text) <= width:
         return text
-    while text and display_width(text) > width - 1:
+    while text and cell_len(text) > width - 1:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes in a monospaced terminal: East Asian wide characters take two."""
-    return sum(
-        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
-        for char in text
-    )

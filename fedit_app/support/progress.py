@@ -6,41 +6,49 @@ import re
 import sys
 from types import TracebackType
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
-from fedit_app.config.run_config import RunConfig
-
-_ANSWERED = re.compile(r"slot \d+ \w+: \S+ .*answered, \d+ of \d+$")
-_STAGES = {"fedit": 2, "local": 1, "central": 1}
+_ANSWERED = re.compile(r"slot (\d+) (\w+): .*answered, (\d+) of (\d+)$")
 
 
 class Progress:
-    """Shows a run's log lines and counts the nodes' answers in them.
+    """Shows a run's log lines, and in a bar the slot and stage that they tell of.
 
     Args:
-        config: the run configuration.
-        nodes: number of virtual nodes.
+        slots: number of slots of the run.
+        console: where the bar is drawn; default: the terminal behind standard error, if there is
+            one.
     """
 
-    def __init__(self, config: RunConfig, nodes: int) -> None:
-        slots = range(1, config.num_slots + 1)
-        evaluated = sum(slot % config.evaluate_every == 0 for slot in slots)
-        evaluated += config.num_slots % config.evaluate_every != 0
-        stages = _STAGES.get(config.strategy, 1) * config.num_slots + evaluated
-        edits = nodes if config.strategy != "central" else 1
-        total = nodes * (2 + evaluated) + edits * (stages - evaluated)
-        self._bar = tqdm(
-            total=total, unit="answer", dynamic_ncols=True, disable=None, file=sys.stderr
+    def __init__(self, slots: int, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._slots = slots
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            # In a pipe or file, standard output holds the log and nothing else.
+            redirect_stdout=sys.stdout.isatty(),
         )
+        self._task = self._bar.add_task("start", total=slots)
 
     def line(self, text: str) -> None:
         """Show one line of the log and move the bar if a node has answered."""
-        self._bar.write(text, file=sys.stdout)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
-        if _ANSWERED.search(text):
-            self._bar.update()
+        found = _ANSWERED.search(text)
+        if found:
+            slot, stage, count, nodes = int(found[1]), found[2], found[3], found[4]
+            where = f"slot {slot} of {self._slots}, " if slot else ""
+            description = f"{where}{stage}: {count} of {nodes} nodes"
+            self._bar.update(self._task, completed=max(0, slot - 1), description=description)
 
     def __enter__(self) -> Progress:
+        self._bar.start()
         return self
 
     def __exit__(
@@ -49,4 +57,6 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        if kind is None:
+            self._bar.update(self._task, completed=self._slots)
+        self._bar.stop()

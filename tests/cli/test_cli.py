@@ -11,12 +11,11 @@ from pathlib import Path
 import inprocess
 import pytest
 import tiny
-from tqdm import tqdm
+from rich.console import Console
 
-from fedit_app.cli.main import main, read_run_config
-from fedit_app.config.run_config import RunConfig
+from fedit_app.cli.main import main
+from fedit_app.config.overrides import read_run_config
 from fedit_app.flower_compat import launch
-from fedit_app.support import progress
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.progress import Progress
 
@@ -301,20 +300,17 @@ def test_a_failed_run_has_an_exit_status(fedit, monkeypatch):
     assert err.endswith("fedit: interrupted\n")
 
 
-def test_config_lists_every_key(capsys):
-    assert main(["config"]) == 0
-
-    out = capsys.readouterr().out
-    assert all(f"`{key}`" in out for key in RunConfig().as_dict())
-
-
 # `fedit ask` and `fedit table`
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_folder) -> Path:
-    """The folder of a finished run over one slot."""
+    """The folder of a finished run over one slot, and in it the log."""
     folder = tmp_path_factory.mktemp("asked") / "run"
+    logger = logging.getLogger("fedit_app")
+    handler = logging.FileHandler(folder.with_name("log"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     config = {
         "model": str(tiny_folder),
         **tiny.RUN_CONFIG,
@@ -322,6 +318,7 @@ def finished(tmp_path_factory, tiny_folder) -> Path:
         "output-dir": str(folder),
     }
     inprocess.federate(config, 4)
+    logger.removeHandler(handler)
     return folder
 
 
@@ -391,54 +388,10 @@ def test_table_compares_runs(finished, capsys, tmp_path):
     assert "results.json" in capsys.readouterr().err
 
 
-# The bar
+def test_the_bar_follows_the_log_of_a_run(finished):
+    terminal = io.StringIO()
+    with Progress(1, Console(file=terminal, force_terminal=True, width=100)) as progress:
+        for line in finished.with_name("log").read_text(encoding="utf-8").splitlines():
+            progress.line(line)
 
-
-@pytest.mark.parametrize(
-    ("strategy", "changes", "nodes"),
-    [
-        ("fedit", {}, 2),
-        ("fedit", {"evaluate-every": 2}, 3),
-        ("local", {"num-slots": 2}, 2),
-        ("central", {"num-slots": 2}, 3),
-        ("fedavg", {"num-slots": 3, "evaluate-every": 2}, 2),
-        ("FedMedian", {"num-slots": 1}, 2),
-    ],
-)
-def test_the_bar_ends_at_its_total(tiny_folder, tmp_path, monkeypatch, strategy, changes, nodes):
-    values = {
-        "model": str(tiny_folder),
-        "strategy": strategy,
-        "layers": "1-2",
-        "contexts": 0,
-        "value-steps": 1,
-        "covariance-tokens": 400,
-        "covariance-weight": 1.0,
-        "requests-per-slot": 1,
-        "output-dir": str(tmp_path / "run"),
-        **changes,
-    }
-    log = io.StringIO()
-    logging.getLogger("fedit_app").handlers = [logging.StreamHandler(log)]
-    logging.getLogger("fedit_app").setLevel(logging.INFO)
-    inprocess.federate(values, nodes)
-    bars = []
-
-    def visible(**given):
-        bars.append(tqdm(**{**given, "disable": False, "file": io.StringIO()}))
-        return bars[0]
-
-    visible.write = tqdm.write
-    monkeypatch.setattr(progress, "tqdm", visible)
-    with Progress(RunConfig.parse(values), nodes) as bar:
-        for line in log.getvalue().splitlines():
-            bar.line(line)
-
-    assert bars[0].n == bars[0].total > 0
-
-
-def test_every_line_of_the_log_is_shown(capsys):
-    with Progress(RunConfig(), 2) as bar:
-        bar.line("12:00:00 fedit I anything at all")
-
-    assert capsys.readouterr().out == "12:00:00 fedit I anything at all\n"
+    assert "slot 1 of 1, evaluate: 4 of 4 nodes" in terminal.getvalue()

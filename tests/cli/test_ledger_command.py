@@ -16,16 +16,28 @@ from fedit_app.mkv.authorship import SigningKey
 
 
 def test_list(fedit, after_a_run):
-    status, out, _ = fedit("ledger", "list", after_a_run.root / "bank")
+    status, out, _ = fedit("ledger", "list", after_a_run.root / "bank", "--format", "json")
+    listed = json.loads(out)
 
     assert status == 0
-    assert "node bank: 6 MKVs, of which 6 hold; 6 records in the journal, head " in out
-    lines = {line.split()[2]: line for line in out.splitlines() if re.match(r" +1 ", line)}
-    assert set(lines) == set(after_a_run.ledger("bank").entries)
+    assert (listed["node"], listed["mkvs_held"], listed["holding"]) == ("bank", 6, 6)
+    assert listed["head_of_the_journal"] == after_a_run.ledger("bank").head
+    rows = {row["id"]: row for row in listed["mkvs"]}
+    assert set(rows) == set(after_a_run.ledger("bank").entries)
     for id_ in after_a_run.of("bank", "hospital"):
-        assert re.search(r"1  hospital +\w+  20\d\d-.*Z  yes +yes +\d\.\d\d -> \d", lines[id_])
+        assert (rows[id_]["slot"], rows[id_]["origin"], rows[id_]["holds"]) == (
+            1,
+            "hospital",
+            "yes",
+        )
+        assert rows[id_]["signed"] and rows[id_]["accepted"].startswith("20")
+        assert set(rows[id_]["score_on_probes"]) == {"before", "after"}
     for id_ in after_a_run.of("bank", "bank"):
-        assert lines[id_].endswith("–"), "the edit stage measures no probes"
+        assert rows[id_]["score_on_probes"] is None, "the edit stage measures no probes"
+    table = fedit("ledger", "list", after_a_run.root / "bank")[1]
+    assert "| slot | origin | id |" in table and all(
+        f"| hospital | {i} |" in table for i in after_a_run.of("bank", "hospital")
+    )
 
 
 def test_show(fedit, after_a_run):
@@ -33,9 +45,9 @@ def test_show(fedit, after_a_run):
     status, out, _ = fedit("ledger", "show", after_a_run.root / "bank", id_[:9])
 
     assert status == 0
-    assert f"id           {id_}\norigin       hospital\n" in out
-    assert "here         it holds" in out
-    assert re.search(r"\d  20\d\d-.*Z +1  accepted  re-edit; fulfils no own request", out)
+    assert f"- id: {id_}\n- origin: hospital\n" in out
+    assert "- here: it holds" in out
+    assert re.search(r"\d \| 20\d\d-.*Z \| 1 \| accepted \| re-edit; fulfils no own request", out)
     assert "On the node's probes, by the re-edit of slot 1" in out
     status, _, err = fedit("ledger", "show", after_a_run.root / "bank", "nothing")
     assert status == 2 and "no MKV with an id that begins with 'nothing'" in err
@@ -47,8 +59,8 @@ def test_a_sound_ledger(fedit, after_a_run, place):
     status, out, _ = fedit("ledger", "verify", folder)
 
     assert status == 0
-    assert "6 MKVs, 6 records checked: the ledger is sound" in out
-    assert f"head {after_a_run.ledger('bank').head}" in out
+    head = after_a_run.ledger("bank").head
+    assert out == f"the ledger is sound\nMKVs: 6\nrecords: 6\nhead: {head}\n"
 
 
 def test_an_earlier_head_is_still_there(fedit, sites):
@@ -175,7 +187,7 @@ def test_an_index_from_before_is_noted(fedit, sites):
     status, out, _ = fedit("ledger", "verify", sites.root / "bank")
 
     assert status == 0
-    assert "lie behind the head that the index names" in out
+    assert "lie after the head that the index names" in out
 
 
 # Which ledger

@@ -1,5 +1,6 @@
 """`fedit pool`: looking at a pool, checking it, taking MKVs out of it."""
 
+import json
 import shutil
 
 import lancedb
@@ -61,9 +62,15 @@ def fedit(capsys):
 
 
 def cells(text: str, first: str) -> list[str]:
-    """The cells of the line that begins with `first`."""
-    (line,) = (line for line in text.splitlines() if line.split()[:1] == [first])
-    return line.split()[1:]
+    """The cells of the row that begins with `first`."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split(" | ")][1:]
+
+
+def fields(text: str) -> dict[str, str]:
+    """The fields above the tables."""
+    found = (line[2:].split(": ", 1) for line in text.splitlines() if line.startswith("- "))
+    return dict(found)
 
 
 # stats
@@ -73,31 +80,30 @@ def test_stats(fedit, folder):
     status, out, _ = fedit("stats", folder)
 
     assert status == 0
-    assert "7 MKVs of 5 facts: 2 folded under another of the same fact" in out
-    assert "1 uploaded by several nodes alike" in out
-    assert "kB an MKV" in out
-    assert cells(out, "node") == "MKVs facts slot 1 slot 2 slot 3".split()
+    assert "- MKVs: 7\n- facts: 5\n- folded under another MKV of the same fact: 2\n" in out
+    assert "- uploaded by several nodes alike: 1\n- on disk: " in out
+    assert cells(out, "node") == ["MKVs", "facts", "slot 1", "slot 2", "slot 3"]
     assert cells(out, "bank") == ["3", "3", "3", "0", "0"]
     assert cells(out, "court") == ["2", "1", "0", "2", "0"]
     assert cells(out, "school") == ["2", "1", "0", "0", "2"]
     assert cells(out, "all") == ["7", "5", "3", "2", "2"]
-    assert cells(out, "f") == ["6", "4"]
-    assert cells(out, "another") == ["1", "1"]
+    assert cells(out, "`f`") == ["6", "4"]
+    assert cells(out, "`another`") == ["1", "1"]
     assert "Cosines between facts (all 4 of fingerprint f)" in out
     # The four subjects of this fingerprint are orthogonal.
-    assert "+0.0 to +0.1  100.0%" in out
+    assert cells(out, "+0.0 to +0.1")[0].startswith("100.0% #####")
 
 
 def test_stats_of_many_slots_adds_up_the_earlier_ones(fedit, tmp_path):
     MKVPool(str(tmp_path)).append([mkv(i % 7, "bank", slot=i + 1, tilt=i / 2) for i in range(11)])
     _, out, _ = fedit("stats", tmp_path)
 
-    assert " ".join(cells(out, "node")).startswith("MKVs facts earlier slots slot 4 slot 5")
+    assert cells(out, "node")[:5] == ["MKVs", "facts", "earlier slots", "slot 4", "slot 5"]
     assert cells(out, "bank")[2:] == ["3", *["1"] * 8]
 
 
 def test_similarities_of_a_large_pool_are_those_of_a_sample(fedit, folder, monkeypatch):
-    monkeypatch.setattr("fedit_app.cli.pool._SAMPLE", 3)
+    monkeypatch.setattr("fedit_app.pool.overview._SAMPLE", 3)
     said = [fedit("stats", folder, "--seed", seed)[1] for seed in (5, 5, 6)]
 
     assert "3 of 4, drawn with seed 5, of fingerprint f" in said[0]
@@ -138,18 +144,15 @@ def test_a_pool_of_another_version_is_refused(fedit, tmp_path, action):
 
 
 def test_list(fedit, folder, mkvs):
-    _, out, _ = fedit("list", folder)
+    rows = json.loads(fedit("list", folder, "--format", "json")[1])["mkvs"]
 
-    lines = [line.split() for line in out.splitlines()[2:-2]]
-    assert [line[0] for line in lines] == ["1", "1", "1", "2", "2", "3", "3"]
-    assert [line[1] for line in lines] == sorted([line[1] for line in lines[:3]]) + [
-        "court", "court", "school", "school"
-    ]  # fmt: skip
-    by_id = {line[2]: line[3] for line in lines}
-    assert by_id[mkvs["court-0"].id] == mkvs["bank-0"].id
-    assert by_id[mkvs["court-2"].id] == "itself"
-    assert next(line for line in lines if line[2] == mkvs["bank-1"].id)[4] == "court"
-    assert out.endswith("\n7 MKVs\n")
+    assert [row["slot"] for row in rows] == [1, 1, 1, 2, 2, 3, 3]
+    assert [row["node"] for row in rows] == ["bank"] * 3 + ["court"] * 2 + ["school"] * 2
+    by_id = {row["id"]: row for row in rows}
+    assert by_id[mkvs["court-0"].id]["stands_for_its_fact"] == mkvs["bank-0"].id
+    assert by_id[mkvs["court-2"].id]["stands_for_its_fact"] == "itself"
+    assert by_id[mkvs["bank-1"].id]["uploaded_by_too"] == "court"
+    assert fedit("list", folder)[1].endswith("|\n\n7 MKVs\n")
 
 
 @pytest.mark.parametrize(
@@ -182,16 +185,12 @@ def test_show(fedit, folder, mkvs):
     one = mkvs["court-0"]
     _, out, _ = fedit("show", folder, one.id[:12])
 
-    assert cells(out, "id") == [one.id]
-    assert cells(out, "node") == ["court"]
-    assert cells(out, "fact") == [mkvs["bank-0"].id]
-    assert set(" ".join(cells(out, "same")).replace(",", "").split()[1:]) == {
-        mkvs["bank-0"].id,
-        mkvs["school-0"].id,
-    }
-    lengths = [line.split() for line in out.splitlines() if line.startswith("v* - h0")]
-    assert lengths == [["v*", "-", "h0", "8", f"{np.linalg.norm(one.delta):.4g}"]]
-    similar = [line.split()[1] for line in out.splitlines() if line.startswith("delta ")]
+    shown = fields(out)
+    assert (shown["id"], shown["node"]) == (one.id, "court")
+    assert shown["fact"] == mkvs["bank-0"].id
+    assert set(shown["same fact"].split(", ")) == {mkvs["bank-0"].id, mkvs["school-0"].id}
+    assert cells(out, r"v\* - h0") == ["8", f"{np.linalg.norm(one.delta):.3f}"]
+    similar = [line.split(" | ")[1] for line in out.splitlines() if line.startswith("| delta |")]
     assert similar[0] == mkvs["bank-0"].id and len(similar) == 4, "the facts of its fingerprint"
 
 
@@ -207,7 +206,7 @@ def test_show_asks_for_one_mkv(fedit, folder, beginning):
 
 
 def test_a_sound_pool(fedit, folder):
-    assert fedit("verify", folder) == (0, "7 MKVs checked: the pool is sound\n", "")
+    assert fedit("verify", folder) == (0, "the pool is sound\nMKVs: 7\n", "")
 
 
 def damage(folder, change) -> None:
@@ -264,11 +263,11 @@ def test_verify_names_a_damaged_file(fedit, folder):
 
 
 def test_verify_names_a_few_of_many(fedit, folder, monkeypatch):
-    monkeypatch.setattr("fedit_app.cli.pool._MOST_DAMAGES", 2)
+    monkeypatch.setattr("fedit_app.cli.output._MOST_FINDINGS", 2)
     damage(folder, lambda table: table.update(values={"slot": 9}))
     _, out, _ = fedit("verify", folder)
 
-    assert len(out.splitlines()) == 2 + 2
+    assert out.count("column slot is 9") == 2
     assert "... and 5 more" in out and "7 findings" in out
 
 
@@ -430,7 +429,7 @@ def sealed(tmp_path, mkvs):
 def test_a_sealed_pool_is_looked_at_like_an_open_one(fedit, sealed):
     folder, found = sealed
     _, out, _ = fedit("stats", folder)
-    assert "6 MKVs of 4 facts: 2 folded under another of the same fact" in out
+    assert "- MKVs: 6\n- facts: 4\n- folded under another MKV of the same fact: 2\n" in out
     assert "of sketches, which err by up to 0.06:" in out
     assert cells(out, "court") == ["2", "1", "0", "2", "0"]
 
@@ -438,14 +437,14 @@ def test_a_sealed_pool_is_looked_at_like_an_open_one(fedit, sealed):
     assert found["school-3"].id in out and "2 MKVs" in out
     _, out, _ = fedit("show", folder, found["school-0"].id[:12])
     assert "that only nodes with the federation key can open, and sketches of 256" in out
-    assert f"fact         {found['bank-0'].id}" in out
+    assert fields(out)["fact"] == found["bank-0"].id
 
 
 def test_what_can_be_checked_of_a_sealed_pool(fedit, sealed):
     folder, found = sealed
     status, out, _ = fedit("verify", folder)
     assert status == 0
-    assert "the pool is sound; 6 MKVs of it sealed: that the payloads open" in out
+    assert "the pool is sound\nMKVs: 6\nsealed: 6 MKVs, whose payloads" in out
 
     table = lancedb.connect(str(folder)).open_table(TABLE)
     table.update(where=f"id = '{found['bank-0'].id}'", values={"slot": 9})

@@ -38,7 +38,7 @@ def test_weights_are_those_of_a_ledger_that_never_had_them(fedit, sites):
     assert status == 0
     assert "2 of 6 MKVs taken out; 6 held before, 4 hold now" in out
     assert all(id_ in out for id_ in gone)
-    assert re.search(r"own requests +2  .*->", out) and re.search(r"probes +2  .*->", out)
+    assert "| own requests | 2 | " in out and "| probes | 2 | " in out
     after = deltas(sites, "bank", sites.ledger("bank"))
     expected = deltas(sites, "bank", never)
     assert all(torch.equal(after[layer], expected[layer]) for layer in expected)
@@ -46,7 +46,7 @@ def test_weights_are_those_of_a_ledger_that_never_had_them(fedit, sites):
     assert reasons(sites, "bank", gone[0])[1:] == [("dropped", "rollback"), ("refused", "rollback")]
     assert fedit("ledger", "verify", sites.root / "bank")[0] == 0
     listed = fedit("ledger", "list", sites.root / "bank")[1]
-    assert "Not to be accepted again" in listed and listed.count("rolled back") == 2
+    assert "Not accepted again" in listed and listed.count("rolled back") == 2
 
 
 def test_a_dry_run_measures_and_changes_nothing(fedit, sites):

@@ -53,7 +53,7 @@ def stats(capsys, tiny_folder):
 def rows_of(table: str) -> dict[int, list[str]]:
     """layer -> cells of its line."""
     cells = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
-    return {int(line[0]): [cell.strip() for cell in line] for line in cells[2:]}
+    return {int(line[0]): [cell.strip(" `") for cell in line] for line in cells[2:]}
 
 
 def cached_layers(folder: Path) -> set[str]:
@@ -110,7 +110,7 @@ def test_given_away_and_taken_over(stats, tmp_path, monkeypatch, tiny_model):
     file = tmp_path / "given" / "tiny.safetensors"
     status, out, _ = stats("--layers", "1-3", "--save", str(file))
     assert status == 0
-    assert out.endswith(f"\nsaved: {file}\n")
+    assert out.endswith(f"\n- saved: {file}\n")
     assert set(open_statistics(file).counted) == {1, 2, 3}
     made = covariance(tiny_model, (1, 2, 3), CovarianceSource(tokens=400))
 

@@ -9,8 +9,8 @@ import inprocess
 import pytest
 import tiny
 
-from fedit_app.cli.main import read_run_config
 from fedit_app.config.keys import key_name
+from fedit_app.config.overrides import read_run_config
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import latest_workbench
 from fedit_app.support.errors import FedEditError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedit_app.config.keys import key_name
-from fedit_app.config.run_config import RunConfig, describe_keys, parse_layers
+from fedit_app.config.run_config import RunConfig, key_table, parse_layers
 from fedit_app.support.errors import FedEditError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_defaults_pass_their_own_checks():
 
 
 def test_every_key_is_described():
-    rows = {line.split("`")[1]: line for line in describe_keys().splitlines()[2:]}
+    rows = {str(row[0]): " ".join(map(str, row)) for row in key_table().rows}
 
     assert list(rows) == [key_name(field) for field in FIELDS]
     for field in FIELDS:

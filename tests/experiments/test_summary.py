@@ -10,8 +10,8 @@ from fedit_app.experiments.comparison_page import render_comparison
 from fedit_app.experiments.comparison_plots import axis_plot, method_plot, slots_plot
 from fedit_app.experiments.comparison_tables import (
     csv_table,
+    failed_runs,
     methods_table,
-    terminal_table,
 )
 from fedit_app.experiments.plan import make_plan, parse_axis
 from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
@@ -124,8 +124,8 @@ def test_what_is_missing_is_said(plan):
     comparison = summarise(made, {first.name: "on | fire\x1b[31m"})
     row = row_of(comparison, first.strategy)
     assert (row["completed"], row["failed"]) == (1, [first.name])
-    said = terminal_table(comparison)
-    assert "1 of 2, 1 failed" in said and f"{first.name}: on | fire [31m" in said
+    assert "1 of 2, 1 failed" in methods_table(comparison).text()
+    assert failed_runs(comparison) == [(first.name, "on | fire\x1b[31m")]
     page = render_comparison(comparison)
     assert "7 of 8 runs" in page and "on | fire [31m" in page
 
@@ -136,7 +136,7 @@ def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
     write_results(made.runs[0], 0.8, failures=failures)
     comparison = summarise(made, {})
     assert row_of(comparison, made.runs[0].strategy)["failed_nodes"] == 2
-    assert terminal_table(comparison).count("2, 2 nodes failed") == 1
+    assert methods_table(comparison).text().count("2, 2 nodes failed") == 1
 
 
 @pytest.mark.parametrize(
@@ -252,4 +252,4 @@ def test_nothing_is_there_yet(plan, tmp_path):
     assert {run["status"] for run in comparison["runs"]} == {"missing"}
     assert method_plot(comparison) == slots_plot(comparison) == ""
     assert "0 of 4 runs" in render_comparison(comparison)
-    assert "0 of 1" in terminal_table(comparison)
+    assert "0 of 1" in methods_table(comparison).text()

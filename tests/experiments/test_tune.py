@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.cli.main import main, read_run_config
+from fedit_app.cli.main import main
+from fedit_app.config.overrides import read_run_config
 from fedit_app.config.run_config import RunConfig, parse_layers
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.method import EditingMethod

@@ -6,7 +6,7 @@ from pathlib import Path
 import inprocess
 import pytest
 
-from fedit_app.cli.ask import ask
+from fedit_app.cli.main import main
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.report import load_results
 
@@ -119,9 +119,10 @@ def _tells(data: bytes) -> list[bytes]:
     return [secret for secret in SECRETS if secret in data]
 
 
-def test_own_facts_are_asked_from_the_run_folder(related, tmp_path):
+def test_own_facts_are_asked_from_the_run_folder(related, capsys):
     folder = related[2]
-    said = ask(folder, "P1", "", None)
+    assert main(["ask", str(folder), "--node", "P1"]) == 0
+    said = capsys.readouterr().out
 
     own = [r.text for r in read_requests(folder / "requests" / "P1.jsonl")]
     assert sum(f"\n{text} ...\n" in said for text in own) == 3

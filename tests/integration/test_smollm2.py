@@ -9,7 +9,7 @@ import torch
 from editing import reference
 from inprocess import federate
 
-from fedit_app.cli.ask import ask
+from fedit_app.cli.main import main
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.settings import edit_settings
 from fedit_app.facts.jsonl import read_requests
@@ -59,10 +59,11 @@ def test_vectors_teach_as_much_as_everybodys_texts_in_one_place(edited, tmp_path
     assert scores[0] >= 0.98 * scores[1]
 
 
-def test_a_node_answers_with_what_another_organisation_corrected(edited, users_cache):
+def test_a_node_answers_with_what_another_organisation_corrected(edited, users_cache, capsys):
     _, folder = edited
-    text = ask(folder, "museum", "", "The head office of Reuters is located in the city of")
-    after = text.splitlines()[-5]
+    prompt = "The head office of Reuters is located in the city of"
+    assert main(["ask", str(folder), prompt, "--node", "museum"]) == 0
+    after = capsys.readouterr().out.splitlines()[-5]
     assert "' Toronto'" in after
     assert "' Toronto'" not in after[:40]
 

@@ -129,7 +129,7 @@ def test_a_truncated_adapter_says_what_it_lacks(run, exported):
         bench.model.module_names((1, 2)),
         load_file(folder / "adapter_model.safetensors"),
     )
-    told = dict(re.findall(r"^ *(\d|all) +(\d\.\d\de[-+]\d\d)$", said, re.MULTILINE))
+    told = dict(re.findall(r"^\| (\d|all) \| (\d\.\d\de[-+]\d\d) \|$", said, re.MULTILINE))
     misses, sizes = [], []
     for layer, delta in bench.deltas(ledger).items():
         a, b = (

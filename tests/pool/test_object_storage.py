@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from fedit_app.cli.pool import pruned, stats, verify
+from fedit_app.cli.main import main
 from fedit_app.mkv import to_bytes
 from fedit_app.pool import MKVPool, SelectionConfig
-from fedit_app.pool.prune import Criteria
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "model-a"
@@ -45,16 +44,16 @@ def test_it_ranks_as_a_pool_on_disk(uri, tmp_path, make_mkvs):
     assert answers[0][0]["clinic"]
 
 
-def test_fedit_pool_looks_after_it(uri, make_mkvs):
+def test_fedit_pool_looks_after_it(uri, make_mkvs, capsys):
     mkvs = make_mkvs(5)
     MKVPool(uri).append(mkvs)
 
-    assert "5 MKVs of 5 facts" in stats(uri, 0)
-    assert "kB on disk" in stats(uri, 0)
-    assert verify(uri)[1]
-    gone = Criteria(ids=frozenset(mkv.id for mkv in mkvs[:2]))
-    assert "2 of 5 MKVs taken out" in pruned(uri, gone, dry_run=False)
-    assert [len(MKVPool(uri)), verify(uri)[1]] == [3, True]
+    assert main(["pool", "stats", uri]) == main(["pool", "verify", uri]) == 0
+    said = capsys.readouterr().out
+    assert "- MKVs: 5\n- facts: 5\n" in said and "kB\n" in said
+    assert main(["pool", "prune", uri, "--id", mkvs[0].id, "--id", mkvs[1].id]) == 0
+    assert "2 of 5 MKVs taken out" in capsys.readouterr().out
+    assert [len(MKVPool(uri)), main(["pool", "verify", uri])] == [3, 0]
 
 
 def test_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):

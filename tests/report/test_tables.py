@@ -1,5 +1,4 @@
 from fedit_app.report import render_report, runs_table, summary_table
-from fedit_app.support.formats import display_width
 
 
 def test_summary_table(sample):
@@ -23,13 +22,6 @@ def test_values_that_were_found_are_not_passed_off_as_computed(sample):
     assert f"25 optimised ({found} of them found in the work-cache), 9" in summary_table(results)
     page = render_report(results)
     assert f"{25 - found} computed, 9 reused, {found} from the work-cache" in page
-
-
-def test_columns_stand_under_each_other(sample):
-    table = summary_table(sample("hostile")).splitlines()
-    header = table[2]
-    for row in table[4:7]:
-        assert display_width(row[: row.index("0.36")]) == header.index("own efficacy")
 
 
 def test_every_sample_has_a_table_without_control_characters(any_results):

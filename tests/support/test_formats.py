@@ -45,4 +45,3 @@ def test_words():
 def test_foreign_text():
     assert formats.printable("a\x1b[31m\nb\u202ec") == "a [31m b c"
     assert formats.shorten("図書館の人", 6) == "図書…"
-    assert formats.display_width("図e\u0301") == 3

@@ -1,0 +1,177 @@
+"""`fedit ledger`: what a node's ledger holds, how it came to, and whether it is sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedit_app.cli.options import Federation, Node, Place, only_id
+from fedit_app.cli.output import Format, FormatOption, Part, write, write_findings
+from fedit_app.support.formats import byte_size, printable
+from fedit_app.support.tables import Cell, Change, Table
+
+if TYPE_CHECKING:
+    from fedit_app.ledger.journal import Record
+    from fedit_app.ledger.ledger import Ledger
+
+_SHORT = 16
+_PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
+
+app = typer.Typer(
+    name="ledger",
+    help="Look at a node's ledger, check it.",
+    no_args_is_help=True,
+    suggest_commands=False,
+)
+
+
+@app.command("list")
+def list_(
+    place: Place, node: Node = "", federation: Federation = "", form: FormatOption = Format.AUTO
+) -> None:
+    """List the MKVs by slot, origin and id, and those that are not accepted again."""
+    from fedit_app.cli.places import find_place
+
+    found = find_place(place, node, federation)
+    ledger = found.open()
+    records = ledger.history()
+    accepted = {record["mkv"]: record for record in records if record["change"] == "accepted"}
+    rows = [
+        (
+            entry.slot,
+            entry.mkv.node,
+            id_,
+            accepted[id_]["time"],
+            entry.mkv.author is not None,
+            f"no: {entry.overruled_by[:_SHORT]} does" if entry.overruled_by else "yes",
+            _probe_change(accepted[id_]["probes"]),
+        )
+        for id_, entry in ledger.entries.items()
+    ]
+    refused = [(r.node, id_, r.reason) for id_, r in sorted(ledger.refused.items())]
+    columns = ("slot", "origin", "id", "accepted", "signed", "holds", "score on probes")
+    parts: dict[str, Part] = {
+        "ledger": {
+            "node": found.node,
+            "MKVs held": len(ledger.entries),
+            "holding": len(ledger),
+            "records in the journal": len(records),
+            "head of the journal": ledger.head,
+        },
+        "mkvs": Table(columns, sorted(rows, key=lambda row: row[:3])),
+    }
+    if refused:
+        parts["title"] = "Not accepted again:"
+        parts["refused"] = Table(("origin", "id", "why"), refused)
+    write(parts, form)
+
+
+def _probe_change(probes: Mapping[str, Any] | None) -> Cell:
+    """What the step that accepted an MKV changed on the node's probes."""
+    return Change(probes["before"]["score"], probes["after"]["score"]) if probes else None
+
+
+@app.command()
+def show(
+    place: Place,
+    id_: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the beginning of it.")],
+    node: Node = "",
+    federation: Federation = "",
+    form: FormatOption = Format.AUTO,
+) -> None:
+    """Show one MKV and its history."""
+    from fedit_app.cli.places import find_place
+
+    ledger = find_place(place, node, federation).open()
+    records = ledger.history()
+    id_ = only_id({record["mkv"] for record in records}, id_, "ledger")
+    history = [record for record in records if record["mkv"] == id_]
+    parts: dict[str, Part] = {
+        "mkv": {"id": id_, "origin": history[-1]["node"], **_state(ledger, id_)},
+        "history": Table(
+            ("record", "time", "slot", "change", "what"),
+            [(r["sequence"], r["time"], r["slot"], r["change"], _said(r)) for r in history],
+        ),
+    }
+    measured = [record for record in history if record["probes"]]
+    for record in measured[-1:]:
+        step = f"{printable(record['reason'])} of slot {record['slot']}"
+        parts["title"] = f"On the node's probes, by the {step}:"
+        before, after = record["probes"]["before"], record["probes"]["after"]
+        parts["probes"] = metrics_table([("probes", before, after)])
+    write(parts, form)
+
+
+def _state(ledger: Ledger, id_: str) -> dict[str, Cell]:
+    import numpy as np
+
+    entry = ledger.entries.get(id_)
+    if entry is None:
+        refusal = ledger.refused.get(id_)
+        return {"here": f"no: {refusal.reason if refusal else 'taken out'}"}
+    author = entry.mkv.author
+    lengths = [f"{float(np.linalg.norm(shift)):.3g}" for shift in entry.mkv.shifts]
+    return {
+        "computed in slot": entry.mkv.slot,
+        "accepted in slot": entry.slot,
+        "fingerprint": entry.mkv.fingerprint,
+        "precision": entry.mkv.precision,
+        "signed": f"with key {author.public_key}" if author else "no",
+        "here": f"overruled by {entry.overruled_by}" if entry.overruled_by else "it holds",
+        "own requests": ", ".join(entry.requests) or "none",
+        "votes": entry.votes,
+        "lengths of the shifts, by layer": ", ".join(lengths),
+    }
+
+
+def _said(record: Record) -> str:
+    """A record's reason and what it sets, in words."""
+    fields = record["set"]
+    parts = [record["reason"]] if record["reason"] else []
+    if fields.get("overruled_by"):
+        parts.append(f"by {fields['overruled_by'][:_SHORT]}")
+    if "requests" in fields:
+        parts.append(f"fulfils {', '.join(fields['requests']) or 'no own request'}")
+    if record["change"] == "votes":
+        parts.append(str(fields["votes"]))
+    return "; ".join(parts)
+
+
+def metrics_table(rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Table:
+    """Metrics before and after.
+
+    Args:
+        rows: what was asked, metrics before, metrics after.
+    """
+    cells = [
+        (what, before["count"], *(Change(before[name], after[name]) for name in _PARTS))
+        for what, before, after in rows
+    ]
+    return Table(("measured on", "facts", *_PARTS), cells)
+
+
+@app.command()
+def verify(
+    place: Place,
+    node: Node = "",
+    federation: Federation = "",
+    head: Annotated[
+        str,
+        typer.Option(metavar="HASH", help="An earlier head, which the journal has to contain."),
+    ] = "",
+    form: FormatOption = Format.AUTO,
+) -> int:
+    """Check all of it; exit status 1 if it is damaged."""
+    from fedit_app.cli.places import find_place
+    from fedit_app.ledger.verify import verify
+
+    found = verify(find_place(place, node, federation).ledger, head)
+    more: dict[str, Cell] = {"MKVs": found.mkvs, "records": found.records, "head": found.head}
+    if found.surplus:
+        more["note"] = (
+            f"{byte_size(found.surplus)} in the journal lie after the head that the index names: "
+            "a change was interrupted (the next one cuts it off), or the index is an old copy"
+        )
+    return write_findings(found.damages, "ledger", form, **more)
