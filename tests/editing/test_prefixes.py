@@ -59,9 +59,9 @@ def passes(monkeypatch):
     """The rows of every forward pass."""
     seen, plain = [], prefixes.trace
 
-    def trace(model, *args, **inputs):
+    def trace(model, first, last, inputs, **kept):
         seen.append(len(inputs["input_ids"]))
-        return plain(model, *args, **inputs)
+        return plain(model, first, last, inputs, **kept)
 
     monkeypatch.setattr(prefixes, "trace", trace)
     return seen
