@@ -27,7 +27,7 @@ from fedit_app.ledger.undo import take_out
 from fedit_app.mkv.same_key import SameFact, near_keys
 from fedit_app.models.answers import Answer, Comparison, answer
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.loading import load_model, loaded_model
+from fedit_app.models.loading import load_model, loaded_model, name_of
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural
 from fedit_app.support.tables import Shown, Table
@@ -127,7 +127,7 @@ class Editor:
         node: str = _NODE,
         **settings: ConfigValue,
     ) -> None:
-        config = _config(editor, model=str(model.name_or_path), **settings)
+        config = _config(editor, model=name_of(model), **settings)
         self._set_up(loaded_model(model, tokenizer, config.module_names), config, ledger, node)
 
     @classmethod

@@ -256,8 +256,13 @@ def loaded_model(
     Raises:
         FedEditError: see `EditableModel`.
     """
-    name = model.name_or_path or f"{model.config.model_type} in memory"
-    return EditableModel(model, tokenizer, name, memory_fingerprint(model, tokenizer), names)
+    fingerprint = memory_fingerprint(model, tokenizer)
+    return EditableModel(model, tokenizer, name_of(model), fingerprint, names)
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What a model in memory is called: where it was loaded from, or else its family."""
+    return model.name_or_path or f"{model.config.model_type} in memory"
 
 
 @functools.lru_cache(maxsize=1)
