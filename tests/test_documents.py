@@ -1,9 +1,12 @@
-"""The documents hang together: a link leads somewhere, on a forge as on the site."""
+"""What documents say can be typed and followed: links lead somewhere, commands exist."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+import typer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
@@ -37,3 +40,28 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(document):
 def test_lines_of_prose_fit_on_a_screen(document):
     lines = prose(document).splitlines()
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Every `fedit` command that a document shows, as words."""
+    found = {}
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and Path(words[0]).name == "fedit":
+                    found[tuple(words[1:])] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_command_line_takes_every_command_that_a_document_shows(words):
+    from fedit_app.cli.main import app
+
+    command, rest = typer.main.get_command(app), list(words)
+    while isinstance(command, click.Group):
+        name = rest.pop(0)
+        assert name in command.commands, name
+        command = command.commands[name]
+    command.make_parser(click.Context(command)).parse_args(rest)
