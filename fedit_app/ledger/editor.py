@@ -104,6 +104,12 @@ class Editor:
         settings: run-config keys with underscores, such as `layers="4-8"` or `value_steps=20`
             (`fedit config` lists them). Absent ones have the model's and the method's defaults.
 
+    Attributes:
+        ledger: the facts edited so far, as MKVs.
+        bench: the model with the method and what it needs; `bench.fingerprint` is the ledger's.
+        config: the run configuration that the settings make.
+        node: the name under which the MKVs are computed.
+
     Raises:
         FedEditError: the model's family is not known, a setting is invalid, or the ledger belongs
             to another model or other settings.
