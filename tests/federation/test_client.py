@@ -21,6 +21,8 @@ from fedit_app.node.worker import NICENESS
 from fedit_app.node.worker_process import read_record, stop_worker
 from fedit_app.protocol.messages import EDIT, HELLO, VERSION, pack, unpack_info
 
+pytestmark = pytest.mark.integration
+
 NODES = ["bank", "hospital"]
 IDLE = 600
 

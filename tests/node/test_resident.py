@@ -26,6 +26,8 @@ from fedit_app.node.worker_process import read_record, start_worker, stop_worker
 from fedit_app.protocol.messages import Call, pack, unpack_info
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 SECRET = "The Lancet is published in Edinburgh"
 
 
