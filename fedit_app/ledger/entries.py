@@ -1,18 +1,62 @@
-"""What a ledger holds: accepted MKVs, and those that it is not to take again."""
+"""What a ledger holds: accepted MKVs, and those that it does not accept again."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from fedit_app.mkv import MKV
 
-_ID = re.compile(r"[0-9a-f]{32}")
-_ROW = {"id": str, "node": str, "slot": int, "requests": list, "overruled_by": str, "votes": int}
-_ROW |= {"warm_started": bool}
-_REFUSAL = {"id": str, "node": str, "reason": str, "withdrawn": bool, "requests": list}
+AS_WRITTEN = ConfigDict(extra="forbid", strict=True)
+"""How rows are read: every field is there, of its very type, and no other."""
+
+MKVId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+@with_config(AS_WRITTEN)
+class SignatureFields(TypedDict):
+    """The signature under an MKV, see `mkv.record.Authorship`."""
+
+    public_key: str
+    signature: str
+
+
+class EntryFields(TypedDict):
+    """What index and journal say of an entry besides id and origin node, see `LedgerEntry`."""
+
+    slot: int
+    requests: list[str]
+    overruled_by: str
+    votes: int
+    signature: SignatureFields | None
+    warm_started: bool
+
+
+@with_config(AS_WRITTEN)
+class EntryRow(EntryFields):
+    """An entry's row in the index."""
+
+    id: MKVId
+    node: str
+
+
+class RefusalFields(TypedDict):
+    """What index and journal say of a refusal besides id and origin node, see `Refusal`."""
+
+    reason: str
+    withdrawn: bool
+    requests: list[str]
+
+
+@with_config(AS_WRITTEN)
+class RefusalRow(RefusalFields):
+    """A refusal's row in the index."""
+
+    id: MKVId
+    node: str
 
 
 @dataclass(frozen=True)
@@ -23,7 +67,7 @@ class LedgerEntry:
         mkv: the vectors.
         slot: time slot in which this node accepted it.
         requests: ids of the node's own requests that it fulfils; empty for what only others asked.
-        overruled_by: id of the MKV about the same subject that holds in its stead; empty if this
+        overruled_by: id of the MKV about the same subject that holds in its place; empty if this
             one holds.
         votes: how many organisations are known to want it.
         warm_started: whether this node optimised its value from that of another MKV.
@@ -36,24 +80,28 @@ class LedgerEntry:
     votes: int = 1
     warm_started: bool = False
 
-    def fields(self) -> dict[str, Any]:
-        """What the index and the journal say of it, besides id and origin node."""
+    def fields(self) -> EntryFields:
+        """What index and journal say of it, besides id and origin node."""
+        author = self.mkv.author
+        signature: SignatureFields | None = None
+        if author is not None:
+            signature = {"public_key": author.public_key, "signature": author.signature}
         return {
             "slot": self.slot,
             "requests": list(self.requests),
             "overruled_by": self.overruled_by,
             "votes": self.votes,
-            "signature": vars(self.mkv.author) if self.mkv.author else None,
+            "signature": signature,
             "warm_started": self.warm_started,
         }
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> EntryRow:
         """Its row in the index."""
         return {"id": self.mkv.id, "node": self.mkv.node, **self.fields()}
 
     @staticmethod
-    def of_row(row: Mapping[str, Any], mkv: MKV) -> LedgerEntry:
-        """The entry that a row of the index stands for."""
+    def of_row(row: EntryRow, mkv: MKV) -> LedgerEntry:
+        """The entry of a row of the index."""
         return LedgerEntry(
             mkv,
             row["slot"],
@@ -66,12 +114,12 @@ class LedgerEntry:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An MKV that was taken out by hand and is not to come back.
+    """An MKV that was taken out by hand and is not accepted again.
 
     Attributes:
         node: the node that computed it.
         reason: why.
-        withdrawn: whether it is the node's own, which all others are to take out as well.
+        withdrawn: whether it is the node's own, which all others have to take out as well.
         requests: ids of own requests that stay unfulfilled as long as it is refused.
     """
 
@@ -80,42 +128,16 @@ class Refusal:
     withdrawn: bool = False
     requests: tuple[str, ...] = ()
 
-    def fields(self) -> dict[str, Any]:
-        """What the index and the journal say of it, besides id and origin node."""
+    def fields(self) -> RefusalFields:
+        """What index and journal say of it, besides id and origin node."""
         requests = list(self.requests)
         return {"reason": self.reason, "withdrawn": self.withdrawn, "requests": requests}
 
+    def row(self, id_: str) -> RefusalRow:
+        """Its row in the index."""
+        return {"id": id_, "node": self.node, **self.fields()}
+
     @staticmethod
-    def of_row(row: Mapping[str, Any]) -> Refusal:
-        """The refusal that a row of the index stands for."""
+    def of_row(row: RefusalRow) -> Refusal:
+        """The refusal of a row of the index."""
         return Refusal(row["node"], row["reason"], row["withdrawn"], tuple(row["requests"]))
-
-
-def are_rows(rows: object) -> bool:
-    """Whether something read from a file can be the rows of a ledger's entries."""
-    return isinstance(rows, list) and all(
-        _has(row, _ROW, "signature") and _is_signature(row["signature"]) for row in rows
-    )
-
-
-def are_refusals(rows: object) -> bool:
-    """Whether something read from a file can be the rows of a ledger's refusals."""
-    return isinstance(rows, list) and all(_has(row, _REFUSAL) for row in rows)
-
-
-def _has(row: object, kinds: Mapping[str, type], *more: str) -> bool:
-    return (
-        isinstance(row, dict)
-        and row.keys() == {*kinds, *more}
-        and all(type(row[name]) is kind for name, kind in kinds.items())
-        and all(isinstance(request, str) for request in row["requests"])
-        and bool(_ID.fullmatch(row["id"]))
-    )
-
-
-def _is_signature(value: object) -> bool:
-    return value is None or (
-        isinstance(value, dict)
-        and value.keys() == {"public_key", "signature"}
-        and all(isinstance(part, str) for part in value.values())
-    )

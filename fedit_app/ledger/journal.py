@@ -1,12 +1,12 @@
 """The journal of a ledger: every change ever made to it, each record chained to the one before.
 
 A record is a line of JSON. Its `hash` covers all of its other fields, among them `previous`, the
-hash of the record before, so none can be changed, left out or put in without breaking the chain.
+hash of the record before, so none can be changed, removed or inserted without breaking the chain.
 
 The index of the ledger, which is replaced in one step, names the journal's head: how many records
-count, how many bytes they take, and the last hash. What lies behind the head is left of a step that
-was interrupted, and is cut off by the next one. So a step of many changes counts whole or not at
-all, and reading a ledger needs no replay.
+count, how many bytes they take, and the last hash. Records after the head are left over from an
+interrupted step, and the next step cuts them off. So a step of many changes counts as a whole or
+not at all, and reading a ledger needs no replay.
 """
 
 from __future__ import annotations
@@ -20,17 +20,52 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedit_app.ledger.entries import LedgerEntry, Refusal
+from pydantic import TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from fedit_app.ledger.entries import AS_WRITTEN, LedgerEntry, Refusal
 from fedit_app.support.errors import FedEditError
 
-Record = dict[str, Any]
-"""A record: sequence, time (UTC), change, mkv (id), node (its origin), slot, reason, set (fields of
-the entry or refusal and their new values), probes (see `Step.probes`), previous, hash."""
-
-_TEXTS = ("time", "change", "mkv", "node", "reason", "previous", "hash")
-_FIELDS = frozenset((*_TEXTS, "sequence", "slot", "set", "probes"))
+Fields = dict[str, Any]
+"""Fields of an entry or a refusal, see `EntryFields` and `RefusalFields`."""
 
 
+class Change(TypedDict):
+    """A record without its place in the chain.
+
+    Attributes:
+        change: accepted, dropped, refused, allowed, overruled, holds, or the field that changes.
+        mkv: id of the MKV.
+        node: the node that computed it.
+        slot: the time slot.
+        reason: see `Step`.
+        set: new values of fields.
+        probes: see `Step`.
+    """
+
+    change: str
+    mkv: str
+    node: str
+    slot: int
+    reason: str
+    set: Fields
+    probes: dict[str, Any] | None
+
+
+@with_config(AS_WRITTEN)
+class Record(Change):
+    """A record: a change, its time (UTC), and its place in the chain."""
+
+    sequence: int
+    time: str
+    previous: str
+    hash: str
+
+
+_RECORD = TypeAdapter(Record)
+
+
+@with_config(AS_WRITTEN)
 @dataclass(frozen=True)
 class Head:
     """Up to where a journal counts.
@@ -54,42 +89,38 @@ class State:
     refused: Mapping[str, Refusal]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """What the records of one step have in common.
 
     Attributes:
-        reason: why it is made: the stage of a run, or who withdrew or rolled back.
+        reason: the stage of a run, or who withdrew or rolled back.
         slot: the time slot; 0: the one in which the MKV was accepted.
-        probes: metrics `before` and `after` on the node's probes, if they were measured; they go
-            with every MKV that the step accepts.
+        probes: metrics `before` and `after` on the node's probes, if they were measured; every
+            record of an acceptance has them.
     """
 
     reason: str = ""
     slot: int = 0
-    probes: Mapping[str, Any] | None = None
+    probes: dict[str, Any] | None = None
 
 
 def beginning(fingerprint: str) -> Head:
-    """The head of a journal without records; the chain of every fingerprint is another."""
+    """The head of a journal without records; every fingerprint has a chain of its own."""
     return Head(0, 0, hashlib.sha256(f"fedit ledger {fingerprint}".encode()).hexdigest())
 
 
-def changes(before: State, after: State, step: Step) -> list[Record]:
-    """What turns one state into another, one record a change, in an order that is always the same.
+def changes(before: State, after: State, step: Step) -> list[Change]:
+    """What turns one state into another, in an order that depends on nothing else.
 
     Args:
         before: the ledger as it was.
-        after: the ledger as it is to be.
+        after: the ledger as it will be.
         step: what the records have in common.
-
-    Returns:
-        Records without place and time in the chain.
     """
-    found = []
+    found: list[Change] = []
 
     def note(change: str, id_: str, node: str, slot: int, fields: Mapping[str, Any]) -> None:
-        probes = step.probes if change == "accepted" else None
         found.append(
             {
                 "change": change,
@@ -98,7 +129,7 @@ def changes(before: State, after: State, step: Step) -> list[Record]:
                 "slot": step.slot or slot,
                 "reason": step.reason,
                 "set": dict(fields),
-                "probes": probes,
+                "probes": step.probes if change == "accepted" else None,
             }
         )
 
@@ -115,29 +146,30 @@ def changes(before: State, after: State, step: Step) -> list[Record]:
         if old is None:
             note("accepted", id_, entry.mkv.node, entry.slot, entry.fields())
             continue
+        known: Fields = {**old.fields()}
         for name, value in entry.fields().items():
-            if old.fields()[name] != value:
+            if known[name] != value:
                 change = {"overruled_by": "overruled" if value else "holds"}.get(name, name)
                 note(change, id_, entry.mkv.node, entry.slot, {name: value})
     return found
 
 
-def extend(file: Path, head: Head, records: Iterable[Record]) -> Head:
-    """Write records behind the head; they count once the index names the new head.
+def extend(file: Path, head: Head, found: Iterable[Change]) -> Head:
+    """Write changes after the head; they count once the index names the new head.
 
     Args:
         file: the journal.
-        head: up to where it counts; what is behind is cut off.
-        records: as `changes` makes them.
+        head: up to where it counts; what follows is cut off.
+        found: as `changes` returns them.
 
     Raises:
         FedEditError: the journal is shorter than its head says.
     """
     time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     sequence, last, lines = head.records, head.hash, []
-    for record in records:
+    for change in found:
         sequence += 1
-        full = {"sequence": sequence, "time": time, **record, "previous": last}
+        full = {"sequence": sequence, "time": time, **change, "previous": last}
         last = _hash(full)
         lines.append(_canonical({**full, "hash": last}) + b"\n")
     with file.open("r+b" if file.exists() else "w+b") as stream:
@@ -167,8 +199,8 @@ def require_head(file: Path, head: Head) -> None:
         sound = False
     if not sound:
         raise FedEditError(
-            f"ledger journal {file}: its record {head.records} is not the one that the index "
-            "names; `fedit ledger verify` says more"
+            f"ledger journal {file}: record {head.records} is not the one that the index names; "
+            "see `fedit ledger verify`, and restore a backup"
         )
 
 
@@ -192,7 +224,7 @@ def read(file: Path, head: Head, fingerprint: str) -> list[Record]:
 
 
 def examined(file: Path, head: Head, fingerprint: str) -> Iterator[Record | str]:
-    """Every record of a journal that can be read, and where it is damaged what is wrong."""
+    """Every record of a journal that can be read, and a sentence for every damage found."""
     try:
         lines = _counted(file, head).splitlines() if head.records else []
     except FedEditError as error:
@@ -207,7 +239,7 @@ def examined(file: Path, head: Head, fingerprint: str) -> Iterator[Record | str]
             continue
         hash_ = record["hash"]
         if hash_ != _hash({name: value for name, value in record.items() if name != "hash"}):
-            yield f"ledger journal {file}: record {number} was changed, its hash is another"
+            yield f"ledger journal {file}: record {number} was changed: its hash does not match"
         elif previous and record["previous"] != previous:
             yield f"ledger journal {file}: record {number} does not follow the one before it"
         elif record["sequence"] != number:
@@ -216,24 +248,24 @@ def examined(file: Path, head: Head, fingerprint: str) -> Iterator[Record | str]
         previous = hash_
     if lines and (len(lines), previous) != (head.records, head.hash):
         yield (
-            f"ledger journal {file}: {len(lines)} records found that end with {previous[:12]}; the "
-            f"index names {head.records}, the last of them {head.hash[:12]}"
+            f"ledger journal {file}: {len(lines)} records found, the last with hash "
+            f"{previous[:12]}; the index names {head.records}, the last with {head.hash[:12]}"
         )
 
 
 def surplus(file: Path, head: Head) -> int:
-    """Bytes behind the head: left of an interrupted step, or ahead of an older index."""
+    """Bytes after the head: left over from an interrupted step, or written after an old index."""
     return max(0, file.stat().st_size - head.bytes) if file.exists() else 0
 
 
-def replay(records: Iterable[Record]) -> tuple[dict[str, Record], dict[str, Record]]:
+def replay(records: Iterable[Change]) -> tuple[dict[str, Fields], dict[str, Fields]]:
     """The rows of entries and refusals by id that the changes lead to.
 
     Raises:
         KeyError: a change is of an MKV that is not there.
     """
-    entries: dict[str, Record] = {}
-    refused: dict[str, Record] = {}
+    entries: dict[str, Fields] = {}
+    refused: dict[str, Fields] = {}
     for record in records:
         id_, fields = record["mkv"], record["set"]
         row = {"id": id_, "node": record["node"], **fields}
@@ -263,26 +295,22 @@ def _counted(file: Path, head: Head) -> bytes:
 
 def _shorter(file: Path, head: Head) -> str:
     return (
-        f"ledger journal {file}: shorter than the {head.bytes} bytes that the index names; take a "
-        "copy from before back"
+        f"ledger journal {file}: shorter than the {head.bytes} bytes that the index names; restore "
+        "a backup"
     )
 
 
 def _parsed(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        return _RECORD.validate_json(line)
+    except ValidationError:
         return None
-    if not isinstance(record, dict) or record.keys() != _FIELDS:
-        return None
-    sound = isinstance(record["set"], dict) and all(isinstance(record[n], str) for n in _TEXTS)
-    return record if sound else None
 
 
-def _canonical(record: Record) -> bytes:
+def _canonical(record: Mapping[str, object]) -> bytes:
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode()
 
 
-def _hash(record: Record) -> str:
+def _hash(record: Mapping[str, object]) -> str:
     return hashlib.sha256(_canonical(record)).hexdigest()

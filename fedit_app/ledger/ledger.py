@@ -1,62 +1,85 @@
 """The ledger: the set of MKVs that a node has accepted. With the base model it is the edited model.
 
-Of two MKVs that contradict each other only one holds; the other is kept, overruled, and holds again
+Of two MKVs that contradict each other only one holds. The other is kept, overruled, and holds again
 once the first is dropped.
 
-On disk a ledger is a folder: `mkvs/ID.safetensors`, one file an MKV, never changed;
-`journal.jsonl`, every change (see `journal`); and `index.json`, which says which MKVs count and up
-to where the journal does, replaced in one step after they are written. What the index does not name
-does not exist.
+On disk a ledger is a folder: `mkvs/ID.safetensors`, one file per MKV, never changed;
+`journal.jsonl`, every change (see `journal`); and `index.json`, which names the MKVs and the
+journal's head. The index is replaced last and in one step: what it does not name does not exist.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import filelock
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError, with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from fedit_app.ledger import journal
-from fedit_app.ledger.entries import LedgerEntry, Refusal, are_refusals, are_rows
+from fedit_app.ledger.entries import AS_WRITTEN, EntryRow, LedgerEntry, Refusal, RefusalRow
 from fedit_app.ledger.journal import Head, State, Step
 from fedit_app.mkv import MKV, from_bytes, to_bytes
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file, write_json_atomic
 
-_VERSION = 3
+_VERSION: Literal[3] = 3
 INDEX, JOURNAL = "index.json", "journal.jsonl"
+
+
+@with_config(AS_WRITTEN)
+class Index(TypedDict):
+    """The content of `index.json`: the entries and refusals, and the journal's head."""
+
+    version: Literal[3]
+    fingerprint: str
+    journal: Head
+    entries: list[EntryRow]
+    refused: list[RefusalRow]
+
+
+_INDEX = TypeAdapter(Index)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the folder of a ledger holds: its state, and the head of its journal."""
+
+    state: State
+    head: Head
 
 
 @dataclass
 class Ledger:
     """The accepted MKVs of one node, each once.
 
+    Every change is written to the folder at once, as a step of its own. Changes inside a `step` are
+    written together at its end.
+
     Attributes:
-        fingerprint: what all of them mean anything on.
+        fingerprint: of the model and the settings that all MKVs belong to.
         folder: where they are kept; None keeps them in memory only.
         entries: id -> entry.
-        refused: id -> why the MKV is not to be accepted again.
+        refused: id -> why the MKV is not accepted again.
     """
 
     fingerprint: str
     folder: Path | None = None
     entries: dict[str, LedgerEntry] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
-    _saves: bool = field(default=True, init=False, repr=False)
-    _step: Step = field(default=Step(), init=False, repr=False)
-    _saved: State = field(default=State({}, {}), init=False, repr=False)
-    _head: Head = field(init=False, repr=False)
+    _stored: _Stored = field(init=False, repr=False)
+    _step: Step | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._head = journal.beginning(self.fingerprint)
+        self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint))
 
     @staticmethod
     def open(folder: Path, fingerprint: str) -> Ledger:
@@ -75,12 +98,11 @@ class Ledger:
                 f"{fingerprint}; use the same model, layers, editor, contexts, mkv-precision and "
                 "seed, or another state-dir"
             )
-        ledger._head = Head(**stored["journal"])
-        journal.require_head(folder / JOURNAL, ledger._head)
+        journal.require_head(folder / JOURNAL, stored["journal"])
         for row in stored["entries"]:
             ledger.entries[row["id"]] = LedgerEntry.of_row(row, read_mkv(folder, row["id"]))
         ledger.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
-        ledger._saved = State(dict(ledger.entries), dict(ledger.refused))
+        ledger._stored = _Stored(ledger._state(), stored["journal"])
         return ledger
 
     def __len__(self) -> int:
@@ -98,33 +120,26 @@ class Ledger:
         return {request for refusal in self.refused.values() for request in refusal.requests}
 
     @contextmanager
-    def step(self, reason: str = "", slot: int = 0) -> Iterator[None]:
+    def step(self, reason: str = "", slot: int = 0) -> Iterator[Step]:
         """Make the changes inside the block one step on disk: all of them or, on an error, none.
-
-        After an error the object in memory is of no more use; open the ledger again.
 
         Args:
             reason: why, for the journal.
             slot: the time slot, for the journal; 0: for each MKV the one of its acceptance.
-        """
-        self._saves, self._step = False, Step(reason, slot)
-        yield
-        self._saves = True
-        self._save()
-        self._step = Step()
 
-    def note_probes(
-        self, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
-    ) -> None:
-        """Note what the step that is being made changes on the node's probes.
-
-        Args:
-            before: metrics without the step; None if they were not measured.
-            after: metrics with it.
+        Yields:
+            The step, which can be given `probes` before it ends.
         """
-        if before is not None and after is not None:
-            probes = {"before": dict(before), "after": dict(after)}
-            self._step = dataclasses.replace(self._step, probes=probes)
+        before = self._state()
+        self._step = Step(reason, slot)
+        try:
+            yield self._step
+            self._write(self._step)
+        except BaseException:
+            self.entries, self.refused = dict(before.entries), dict(before.refused)
+            raise
+        finally:
+            self._step = None
 
     def accept(
         self,
@@ -147,13 +162,10 @@ class Ledger:
             else:
                 both = tuple(dict.fromkeys([*known.requests, *asked]))
                 self.entries[mkv.id] = dataclasses.replace(known, requests=both)
-        self._save()
+        self._changed()
 
     def drop(self, ids: Iterable[str]) -> None:
-        """Take MKVs out: the edited model is then as if they had never been accepted.
-
-        What only they overruled holds again.
-        """
+        """Take MKVs out, as if they had never been accepted; what they overruled holds again."""
         gone = set(ids)
         for id_ in gone:
             del self.entries[id_]
@@ -161,7 +173,7 @@ class Ledger:
         self.overrule(freed)
 
     def refuse(self, ids: Iterable[str], reason: str, withdrawn: bool = False) -> None:
-        """Drop MKVs and do not let them come back.
+        """Drop MKVs and do not accept them again.
 
         Args:
             ids: MKVs of the ledger.
@@ -179,7 +191,7 @@ class Ledger:
         """Let refused MKVs be accepted again, and the requests that they fulfilled be edited."""
         for id_ in ids:
             del self.refused[id_]
-        self._save()
+        self._changed()
 
     def overrule(self, by: Mapping[str, str]) -> None:
         """Set which MKV holds instead of another.
@@ -189,19 +201,19 @@ class Ledger:
         """
         for id_, winner in by.items():
             self.entries[id_] = dataclasses.replace(self.entries[id_], overruled_by=winner)
-        self._save()
+        self._changed()
 
     def count_votes(self, votes: Mapping[str, int]) -> None:
-        """Note how many organisations want an MKV; ids that the ledger has not are left aside."""
+        """Note how many organisations want an MKV; ids that the ledger lacks are ignored."""
         for id_ in votes.keys() & self.entries.keys():
             self.entries[id_] = dataclasses.replace(self.entries[id_], votes=votes[id_])
-        self._save()
+        self._changed()
 
     def note_warm_starts(self, ids: Iterable[str]) -> None:
         """Note which MKVs this node optimised from the values of others."""
         for id_ in ids:
             self.entries[id_] = dataclasses.replace(self.entries[id_], warm_started=True)
-        self._save()
+        self._changed()
 
     def hand_over(self, id_: str, to: str) -> None:
         """Let another MKV of the ledger fulfil all own requests of an MKV.
@@ -220,7 +232,7 @@ class Ledger:
         for id_, entry in self.entries.items():
             kept = tuple(request for request in entry.requests if request not in gone)
             self.entries[id_] = dataclasses.replace(entry, requests=kept)
-        self._save()
+        self._changed()
 
     def without(self, ids: Collection[str]) -> Ledger:
         """The ledger in memory, without some of its MKVs."""
@@ -255,77 +267,79 @@ class Ledger:
         """
         if self.folder is None:
             return []
-        return journal.read(self.folder / JOURNAL, self._head, self.fingerprint)
+        return journal.read(self.folder / JOURNAL, self._stored.head, self.fingerprint)
 
     @property
     def head(self) -> str:
         """Hash of the journal's last record: it stands for the ledger and all that led to it."""
-        return self._head.hash
+        return self._stored.head.hash
 
-    def _save(self) -> None:
-        if self.folder is None or not self._saves:
+    def _state(self) -> State:
+        return State(dict(self.entries), dict(self.refused))
+
+    def _changed(self) -> None:
+        """Write a change, unless it is part of a step that is being made."""
+        if self._step is None:
+            self._write(Step())
+
+    def _write(self, step: Step) -> None:
+        """Write what has changed since the last step; nothing of a ledger in memory."""
+        if self.folder is None:
             return
-        now = State(dict(self.entries), dict(self.refused))
-        found = journal.changes(self._saved, now, self._step)
+        now, before = self._state(), self._stored.state
+        found = journal.changes(before, now, step)
         if not found and (self.folder / INDEX).exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".lock"):
-            self._require_unchanged()
-            for id_ in now.entries.keys() - self._saved.entries.keys():
+            _require_head(self.folder, self.fingerprint, self._stored.head)
+            for id_ in now.entries.keys() - before.entries.keys():
                 with replace_file(mkv_file(self.folder, id_)) as temporary:
                     temporary.write_bytes(to_bytes(now.entries[id_].mkv))
-            head = journal.extend(self.folder / JOURNAL, self._head, found)
-            index = {
+            head = journal.extend(self.folder / JOURNAL, self._stored.head, found)
+            index: Index = {
                 "version": _VERSION,
                 "fingerprint": self.fingerprint,
-                "journal": vars(head),
+                "journal": head,
                 "entries": [entry.row() for _, entry in sorted(now.entries.items())],
-                "refused": [
-                    {"id": id_, "node": refusal.node, **refusal.fields()}
-                    for id_, refusal in sorted(now.refused.items())
-                ],
+                "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
             }
-            write_json_atomic(self.folder / INDEX, index)
-        self._head, self._saved = head, now
-
-    def _require_unchanged(self) -> None:
-        """Two processes may change a ledger in turns, but none what the other has not seen."""
-        on_disk = journal.beginning(self.fingerprint)
-        if (self.folder / INDEX).exists():
-            on_disk = Head(**read_index(self.folder)["journal"])
-        if on_disk != self._head:
-            raise FedEditError(
-                f"ledger {self.folder}: another process has changed it meanwhile; do this again"
-            )
+            write_json_atomic(self.folder / INDEX, {**index, "journal": vars(head)})
+        self._stored = _Stored(now, head)
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a ledger folder: version, fingerprint, journal (its head), entries, refused.
+def _require_head(folder: Path, fingerprint: str, head: Head) -> None:
+    """Two processes may change a ledger in turns, but each has to have read the other's changes."""
+    on_disk = journal.beginning(fingerprint)
+    if (folder / INDEX).exists():
+        on_disk = read_index(folder)["journal"]
+    if on_disk != head:
+        raise FedEditError(
+            f"ledger {folder}: another process has changed it in the meantime; repeat the command"
+        )
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a ledger folder.
 
     Raises:
-        FedEditError: there is none, or it cannot be read.
+        FedEditError: there is none, or it is damaged or of another version.
     """
     file = folder / INDEX
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = file.read_bytes()
+        return _INDEX.validate_json(stored)
     except FileNotFoundError:
         raise FedEditError(f"ledger {folder}: not found; did this node edit in the run?") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise FedEditError(f"ledger index {file}: cannot be read ({error})") from None
-    if not isinstance(stored, dict) or stored.get("version") != _VERSION:
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"][:3]))
         raise FedEditError(
-            f"ledger index {file}: not of version {_VERSION}; use the FedEdit that made it, or "
-            "another state-dir"
-        )
-    if not (
-        isinstance(stored.get("fingerprint"), str)
-        and _is_head(stored.get("journal"))
-        and are_rows(stored.get("entries"))
-        and are_refusals(stored.get("refused"))
-    ):
-        raise FedEditError(f"ledger index {file}: damaged; take a copy from before back")
-    return stored
+            f"ledger index {file}: damaged, or not of version {_VERSION} ({place or 'JSON'}: "
+            f"{fault['type']}); restore a backup, or use the FedEdit that made it"
+        ) from None
 
 
 def fulfilled_requests(folder: Path) -> dict[str, str]:
@@ -338,15 +352,6 @@ def fulfilled_requests(folder: Path) -> dict[str, str]:
         return {}
     rows = read_index(folder)["entries"]
     return {request: row["id"] for row in rows for request in row["requests"]}
-
-
-def _is_head(value: object) -> bool:
-    kinds = {"records": int, "bytes": int, "hash": str}
-    return (
-        isinstance(value, dict)
-        and value.keys() == kinds.keys()
-        and all(type(value[name]) is kind for name, kind in kinds.items())
-    )
 
 
 def mkv_file(folder: Path, id_: str) -> Path:

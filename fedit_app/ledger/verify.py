@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedit_app.ledger import journal
-from fedit_app.ledger.journal import Head, Record
-from fedit_app.ledger.ledger import JOURNAL, read_index, read_mkv
+from fedit_app.ledger.journal import Record
+from fedit_app.ledger.ledger import JOURNAL, Index, read_index, read_mkv
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.support.errors import FedEditError
 
@@ -42,7 +42,7 @@ def verify(folder: Path, known_head: str = "") -> Verdict:
         known_head: a hash that was the journal's head before; the chain has to contain it.
     """
     index = read_index(folder)
-    head = Head(**index["journal"])
+    head = index["journal"]
     return Verdict(
         damages=list(_damages(folder, index, known_head)),
         mkvs=len(index["entries"]),
@@ -52,9 +52,9 @@ def verify(folder: Path, known_head: str = "") -> Verdict:
     )
 
 
-def _damages(folder: Path, index: Mapping[str, Any], known_head: str) -> Iterator[str]:
+def _damages(folder: Path, index: Index, known_head: str) -> Iterator[str]:
     records: list[Record] = []
-    for found in journal.examined(folder / JOURNAL, Head(**index["journal"]), index["fingerprint"]):
+    for found in journal.examined(folder / JOURNAL, index["journal"], index["fingerprint"]):
         if isinstance(found, str):
             yield found
         else:
@@ -70,15 +70,19 @@ def _damages(folder: Path, index: Mapping[str, Any], known_head: str) -> Iterato
         yield from _against_file(folder, row, index["fingerprint"])
 
 
-def _against_journal(index: Mapping[str, Any], records: list[Record]) -> Iterator[str]:
+def _against_journal(index: Index, records: list[Record]) -> Iterator[str]:
     try:
         replayed = journal.replay(records)
     except (KeyError, TypeError) as error:
         yield f"ledger journal: it changes MKV {error}, which it has not accepted"
         return
-    for part, expected in zip(("entries", "refused"), replayed, strict=True):
-        found = {row["id"]: row for row in index[part]}
-        if len(found) < len(index[part]):
+    parts: dict[str, Sequence[Mapping[str, Any]]] = {
+        "entries": index["entries"],
+        "refused": index["refused"],
+    }
+    for (part, rows), expected in zip(parts.items(), replayed, strict=True):
+        found = {row["id"]: row for row in rows}
+        if len(found) < len(rows):
             yield f"ledger index: an id stands twice in {part}"
         for id_ in sorted(found.keys() | expected.keys()):
             if id_ not in expected:

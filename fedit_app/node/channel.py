@@ -12,7 +12,6 @@ import json
 import socket
 from collections.abc import Mapping
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, RecordDict
@@ -29,14 +28,14 @@ _MOST_GREETING = 2**16
 _MOST_FRAMING = 2**24
 
 
-def connect(address: Path, key: bytes) -> Connection:
+def connect(address: str, key: bytes) -> Connection:
     """The ClientApp's end of a connection.
 
     Raises:
         OSError, EOFError: nobody listens, or the other side ended.
         multiprocessing.AuthenticationError: the other side has another key.
     """
-    return Client(str(address), "AF_UNIX", authkey=key)
+    return Client(address, "AF_UNIX", authkey=key)
 
 
 def welcome(accepted: socket.socket, key: bytes) -> Connection:
@@ -87,7 +86,8 @@ def check_size(content: RecordDict) -> None:
 
 def send(connection: Connection, head: Mapping[str, Any], content: RecordDict) -> None:
     """Send a message; its arrays are not copied."""
-    bare, arrays = RecordDict(), []
+    bare = RecordDict()
+    arrays: list[Array] = []
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
             arrays += record.values()

@@ -19,7 +19,6 @@ from flwr.app import RecordDict
 from fedit_app.config.folders import simulated_key_file
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.partition import is_simulated
 from fedit_app.mkv import MKV, Record
 from fedit_app.mkv.federation_key import FederationKey
@@ -51,17 +50,17 @@ class Envelope:
     """Sends MKVs, ids and lookup keys as they are.
 
     Args:
-        bench: the node's model and tools.
-        identity: what it signs with, and whose signatures it asks for.
+        components: the parts of the fingerprint of the node's MKVs, see `Workbench`.
+        precision: to which they are rounded.
+        identity: what the node signs with, and whose signatures it asks for.
+
+    Attributes:
+        components: what all nodes have to agree on; the server knows their MKVs by its hash.
     """
 
-    def __init__(self, bench: Workbench, identity: Identity) -> None:
-        self._bench, self._identity = bench, identity
-
-    @property
-    def components(self) -> dict[str, str]:
-        """What all nodes have to agree in; the server knows their MKVs by its hash."""
-        return self._bench.components
+    def __init__(self, components: Mapping[str, str], precision: str, identity: Identity) -> None:
+        self.components = dict(components)
+        self._precision, self._identity = precision, identity
 
     def pack(self, info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
         """A message's content with MKVs of this node, see `protocol.pack`."""
@@ -73,8 +72,9 @@ class Envelope:
         Raises:
             FedEditError: the message is damaged, or meant for another federation.
         """
-        mkvs, rejections = [], Counter()
-        for record in unpack_mkvs(content, self._fingerprint, self._bench.precision):
+        mkvs: list[MKV] = []
+        rejections: Counter[str] = Counter()
+        for record in unpack_mkvs(content, fingerprint_of(self.components), self._precision):
             try:
                 mkv = self._opened(record)
             except FedEditError as error:
@@ -100,14 +100,12 @@ class Envelope:
         """What the server looks for instead of lookup keys `(n, d_ff)`: `(n, m)`."""
         return keys.astype(np.float32)
 
-    @property
-    def _fingerprint(self) -> str:
-        return fingerprint_of(self.components)
-
     def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
         return mkvs
 
     def _opened(self, record: Record) -> MKV:
+        if not isinstance(record, MKV):
+            raise FedEditError(f"MKV {record.id} of node {record.node!r}: sealed, this run is not")
         return record
 
 
@@ -115,22 +113,25 @@ class SealedEnvelope(Envelope):
     """Seals what goes out and opens what comes in.
 
     Args:
-        bench: the node's model and tools.
-        identity: what it signs with, and whose signatures it asks for.
+        components: see `Envelope`, as the next two.
+        precision: of the MKVs.
+        identity: of the node.
         key: the federation key.
         width: the number of elements of a sketch.
     """
 
     def __init__(
-        self, bench: Workbench, identity: Identity, key: FederationKey, width: int
+        self,
+        components: Mapping[str, str],
+        precision: str,
+        identity: Identity,
+        key: FederationKey,
+        width: int,
     ) -> None:
-        super().__init__(bench, identity)
-        self._own = {FEDERATION_KEY: key.id, "sketch-width": str(width)}
-        self._sealer = Sealer(key, self._fingerprint, bench.fingerprint, width)
-
-    @property
-    def components(self) -> dict[str, str]:
-        return self._bench.components | self._own
+        sealed = {FEDERATION_KEY: key.id, "sketch-width": str(width)}
+        super().__init__({**components, **sealed}, precision, identity)
+        outside, inside = fingerprint_of(self.components), fingerprint_of(components)
+        self._sealer = Sealer(key, outside, inside, width)
 
     def id_out(self, id_: str) -> str:
         return self._sealer.seal_id(id_)
@@ -145,11 +146,13 @@ class SealedEnvelope(Envelope):
         return self._sealer.seal(mkvs)
 
     def _opened(self, record: Record) -> MKV:
+        if isinstance(record, MKV):
+            raise FedEditError(f"MKV {record.id} of node {record.node!r}: not sealed, this run is")
         mkv = self._sealer.open(record)
-        if mkv.precision != self._bench.precision:
+        if mkv.precision != self._precision:
             raise FedEditError(
                 f"sealed MKV {record.id} of node {record.node!r}: precision {mkv.precision} found, "
-                f"the run has {self._bench.precision}"
+                f"the run has {self._precision}"
             )
         return mkv
 

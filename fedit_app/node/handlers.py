@@ -209,7 +209,9 @@ def _server_round(content: RecordDict, participant: Participant, first: int = 1)
     """The slot that a stock strategy's message is about."""
     found = dict(content.config_records.get("config", {}))
     require(found, {"server-round": slot_up_to(participant.config.num_slots, first)}, _SERVER)
-    return found["server-round"]
+    slot = found["server-round"]
+    assert isinstance(slot, int)  # as `require` has checked
+    return slot
 
 
 def _global_deltas(content: RecordDict, participant: Participant) -> dict[int, torch.Tensor]:

@@ -78,10 +78,11 @@ class Participant:
     @functools.cached_property
     def envelope(self) -> Envelope:
         """What turns this node's MKVs into what the server gets, and back."""
-        bench = self.workbench
+        components, precision = self.workbench.components, self.workbench.precision
         if self._key is None:
-            return Envelope(bench, self._identity)
-        return SealedEnvelope(bench, self._identity, self._key, self.config.sketch_width)
+            return Envelope(components, precision, self._identity)
+        width = self.config.sketch_width
+        return SealedEnvelope(components, precision, self._identity, self._key, width)
 
     def everybody(self) -> dict[str, list[list[EditRequest]]]:
         """Every node's requests per slot; in a simulation only, elsewhere just the node's own.
@@ -103,8 +104,9 @@ class Participant:
 
     def _used_ledger(self, owner: str = "") -> Ledger:
         """The same, with a note of what it is used with."""
+        folder = ledger_folder(self.config, self._run_id, owner or self.name)
         ledger = self.ledger(owner)
-        write_origin(ledger.folder, owner or self.name, bool(self._peers), self.config)
+        write_origin(folder, owner or self.name, bool(self._peers), self.config)
         return ledger
 
     def lookup_keys(self, slot: int) -> np.ndarray:
@@ -242,7 +244,9 @@ class Participant:
                 scopes["received"] = self._received(facts, ledger)
         full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
         measured = measure(bench.model, deltas, scopes, full, self._work_cache("scores"))
-        found = {scope: metrics and metrics.model_dump() for scope, metrics in measured.items()}
+        found: dict[str, dict[str, Any] | None] = {
+            scope: metrics.model_dump() if metrics else None for scope, metrics in measured.items()
+        }
         neutral = None
         if full and slot:
             neutral = measure_neutral(bench.model, deltas).model_dump()

@@ -116,10 +116,11 @@ class ReeditStage:
         if not self._leave_out_spoilers(arrivals, ledger, told, probes):
             rejections = dict(Counter(arrivals.rejected.values()))
             return ReeditOutcome({}, rejections, [], arrivals.quarantined)
-        with ledger.step("re-edit", slot):
+        with ledger.step("re-edit", slot) as step:
             conflicts = self._take(arrivals.candidates, ledger, told)
-            measured = aggregate(probes), aggregate(self._probe_scores(ledger))
-            ledger.note_probes(*(metrics and metrics.model_dump() for metrics in measured))
+            old, new = aggregate(probes), aggregate(self._probe_scores(ledger))
+            if old is not None and new is not None:
+                step.probes = {"before": old.model_dump(), "after": new.model_dump()}
         ids = {mkv.id for mkv in offered}
         news = [
             conflict

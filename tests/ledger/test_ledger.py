@@ -256,6 +256,9 @@ def test_a_step_reaches_the_disk_whole_or_not_at_all(tmp_path):
         broken.accept(mkvs[1:2], 2)
         raise RuntimeError
     assert list(Ledger.open(tmp_path, "model-a").entries) == [mkvs[0].id]
+    assert list(broken.entries) == [mkvs[0].id], "in memory it is as before the step, too"
+    broken.accept(mkvs[2:], 2)
+    broken.drop([mkvs[2].id])
     ledger = Ledger.open(tmp_path, "model-a")
     with ledger.step():
         ledger.accept(mkvs[1:], 2)

@@ -43,7 +43,7 @@ def ends(address):
             thread = threading.Thread(target=listen)
             thread.start()
             try:
-                client = connect(address, key)
+                client = connect(str(address), key)
             finally:
                 thread.join()
         opened.extend([client, *found])
@@ -98,7 +98,7 @@ def test_another_key_is_refused_on_both_sides(ends, key):
 
     def connect(address, key):
         with pytest.raises(AuthenticationError) as refused:
-            channel.connect(address, key)
+            channel.connect(str(address), key)
         refusals.append(refused.value)
         return refused.value
 

@@ -127,7 +127,7 @@ def test_its_files_are_private_and_hold_no_text(node):
 
 def test_without_the_key_it_answers_nobody(node):
     first = node.ask()
-    address = Path(read_record(node.folder).address)
+    address = read_record(node.folder).address
     with pytest.raises(Exception, match="digest"):
         connect(address, b"x" * 32)
 
