@@ -56,7 +56,7 @@ from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_READING = ("epsilon", "refused", "target 1", "target 10", "subject 1", "subject 10", "tokens")
+_READING = ("refused", "target 1", "target 10", "subject 1", "subject 10", "tokens")
 _READING += ("score",)
 _POISONING = ("offered", "accepted", "success", "neighborhood", "kl", "perplexity")
 
@@ -100,9 +100,8 @@ def _reading(
     figures: Figures = {}
     rows = []
     for name, defence in DEFENCES.items():
-        mkvs = defended(bench, defence, honest)
+        mkvs = defended(defence, honest)
         found = reader.read([defence.seen(mkv) for mkv in mkvs])
-        found["epsilon"] = defence.epsilon(len(bench.settings.layers))
         found["refused"] = len(bench.screen.faults(mkvs)) / len(mkvs)
         ledger = Ledger(bench.fingerprint)
         ledger.accept(mkvs[: options.edited], 1)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.privacy import Privacy
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.mkv import MKV, create
-from fedit_app.mkv.privacy import epsilon, mkv_mu
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.models.partial import projection_inputs, trace
 from fedit_app.models.tokens import pad
@@ -48,18 +46,11 @@ class Defence:
 
     Attributes:
         precision: to which they are rounded.
-        privacy: how they are clipped, and their noise.
         seen: from the defended MKV to what the attacker sees.
     """
 
     precision: str = "float32"
-    privacy: Privacy = Privacy()
     seen: Callable[[MKV], Seen] = lambda mkv: Seen(mkv.v_star, mkv.lookup_key)
-
-    def epsilon(self, n_layers: int) -> float | None:
-        """Epsilon of one MKV; None without noise."""
-        noise = self.privacy.noise
-        return epsilon(mkv_mu(n_layers, noise)) if noise else None
 
 
 def _sketched(author: str, attacker: str) -> Callable[[MKV], Seen]:
@@ -69,7 +60,7 @@ def _sketched(author: str, attacker: str) -> Callable[[MKV], Seen]:
         author: secret of the nodes' sketches.
         attacker: secret with which the attacker sketches keys of his own.
     """
-    width = RunConfig.sketch_width
+    width = RunConfig().sketch_width
     own, tried = (Sketcher(secret.encode(), width) for secret in (author, attacker))
 
     @functools.cache
@@ -88,28 +79,25 @@ DEFENCES = {
     "int8": Defence("int8"),
     "sealed": Defence("int8", seen=_sketched("the federation's", "another")),
     "sealed, key betrayed": Defence("int8", seen=_sketched("the federation's", "the federation's")),
-    "clip 1": Defence("int8", Privacy(1.0)),
-    **{f"noise {z:g}": Defence("int8", Privacy(2.0, z)) for z in (0.003, 0.01, 0.03, 0.1, 5.0)},
 }
 """Name -> defence. "sealed" is what a server sees, and its key what only nodes hold; clients, and
 servers of runs that are not sealed, see whole MKVs under all of the others."""
 
 
-def defended(bench: Workbench, defence: Defence, mkvs: Sequence[MKV]) -> list[MKV]:
+def defended(defence: Defence, mkvs: Sequence[MKV]) -> list[MKV]:
     """MKVs as their author would have made them under a defence.
 
     Args:
-        bench: the model and its tools.
         defence: one of `DEFENCES`.
         mkvs: n >= 1 exact MKVs.
     """
-    names = ("keys", "shifts", "v_star", "h0")
-    vectors = tuple(np.stack([getattr(mkv, name) for mkv in mkvs]) for name in names)
-    if defence.privacy.clip:
-        vectors = defence.privacy.applied(vectors, bench.usual_norms)
     return [
-        create(mkv.node, mkv.slot, mkv.fingerprint, *one, precision=defence.precision)
-        for mkv, one in zip(mkvs, zip(*vectors, strict=True), strict=True)
+        create(
+            *(mkv.node, mkv.slot, mkv.fingerprint),
+            *(mkv.keys, mkv.shifts, mkv.v_star, mkv.h0),
+            precision=defence.precision,
+        )
+        for mkv in mkvs
     ]
 
 

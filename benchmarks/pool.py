@@ -1,4 +1,4 @@
-"""The MKV pool at scale: appending, reuse lookup and ranking, exact and with the index.
+"""The MKV pool at scale: appending, reuse lookup and ranking.
 
 Every step runs in a process of its own that holds nothing but the pool; its memory is all that is
 resident in that process. The pools are made in a temporary folder and deleted afterwards.
@@ -25,7 +25,6 @@ import numpy as np
 from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, option, table
 from benchmarks.pool_worker import D_MODEL, TOP_K
 from fedit_app.mkv import SIGNATURES, create, to_bytes
-from fedit_app.pool.index import FEWEST_ROWS
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import byte_size
 
@@ -46,7 +45,6 @@ _RANKINGS = {
     counts("--widths", [576, 4096], "of the keys"),
     count("--nodes", 8, "that ask"),
     count("--own", 100, "own MKVs of a node"),
-    count("--index-from", FEWEST_ROWS, "fewest MKVs of an index"),
     option("--folder", "where the pools are made; None: the system's", type=Path),
     model=False,
     data=False,
@@ -81,37 +79,11 @@ def _measured(
     figures["bytes_per_mkv"] = _bytes_below(folder) / next_size
     figures["append/mkvs_per_second"] = slot / appended["seconds"]
     figures["append/peak_mib"] = appended["peak_mib"]
-    asked = {**where, "nodes": options.nodes, "own": options.own, "index_from": options.index_from}
-    indexed = next_size >= options.index_from
-    exact: dict[str, dict[str, Any]] = {}
+    asked = {**where, "nodes": options.nodes, "own": options.own}
     for name in ("reuse", *_RANKINGS):
-        exact[name] = _question(name, asked, approximate=False)
-        figures |= _figures(f"{name}/exact", exact[name])
-    if indexed:
-        before = _bytes_below(folder)
-        figures |= _figures("index/build", _step("build", **where, index_from=options.index_from))
-        figures["index/bytes_per_mkv"] = (_bytes_below(folder) - before) / next_size
-    for name in ("reuse", f"top-{TOP_K}") if indexed else ():
-        found = _question(name, asked, approximate=True)
-        figures |= _figures(f"{name}/ivf", found)
-        figures[f"{name}/ivf/recall"] = _recall(found["ids"], exact[name]["ids"])
+        found = _step("lookup" if name == "reuse" else "rank", **asked, **_RANKINGS.get(name, {}))
+        figures |= {f"{name}/{part}": found[part] for part in ("seconds", "peak_mib")}
     return figures
-
-
-def _question(name: str, asked: dict[str, Any], approximate: bool) -> dict[str, Any]:
-    if name == "reuse":
-        return _step("lookup", **asked, approximate=approximate)
-    return _step("rank", **asked, **_RANKINGS[name], approximate=approximate)
-
-
-def _figures(name: str, found: dict[str, Any]) -> dict[str, float]:
-    return {f"{name}/{part}": found[part] for part in ("seconds", "peak_mib")}
-
-
-def _recall(found: list[list[str]], exact: list[list[str]]) -> float:
-    """The share of the exact answers that were found."""
-    hits = sum(len(set(a) & set(b)) for a, b in zip(found, exact, strict=True))
-    return hits / max(1, sum(map(len, exact)))
 
 
 def _step(name: str, **arguments: object) -> dict[str, Any]:
@@ -136,8 +108,7 @@ def _mkv_bytes(n_layers: int, d_ff: int, d_model: int) -> tuple[int, int]:
 
 
 def _check_room(options: argparse.Namespace, width: int) -> None:
-    # The index needs a byte for eight numbers, and as much again while it is built.
-    needed = (sum(_mkv_bytes(1, width, D_MODEL)) + width) * max(options.sizes) + _SPARE_BYTES
+    needed = sum(_mkv_bytes(1, width, D_MODEL)) * max(options.sizes) + _SPARE_BYTES
     free = shutil.disk_usage(options.folder or tempfile.gettempdir()).free
     if free < needed:
         raise FedEditError(
@@ -154,9 +125,6 @@ def _pool_table(
         "written MKVs/s": "written_per_second",
         "appended MKVs/s": "append/mkvs_per_second",
         "append peak MiB": "append/peak_mib",
-        "index build s": "index/build/seconds",
-        "build peak MiB": "index/build/peak_mib",
-        "index bytes an MKV": "index/bytes_per_mkv",
     }
     rows: list[list[Cell]] = [
         [width, size, *(figures.get(f"pool/{width}/n={size}/{part}") for part in columns.values())]
@@ -173,12 +141,10 @@ def _ranking_table(
     for width in options.widths:
         for size in sorted(options.sizes):
             for question in ("reuse", *_RANKINGS):
-                for way in ("exact", "ivf"):
-                    name = f"pool/{width}/n={size}/{question}/{way}"
-                    if f"{name}/seconds" in figures:
-                        parts = (f"{name}/{part}" for part in ("seconds", "peak_mib", "recall"))
-                        rows.append([question, way, width, size, *map(figures.get, parts)])
-    return ["question", "way", "width", "MKVs", "seconds", "peak MiB", "recall"], rows
+                name = f"pool/{width}/n={size}/{question}"
+                parts = (f"{name}/{part}" for part in ("seconds", "peak_mib"))
+                rows.append([question, width, size, *map(figures.get, parts)])
+    return ["question", "width", "MKVs", "seconds", "peak MiB"], rows
 
 
 def _notes(options: argparse.Namespace) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from fedit_app.mkv import MKV, create
-from fedit_app.pool import MKVPool, SelectionConfig, index
+from fedit_app.pool import MKVPool, SelectionConfig
 from fedit_app.pool.pool import TABLE
 from fedit_app.pool.rows import schema_for, to_rows, vectors_of
 
@@ -58,11 +58,9 @@ def append(folder: str, width: int, count: int, seed: int) -> dict[str, float]:
     return _timed(lambda: pool.append(new))
 
 
-def lookup(
-    folder: str, width: int, nodes: int, own: int, approximate: bool, index_from: int
-) -> dict[str, Any]:
+def lookup(folder: str, width: int, nodes: int, own: int) -> dict[str, Any]:
     """Find reuse candidates for all nodes' requests; the pool has the fact of every fourth."""
-    pool, keys = _pool(folder, approximate, index_from), _own(width, nodes, own)
+    pool, keys = MKVPool(folder), _own(width, nodes, own)
     known = vectors_of(next(pool.batches(["key"])), "key")
     for number, rows in enumerate(keys.values()):
         places = np.arange(0, own, 4)
@@ -78,33 +76,14 @@ def lookup(
 
 
 def rank(
-    folder: str,
-    width: int,
-    nodes: int,
-    own: int,
-    policy: str,
-    centred: bool,
-    approximate: bool,
-    index_from: int,
+    folder: str, width: int, nodes: int, own: int, policy: str, centred: bool
 ) -> dict[str, Any]:
     """Select for all nodes of a slot, by similarity of keys."""
-    pool, keys = _pool(folder, approximate, index_from), _own(width, nodes, own)
+    pool, keys = MKVPool(folder), _own(width, nodes, own)
     config = SelectionConfig(policy, "key", centred, 0.4, TOP_K)
     found: dict[str, Any] = {}
     figures = _timed(lambda: found.update(pool.select(keys, FINGERPRINT, config)))
     return figures | {"ids": [[one.id for one in ranking] for ranking in found.values()]}
-
-
-def build(folder: str, width: int, index_from: int) -> dict[str, float]:
-    """Build the index, by asking the pool for something."""
-    pool = _pool(folder, True, index_from)
-    query = {"": np.ones((1, width), np.float32)}
-    return _timed(lambda: pool.nearest(query, "key", FINGERPRINT, REUSE_THRESHOLD, 1))
-
-
-def _pool(folder: str, approximate: bool, index_from: int) -> MKVPool:
-    index.FEWEST_ROWS = index_from
-    return MKVPool(folder, index="ivf" if approximate else "none")
 
 
 def _mkvs(width: int, count: int, seed: int) -> list[MKV]:
@@ -164,7 +143,7 @@ def _timed(function: Callable[[], object]) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": max(most, process.memory_info().rss) / 2**20}
 
 
-_STEPS = {step.__name__: step for step in (fill, append, lookup, rank, build)}
+_STEPS = {step.__name__: step for step in (fill, append, lookup, rank)}
 
 if __name__ == "__main__":
     print(json.dumps(_STEPS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -7,6 +7,6 @@ from fedit_app.cli.output import Format, FormatOption, write
 
 def config(form: FormatOption = Format.AUTO) -> None:
     """List every run-config key with its default, range and meaning."""
-    from fedit_app.config.run_config import key_table
+    from fedit_app.config.documentation import key_table
 
     write({"keys": key_table()}, form)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedit_app.config.folders import ledger_folder, nodes_with_ledger
-from fedit_app.config.policy import node_run_config
+from fedit_app.config.node_config import node_run_config
 from fedit_app.config.run_config import RunConfig
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
@@ -27,14 +27,14 @@ class Place:
         node: the name of its node; "" if nobody noted it.
         config: the run configuration with which it was last used; None if nobody noted it.
         simulated: whether the node is a virtual one.
-        probes: the node's file of probes; "" if it has none.
+        probes: the node's file of probes; None if it has none.
     """
 
     ledger: Path
     node: str
     config: RunConfig | None
     simulated: bool = False
-    probes: str = ""
+    probes: str | None = None
 
     def open(self) -> Ledger:
         """The ledger, every MKV of it read and checked.
@@ -58,7 +58,7 @@ class Place:
             raise FedEditError(
                 f"ledger {self.ledger}: no run has noted its model and settings beside it"
             )
-        config = dataclasses.replace(self.config, dtype=dtype) if dtype else self.config
+        config = self.config.model_copy(update={"dtype": dtype} if dtype else {})
         bench = workbench_for(config)
         if bench.fingerprint != ledger.fingerprint:
             raise FedEditError(

@@ -83,11 +83,10 @@ def _loaded(
     model: EditableModel, config: RunConfig, given: StatisticsFile
 ) -> dict[int, StatisticsFile]:
     """Put the covariances of a file into the cache; those of the layers that are asked for."""
-    from fedit_app.config.run_config import parse_layers
     from fedit_app.editing.covariance import load_into_cache, origin_of
     from fedit_app.editing.statistics import is_statistics_name
 
-    layers = parse_layers(config.layers) if config.layers else ()
+    layers = config.layers or ()
     given.require_layers(layers)
     files = load_into_cache(model, given)
     if (

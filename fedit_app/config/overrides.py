@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedit_app.config.retired import modernised
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
@@ -24,7 +25,7 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
     """
     values: dict[str, ConfigValue] = {}
     if file is not None:
-        values |= read_toml(file, f"--config {file}")
+        values |= modernised(read_toml(file, f"--config {file}"))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

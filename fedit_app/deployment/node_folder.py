@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from fedit_app.config.keys import NAME_RULE, check_keys, commented_keys, is_name, key
-from fedit_app.config.policy import NODE_KEYS, Policy
+from fedit_app.config.documentation import commented_keys
+from fedit_app.config.node_config import NODE_KEYS
+from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue
+from fedit_app.config.settings import NAME_RULE, Settings, is_name, key
 from fedit_app.deployment.certificates import key_fingerprint, make_node_key, read_public_key
 from fedit_app.deployment.services import write_services
 from fedit_app.mkv.federation_key import FederationKey
@@ -29,24 +32,24 @@ _POLICY_HEAD = """
 """
 
 
-@dataclass(frozen=True)
-class NodeSettings:
+class NodeSettings(Settings):
     """What stands in node.toml, its policy apart."""
 
     name: str = key("", "Name of the node, by which the whole federation knows it.")
     superlink: str = key("", "HOST:PORT of the federation's server.")
-    ca_cert: str = key(
+    ca_cert: str | None = key(
         "ca.crt",
-        "Certificate of the authority, from the server's operator; empty: the authorities that "
-        "this machine trusts anyway.",
+        "Certificate of the authority, from the server's operator.",
+        absent="the authorities that this machine trusts anyway",
     )
     node_key: str = key(
         "", "The node's private key, by which the server knows it. It never leaves this machine."
     )
-    federation_key: str = key(
+    federation_key: str | None = key(
         "federation.key",
         "The key that all nodes of the federation share, and the server has not: with it they seal "
-        "what they send. Empty: the node takes part in runs only that are not sealed.",
+        "what they send.",
+        absent="the node takes part only in runs that are not sealed",
     )
     data_path: str = key(
         "", "Edit requests, a file of JSON lines. No text of them leaves this machine."
@@ -54,53 +57,51 @@ class NodeSettings:
     state_dir: str = key(
         "state", "Folder of the node's ledgers: with the base model, its edited models."
     )
-    work_cache: str = key(
-        "",
+    work_cache: str | None = key(
+        None,
         "Folder in which optimised values are kept and found again by later runs, by hash and "
-        "without text; empty: none.",
+        "without text.",
+        absent="no cache",
     )
-    model: str = key(
-        "",
-        "The model: smollm2-135m (embedded), a Hugging Face folder, or a hub id; empty: what the "
-        "run says. The fingerprint makes sure that all nodes have the same weights.",
+    model: str | None = key(
+        None,
+        "The model: smollm2-135m (embedded), a Hugging Face folder, or a hub id. The fingerprint "
+        "makes sure that all nodes have the same weights.",
+        absent="what the run says",
     )
     device: str = key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.")
-    dtype: str = key(
-        "auto",
-        "Weights in memory; auto: float32 on a CPU, else as in the checkpoint.",
-        choices=("auto", "float32", "bfloat16", "float16"),
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "Weights in memory; auto: float32 on a CPU, else as in the checkpoint."
     )
-    device_map: str = key(
-        "",
-        "Spreads a model over several GPUs: auto, balanced, sequential, or a JSON file; empty: all "
-        "of it on device.",
+    device_map: str | None = key(
+        None,
+        "Spreads a model over several GPUs: auto, balanced, sequential, or a JSON file.",
+        absent="all of it on device",
     )
     runtime_port: int = key(
         0,
         "Loopback TCP port between the SuperNode and its processes; 0: a free one at every start.",
-        at_least=0,
-        at_most=65535,
+        ge=0,
+        le=65535,
     )
     worker_idle_seconds: float | None = key(
         None,
         "How long the node's resident process, which keeps the model in memory, waits for the next "
         "message before it ends; 0: there is none, and every message loads the model anew.",
-        kind=float,
-        at_least=0,
         example=1800.0,
+        ge=0,
     )
     worker_memory_gb: float | None = key(
         None,
         "The resident process ends after a message that leaves it with more memory; without this "
         "line with more than 80 % of the machine's.",
-        kind=float,
-        at_least=0,
         example=64.0,
+        ge=0,
     )
-    trusted_entities: str = key(
-        "",
-        "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities); "
-        "empty: whatever app the server's operator starts.",
+    trusted_entities: str | None = key(
+        None,
+        "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities).",
+        absent="whatever app the server's operator starts",
     )
 
 
@@ -135,7 +136,7 @@ class NodeFolder:
         policy = values.pop("policy", {})
         if not isinstance(policy, dict):
             raise FedEditError(f"{file}: policy must be a table, [policy]")
-        settings = NodeSettings(**check_keys(NodeSettings, values, str(file)))
+        settings = NodeSettings.checked(values, str(file))
         missing = [
             name.replace("_", "-")
             for name in ("name", "superlink", "node_key", "data_path", "state_dir")
@@ -195,10 +196,11 @@ class NodeFolder:
         """Working directory of the SuperNode; holds no code."""
         return self.folder / "flower"
 
-    def model(self) -> str:
-        """The model as a run is to load it: a local folder as an absolute path; "" if not given."""
-        local = self.path(self.settings.model)
-        return str(local) if self.settings.model and local.is_dir() else self.settings.model
+    def model(self) -> str | None:
+        """The model as a run is to load it: a local folder as an absolute path; None: the run's."""
+        given = self.settings.model
+        local = self.path(given) if given else None
+        return str(local) if local is not None and local.is_dir() else given
 
     def node_config(self) -> dict[str, ConfigValue]:
         """What the app is told of this node: Flower's node configuration."""
@@ -230,7 +232,7 @@ def init_node(
     superlink: str = "",
     ca_cert: Path | None = None,
     data: Path | None = None,
-    model: str = "",
+    model: str | None = None,
     device: str = "auto",
     federation_key: Path | None = None,
 ) -> NodeFolder:

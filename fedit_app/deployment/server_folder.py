@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedit_app.config.keys import check_keys, commented_keys, key
+from fedit_app.config.documentation import commented_keys
+from fedit_app.config.settings import Settings, key
 from fedit_app.deployment.certificates import (
     Pair,
     expires,
@@ -30,8 +31,7 @@ _HEAD = """\
 """
 
 
-@dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(Settings):
     """What stands in server.toml."""
 
     hosts: tuple[str, ...] = key(
@@ -44,16 +44,17 @@ class ServerSettings:
         "Address that the server listens on: 0.0.0.0 for all of this machine, 127.0.0.1 for this "
         "machine alone (behind a proxy or a tunnel).",
     )
-    port: int = key(DEFAULT_PORT, "TCP port, the only one.", at_least=1, at_most=65535)
+    port: int = key(DEFAULT_PORT, "TCP port, the only one.", ge=1, le=65535)
     control_from: tuple[str, ...] = key(
         (),
         "Addresses or networks, such as 10.8.0.0/24, from which runs may be started and nodes "
         "registered, beside this machine itself. Whoever can do that can run code on the nodes.",
     )
     ca_cert: str = key("tls/ca.crt", "Certificate of the authority; every node gets this file.")
-    ca_key: str = key(
+    ca_key: str | None = key(
         "tls/ca.key",
-        "Its private key, for `fedit server renew`; empty if somebody else makes the certificate.",
+        "Its private key, for `fedit server renew`.",
+        absent="somebody else makes the certificate",
     )
     cert: str = key("tls/server.crt", "The server's certificate, PEM.")
     cert_key: str = key("tls/server.key", "Its private key, readable by the server's user alone.")
@@ -86,9 +87,7 @@ class ServerFolder:
                 f"{folder}: no server's folder, it has no {SERVER_FILE}; make one "
                 f"with `fedit server init {folder}`"
             )
-        settings = ServerSettings(
-            **check_keys(ServerSettings, read_toml(file, str(file)), str(file))
-        )
+        settings = ServerSettings.checked(read_toml(file, str(file)), str(file))
         if not settings.hosts:
             raise FedEditError(f"{file}: hosts is empty; name at least one")
         for host in (*settings.hosts, settings.bind):
@@ -197,7 +196,7 @@ def init_server(
     named = tuple(dict.fromkeys(check_host(host, "--host") for host in hosts))
     settings = ServerSettings(hosts=named or ("localhost",), port=port)
     if named:
-        settings = dataclasses.replace(settings, bind="0.0.0.0")
+        settings = settings.model_copy(update={"bind": "0.0.0.0"})
     settings = _with_given(settings, ca_cert, ca_key, cert, cert_key)
     for part in (folder, folder / "tls", folder / settings.runs):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -207,7 +206,9 @@ def init_server(
         _make_certificates(server)
     elif named and handshake_problem(cert, server.cert_key, server.ca_cert, server.local_host):
         # A certificate without this machine's loopback address: its processes take a name, too.
-        server = dataclasses.replace(server, settings=dataclasses.replace(settings, bind=named[0]))
+        server = dataclasses.replace(
+            server, settings=settings.model_copy(update={"bind": named[0]})
+        )
     problems = server.certificate_problems()
     if problems:
         raise FedEditError("; ".join(problems))
@@ -232,14 +233,15 @@ def _with_given(
             "give --ca-cert and --ca-key (your authority signs), or --ca-cert, --cert and --key "
             "(your certificate is used), or none of them (an authority is made)"
         )
-    if cert and settings.hosts == ServerSettings.hosts:
+    if cert and settings.hosts == ServerSettings().hosts:
         raise FedEditError("--cert: say with --host by which of its names nodes reach the server")
     for file in paths.values():
         if not file.is_file():
             raise FedEditError(f"{file}: no such file")
+    given_paths: dict[str, str | None] = {name: str(file) for name, file in paths.items()}
     if cert:
-        settings = dataclasses.replace(settings, ca_key="")
-    return dataclasses.replace(settings, **{name: str(file) for name, file in paths.items()})
+        given_paths["ca_key"] = None
+    return settings.model_copy(update=given_paths)
 
 
 def _make_certificates(server: ServerFolder) -> None:

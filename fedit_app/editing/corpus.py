@@ -40,12 +40,12 @@ class CovarianceSource:
     Attributes:
         name: "sample" (written by the model itself), a text file, "hub:DATASET[:CONFIG[:SPLIT]]"
             (column text), or instead of text a `.safetensors` file of finished statistics.
-        tokens: how many tokens; 0 for 10 x d_ff, which FastMEMIT found to be enough.
+        tokens: how many tokens; None for 10 x d_ff, which FastMEMIT found to be enough.
         seed: seed of the sampling.
     """
 
     name: str = SAMPLE
-    tokens: int = 0
+    tokens: int | None = None
     seed: int = 0
 
     def label(self) -> str:

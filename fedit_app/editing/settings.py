@@ -1,4 +1,4 @@
-"""Hyperparameters of locate-then-edit."""
+"""The hyperparameters of an edit: what the run configuration gives, the model's defaults else."""
 
 from __future__ import annotations
 
@@ -6,48 +6,28 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
-from fedit_app.config.run_config import RunConfig, parse_layers
-from fedit_app.editing.solver import MAX_CONDITION
-from fedit_app.models.defaults import edit_defaults
+from fedit_app.config.editing import EditingSettings
+from fedit_app.models.defaults import ModelDefaults, model_defaults
 from fedit_app.support.errors import FedEditError
 
+# Run-config fields with a longer name than the setting has.
+_RUN_FIELDS = {"steps": "value_steps", "batch": "edit_batch"}
 
-@dataclass(frozen=True)
-class EditSettings:
-    """How values are optimised and written; names and defaults as in MEMIT (arXiv 2210.07229).
 
-    Attributes:
-        layers: edited layers l_1 < .. < l_n.
-        covariance_weight: lambda in Delta = R K^T (lambda C + K K^T)^-1.
-        learning_rate: Adam's step size for delta = v* - h0.
-        steps: most forward passes of the optimisation.
-        stop_after: stop a request once its target was the argmax in every context for so many
-            passes beyond the first (ENCORE); 0: never.
-        weight_decay: weight of |delta| / |h0|^2 in the loss.
-        kl_weight: weight of KL(p_0 || p_delta) at the subject in "SUBJECT is a".
-        clamp: largest |delta| as a multiple of |h0|.
-        norm_guard: |h0| counts there at most as so many times its median over the contexts; 0:
-            no limit.
-        max_condition: largest condition number of lambda C; above it a ridge is added.
-        null_space_threshold: AlphaEdit: eigenvalues of C below it belong to the null space.
-        l2: AlphaEdit: weight of |Delta|^2.
-        batch: requests optimised together; 0: as many as fit in memory.
+@dataclass(frozen=True, kw_only=True)
+class EditSettings(ModelDefaults):
+    """How values are optimised and written; `config.editing` documents every field.
+
+    `steps` is the run config's value-steps, `batch` its edit-batch.
     """
 
-    layers: tuple[int, ...]
-    covariance_weight: float
-    learning_rate: float
-    steps: int = 25
-    stop_after: int = 2
-    weight_decay: float = 0.5
-    kl_weight: float = 0.0625
-    clamp: float = 0.75
-    norm_guard: float = 2.0
-    max_condition: float = MAX_CONDITION
-    null_space_threshold: float = 0.02
-    l2: float = 10.0
-    batch: int = 0
+    stop_after: int
+    weight_decay: float
+    norm_guard: float
+    max_condition: float
+    batch: int | None = None
 
     def digest(self) -> str:
         """Hash of everything that two nodes must agree on (the batch size is a node's own)."""
@@ -56,59 +36,56 @@ class EditSettings:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def edit_settings(
-    model_type: str,
-    n_layers: int,
-    d_model: int,
-    editor: str = "memit",
-    *,
-    layers: tuple[int, ...] = (),
-    **given: float | None,
+def run_field(setting: str) -> str:
+    """The field of the run configuration that gives a field of `EditSettings`."""
+    return _RUN_FIELDS.get(setting, setting)
+
+
+def run_settings(
+    config: EditingSettings, model_type: str, n_layers: int, d_model: int
 ) -> EditSettings:
     """Settings for a model: what is given, and the defaults of model and editor for the rest.
 
     Args:
-        model_type: `config.model_type`.
+        config: the run configuration, or its part about editing.
+        model_type: `config.model_type` of the model.
         n_layers: number of decoder layers.
         d_model: width of the residual stream.
-        editor: name of the editor.
-        layers: edited layers; empty for the default.
-        given: further fields of `EditSettings`; None for the default.
 
     Raises:
         FedEditError: a layer that the model does not have, or that has nothing above it.
     """
-    defaults = dataclasses.asdict(edit_defaults(model_type, n_layers, d_model, editor))
-    del defaults["source"]
-    layers = layers or parse_layers(defaults["layers"])
-    if layers[-1] > n_layers - 2:
-        raise FedEditError(
-            f"layers: {layers[-1]} is out of range, the model has {n_layers} layers; the last "
-            f"edited one must be at most {n_layers - 2}, so that a layer above can read the edit"
-        )
-    del defaults["layers"]
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return EditSettings(layers=layers, **{**defaults, **chosen})
-
-
-def run_settings(config: RunConfig, model_type: str, n_layers: int, d_model: int) -> EditSettings:
-    """Settings of a run configuration for a model; see `edit_settings`."""
-    return edit_settings(
-        model_type,
-        n_layers,
-        d_model,
-        config.editor,
-        layers=parse_layers(config.layers) if config.layers else (),
-        covariance_weight=config.covariance_weight or None,
-        learning_rate=config.learning_rate or None,
-        steps=config.value_steps or None,
-        clamp=config.clamp or None,
-        kl_weight=None if config.kl_weight < 0 else config.kl_weight,
-        null_space_threshold=config.null_space_threshold or None,
-        l2=config.l2 or None,
-        stop_after=config.stop_after,
-        weight_decay=config.weight_decay,
-        norm_guard=config.norm_guard,
-        max_condition=config.max_condition,
-        batch=config.edit_batch,
+    values: dict[str, Any] = dataclasses.asdict(
+        model_defaults(model_type, n_layers, d_model, config.editor).values
     )
+    for field in dataclasses.fields(EditSettings):
+        given = getattr(config, run_field(field.name))
+        if given is not None:
+            values[field.name] = given
+    settings = EditSettings(**values)
+    last = settings.layers[-1]
+    if last > n_layers - 2:
+        raise FedEditError(
+            f"layers: {last} is out of range, the model has {n_layers} layers; the last edited one "
+            f"must be at most {n_layers - 2}, so that a layer above can read the edit"
+        )
+    return settings
+
+
+def edit_settings(
+    model_type: str, n_layers: int, d_model: int, editor: str = "memit", **given: Any
+) -> EditSettings:
+    """Settings for a model without a run configuration, see `run_settings`.
+
+    Args:
+        model_type: `config.model_type` of the model.
+        n_layers: number of decoder layers.
+        d_model: width of the residual stream.
+        editor: name of the editor.
+        given: fields of `EditSettings`; None for the default.
+
+    Raises:
+        FedEditError: see `run_settings`.
+    """
+    values = {run_field(name): value for name, value in given.items() if value is not None}
+    return run_settings(EditingSettings(editor=editor, **values), model_type, n_layers, d_model)

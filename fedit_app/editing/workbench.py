@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedit_app.config.run_config import RunConfig
+from fedit_app.config.editing import EditingSettings, WorkbenchSettings
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
-from fedit_app.editing.privacy import Privacy, Vectors
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
@@ -36,7 +34,6 @@ from fedit_app.support.files import cache_dir, write_json_atomic
 logger = logging.getLogger(__name__)
 
 _PAIRS_PER_PASS = 16
-_NOBODYS_SUBJECTS = ("The city", "That person", "A company", "Their language", "This work")
 
 
 class Edits(Protocol):
@@ -73,7 +70,6 @@ class Workbench:
         source: text behind the covariance.
         seed: seed of the contexts.
         precision: one of `mkv.PRECISIONS`, to which MKVs are rounded.
-        privacy: how MKVs are clipped, and their noise.
 
     Raises:
         FedEditError: no editor or precision of that name.
@@ -88,9 +84,8 @@ class Workbench:
         source: CovarianceSource,
         seed: int,
         precision: str = DEFAULT_PRECISION,
-        privacy: Privacy = Privacy(),  # noqa: B008 (frozen)
     ) -> None:
-        self.editor, self._privacy = editor_named(editor), privacy
+        self.editor = editor_named(editor)
         precision_named(precision)
         self.precision = precision
         self.model, self.settings, self._source = model, settings, source
@@ -130,23 +125,6 @@ class Workbench:
         """What tells MKVs that could not be honest ones; made on first use."""
         shape = (len(self.settings.layers), self.model.d_ff, self.model.d_model)
         return Screen(self.solver, self.scales, shape, self.settings.clamp)
-
-    @functools.cached_property
-    def usual_norms(self) -> Vectors:
-        """Norms of keys, shifts, v* - h0 and h0 that tell of no request; see `Privacy.applied`.
-
-        The state h0 is that of subjects which every node has, in the run's contexts.
-        """
-        requests = [EditRequest(name, name, "{} is", "a") for name in _NOBODYS_SUBJECTS]
-        rows = [request_rows(self.model, request, self.templates) for request in requests]
-        states = ValueProblem.of(
-            self.model, rows, self.editor.site(self.model, self.settings)
-        ).states
-        state = np.asarray(float(states[:, :, -1].norm(dim=-1).median()))
-        scales = self.scales.values()
-        keys = np.array([scale.key_norm for scale in scales])
-        shifts = np.array([scale.output_norm for scale in scales])
-        return keys, shifts, self.settings.clamp * state, state
 
     def vectors(self, ledger: Edits) -> tuple[Tensor, Tensor]:
         """Keys and shifts of a ledger, see `Edits.vectors`."""
@@ -202,12 +180,9 @@ class Workbench:
         )
         parts = (found.keys, found.shifts, found.v_star, found.h0)
         keys, shifts, v_star, h0 = (part.float().cpu().numpy() for part in parts)
-        vectors: Vectors = (keys, shifts, v_star, h0)
-        if self._privacy.clip:
-            vectors = self._privacy.applied(vectors, self.usual_norms)
         return [
             create(node, slot, self.fingerprint, *one, self.precision)
-            for one in zip(*vectors, strict=True)
+            for one in zip(keys, shifts, v_star, h0, strict=True)
         ]
 
     def lookup_keys(self, requests: Sequence[EditRequest]) -> Tensor:
@@ -237,33 +212,36 @@ class Workbench:
         return found
 
 
-def workbench_for(config: RunConfig) -> Workbench:
+def workbench_for(config: WorkbenchSettings) -> Workbench:
     """The model and editor of a run configuration.
 
-    The latest one stays in memory, under what it depends on: a run that differs from the last one
+    The latest one stays in memory under what it depends on: a run that differs from the last one
     in other keys, such as `output-dir`, gets the same one with its covariances factorised.
 
     Args:
-        config: the run configuration.
+        config: the run configuration, of which only the settings of model and editing count.
 
     Raises:
         FedEditError: the model cannot be loaded, or its layers cannot be edited.
     """
+    return latest_workbench(config.part(WorkbenchSettings))
+
+
+@functools.lru_cache(maxsize=1)
+def latest_workbench(config: WorkbenchSettings) -> Workbench:
+    """See `workbench_for`; the cache key is these settings."""
     model = load_model(
         config.model, config.device, config.dtype, config.module_names, config.device_map
     )
-    return workbench_of(model, config, latest_workbench)
+    return workbench_of(model, config)
 
 
-def workbench_of(
-    model: EditableModel, config: RunConfig, make: Callable[..., Workbench] = Workbench
-) -> Workbench:
+def workbench_of(model: EditableModel, config: EditingSettings) -> Workbench:
     """A loaded model with the editor and the settings of a run configuration.
 
     Args:
         model: the model, unedited.
-        config: the run configuration; what it says about loading the model is not read.
-        make: makes the workbench of its parts, or finds it.
+        config: the run configuration, or its part about editing.
 
     Raises:
         FedEditError: the layers that it names cannot be edited.
@@ -271,7 +249,7 @@ def workbench_of(
     settings = run_settings(config, model.model.config.model_type, model.n_layers, model.d_model)
     model.require_editable(settings.layers)
     source = CovarianceSource(config.covariance_source, config.covariance_tokens, config.seed)
-    return make(
+    return Workbench(
         model,
         config.editor,
         settings,
@@ -279,11 +257,7 @@ def workbench_of(
         source,
         config.seed,
         config.mkv_precision,
-        Privacy(config.mkv_clip, config.mkv_noise),
     )
-
-
-latest_workbench = functools.lru_cache(maxsize=1)(Workbench)
 
 
 def _stored_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, ...]:

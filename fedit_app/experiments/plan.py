@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedit_app.config.overrides import toml_value
+from fedit_app.config.retired import modernised
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.experiments.variants import Variant, parse_variants
 from fedit_app.support.errors import FedEditError
@@ -307,7 +308,7 @@ def load_plan(folder: Path) -> Plan:
     axis = stored["axis"] and Axis(stored["axis"]["key"], tuple(stored["axis"]["values"]))
     return Plan(
         folder,
-        stored["config"],
+        modernised(stored["config"]),
         stored["nodes"],
         tuple(parse_variants(",".join(stored["strategies"]), "plan: strategies", ())),
         tuple(parse_variants(",".join(stored["editors"]), "plan: editors", ())),

@@ -8,35 +8,28 @@ from datetime import date
 
 import tomli_w
 
-from fedit_app.config.keys import key_name
+from fedit_app.config.editing import layers_text
+from fedit_app.config.model import ModuleNames
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.settings import EditSettings
 from fedit_app.experiments.trials import Trial
-from fedit_app.models.architectures import ModuleNames
 from fedit_app.support.formats import NOT_MEASURED, plural, printable
 
 _PARTS = ("score", "efficacy", "paraphrase", "neighborhood")
 # Beside the searched ones, what the scores hold for: these go into the preset if they were given.
 _KEPT = {
-    *(f"module_{field.name}" for field in dataclasses.fields(ModuleNames)),
-    "value_steps",
-    "stop_after",
-    "weight_decay",
-    "kl_weight",
+    *(f"module-{field.name.replace('_', '-')}" for field in dataclasses.fields(ModuleNames)),
+    "value-steps",
+    "stop-after",
+    "weight-decay",
+    "kl-weight",
     "clamp",
-    "norm_guard",
-    "max_condition",
+    "norm-guard",
+    "max-condition",
     "contexts",
-    "covariance_source",
-    "covariance_tokens",
+    "covariance-source",
+    "covariance-tokens",
 }
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Layers as in a run config: "4-8" or "4,6,8"."""
-    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
 
 
 def trial_line(trial: Trial, null_space: bool) -> str:
@@ -88,11 +81,8 @@ def preset_values(
         settings: the best settings.
         null_space: as for `trial_line`.
     """
-    given = {
-        key_name(field): getattr(config, field.name)
-        for field in dataclasses.fields(RunConfig)
-        if field.name in _KEPT and getattr(config, field.name) != field.default
-    }
+    given, defaults = config.as_dict(), RunConfig().as_dict()
+    kept = {key: given[key] for key in given if key in _KEPT and given[key] != defaults[key]}
     keys = ("l2", "null-space-threshold") if null_space else ("covariance-weight",)
     return {
         "model": config.model,
@@ -100,7 +90,7 @@ def preset_values(
         "layers": layers_text(settings.layers),
         **dict(zip(keys, _weights(settings, null_space), strict=True)),
         "learning-rate": settings.learning_rate,
-        **given,
+        **kept,
     }
 
 

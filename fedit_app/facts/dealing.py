@@ -133,19 +133,19 @@ def require_enough(requests: Sequence[EditRequest], count: int) -> None:
         )
 
 
-def by_slot(requests: Sequence[EditRequest], num_slots: int, per_slot: int) -> Slots:
+def by_slot(requests: Sequence[EditRequest], num_slots: int, per_slot: int | None) -> Slots:
     """Deal a node's requests out to the time slots.
 
     Args:
         requests: the node's requests in their order.
         num_slots: number of time slots.
-        per_slot: so many of them per slot in that order; with 0 each in the slot that it names,
+        per_slot: so many of them per slot in that order; with None each in the slot that it names,
             and in the first without one.
 
     Returns:
         One list per slot; what lies behind the last slot is left out.
     """
-    if per_slot:
+    if per_slot is not None:
         slots = [number // per_slot for number in range(len(requests))]
     else:
         slots = [(request.slot or 1) - 1 for request in requests]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedit_app.config.node_config import is_simulated
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.facts.dealing import by_slot
 from fedit_app.facts.overlap import Slots
@@ -50,7 +51,7 @@ class NodeData:
             FedEditError: see `read` and `in_slots`.
         """
         if self.slots_given:
-            return by_slot(self.read(), config.num_slots, 0)
+            return by_slot(self.read(), config.num_slots, None)
         return in_slots(self.read(), config)
 
 
@@ -123,8 +124,3 @@ def own_data(
         )
     file = Path(str(node_config["data-path"])).expanduser()
     return NodeData(str(node_config["name"]), file, config.dataset)
-
-
-def is_simulated(node_config: Mapping[str, ConfigValue]) -> bool:
-    """Whether Flower runs this node in its simulation engine."""
-    return "partition-id" in node_config and "num-partitions" in node_config

@@ -189,13 +189,14 @@ def make_partition(config: RunConfig, count: int) -> Partition:
         taken = sum(map(len, own))
         if not taken:
             raise FedEditError(f"partition: node {name} has no request in {config.num_slots} slots")
-        if taken < config.num_slots * config.requests_per_slot:
+        per_slot = config.requests_per_slot
+        if per_slot is not None and taken < config.num_slots * per_slot:
             logger.warning(
                 "partition: node %s has %d requests, too few for %d slots of %d",
                 name,
                 taken,
                 config.num_slots,
-                config.requests_per_slot,
+                per_slot,
             )
     nodes, copies = with_overlap(slots, _overlap(config), config.seed)
     return Partition(nodes, {name: len(part) for name, part in dealt.items()}, copies)
@@ -261,4 +262,8 @@ def _write(config: RunConfig, count: int, run_folder: Path, index: Path) -> None
 
 def _made_with(config: RunConfig, count: int) -> dict[str, Any]:
     values = config.as_dict()
-    return {"nodes": count, **{key: values[key] for key in _KEYS}}
+    return {
+        "nodes": count,
+        **{key: values[key] for key in _KEYS},
+        "requests-per-slot": config.requests_per_slot or 0,
+    }

@@ -92,7 +92,7 @@ def read_data(config: RunConfig) -> list[EditRequest]:
     read = READERS[config.dataset]
     if config.partition == "file":
         return [request for file in node_files(config) for request in read(file)]
-    if is_hub(config.data_path):
+    if config.data_path is not None and is_hub(config.data_path):
         return read(config.data_path)
     path = _existing(config)
     if path.is_dir():
@@ -121,7 +121,7 @@ def in_slots(requests: Sequence[EditRequest], config: RunConfig) -> Slots:
 
 
 def _existing(config: RunConfig) -> Path:
-    path = Path(config.data_path).expanduser()
+    path = Path(config.data_path or "").expanduser()
     if not path.exists():
         raise FedEditError(f"data-path: {path} does not exist")
     return path

@@ -15,7 +15,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
-from fedit_app.config.keys import NAME_RULE, is_name
+from fedit_app.config.settings import NAME_RULE, is_name
 from fedit_app.deployment.certificates import key_fingerprint, openssh_line, read_public_key
 from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.support.errors import FedEditError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from fedit_app.config.model import ModuleNames
 from fedit_app.support.errors import FedEditError
 
 
@@ -27,24 +28,6 @@ class Architecture:
     final_norm: str
     attention_output: str | None = None
     post_norm: str | None = None
-
-
-@dataclass(frozen=True)
-class ModuleNames:
-    """Module paths that the run config gives, one per field of `Architecture`; "" is not given.
-
-    Field `a_b` is the run-config key `module-a-b`.
-    """
-
-    layers: str = ""
-    mlp_output: str = ""
-    final_norm: str = ""
-    attention_output: str = ""
-    post_norm: str = ""
-
-    def given(self) -> dict[str, str]:
-        """Field -> path of what is given."""
-        return {field: path for field, path in dataclasses.asdict(self).items() if path}
 
 
 NO_NAMES = ModuleNames()

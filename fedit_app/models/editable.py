@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedit_app.models.architectures import NO_NAMES, ModuleNames, architecture_of
+from fedit_app.config.model import ModuleNames
+from fedit_app.models.architectures import NO_NAMES, architecture_of
 from fedit_app.models.modules import find_layers, find_module, on_device_of, projection_weight
 from fedit_app.support.errors import FedEditError
 

@@ -25,11 +25,11 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from fedit_app.config.model import ModuleNames
 from fedit_app.models.architectures import (
     ARCHITECTURES,
     NO_NAMES,
     Architecture,
-    ModuleNames,
     architecture_of,
 )
 from fedit_app.models.editable import EditableModel
@@ -135,11 +135,13 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def read_device_map(device_map: str, device: str = "auto") -> str | dict[str, int | str] | None:
+def read_device_map(
+    device_map: str | None, device: str = "auto"
+) -> str | dict[str, int | str] | None:
     """What the run config's `device-map` stands for, as transformers wants it.
 
     Args:
-        device_map: "" for one device, "auto", "balanced" or "sequential", or a JSON file: an
+        device_map: None for one device, "auto", "balanced" or "sequential", or a JSON file: an
             object from module paths to devices, such as {"model.layers.0": 0, "lm_head": "cpu"}.
         device: the run config's `device`; a device map excludes another one than "auto".
 
@@ -152,8 +154,8 @@ def read_device_map(device_map: str, device: str = "auto") -> str | dict[str, in
             f"run config: device = {device!r} and device-map = {device_map!r} are both set; leave "
             "device at auto with a device map"
         )
-    if not device_map or device_map in DEVICE_MAPS:
-        return device_map or None
+    if device_map is None or device_map in DEVICE_MAPS:
+        return device_map
     file = Path(device_map).expanduser()
     if not file.is_absolute() or not file.is_file():
         raise FedEditError(
@@ -220,7 +222,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     names: ModuleNames = NO_NAMES,
-    device_map: str = "",
+    device_map: str | None = None,
 ) -> EditableModel:
     """Load a model, or hand out the one that this process loaded before.
 

@@ -13,9 +13,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedit_app.config.folders import run_folder
-from fedit_app.config.policy import node_run_config
+from fedit_app.config.node_config import is_simulated, node_run_config
 from fedit_app.config.run_config import RunConfig
-from fedit_app.facts.partition import is_simulated, own_data
+from fedit_app.facts.partition import own_data
 from fedit_app.protocol.messages import Call, pack_error
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging

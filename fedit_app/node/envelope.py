@@ -17,9 +17,9 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedit_app.config.folders import simulated_key_file
+from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.facts.partition import is_simulated
 from fedit_app.mkv import MKV, Record
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.fingerprint import fingerprint_of

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from fedit_app.config.folders import ledger_folder, run_folder
+from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.facts.federation_facts import facts_for, facts_received
-from fedit_app.facts.partition import NodeData, is_simulated, own_data, simulated_nodes
+from fedit_app.facts.partition import NodeData, own_data, simulated_nodes
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger, fulfilled_requests
 from fedit_app.ledger.origin import write_origin
@@ -112,12 +113,10 @@ class Participant:
     def lookup_keys(self, slot: int) -> np.ndarray:
         """(n, d_ff) float32 lookup keys of what is due in a slot; none after the last slot.
 
-        A node that uploads nothing, or that adds noise to its MKVs, hands over none: a key tells of
-        its request, too.
+        A node that uploads nothing hands over none: a key tells of its request, too.
         """
         requests: list[EditRequest] = []
-        shares = self.policy.upload and not self.config.mkv_noise
-        if shares and slot <= self.config.num_slots:
+        if self.policy.upload and slot <= self.config.num_slots:
             requests = due(self.slots, slot, self.ledger())
         return self.workbench.lookup_keys(requests).float().numpy()
 

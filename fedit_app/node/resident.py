@@ -294,7 +294,7 @@ def _serves(config: RunConfig, node: str, settings: WorkerSettings) -> dict[str,
     }
 
 
-def _files_state(*names: str) -> str:
+def _files_state(*names: str | None) -> str:
     """Hash of names, sizes and times of the files that the process keeps in memory."""
     digest = hashlib.sha256()
     for name in filter(None, names):

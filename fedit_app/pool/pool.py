@@ -16,7 +16,6 @@ from fedit_app.mkv.records import Record, record_from_bytes
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.pool.blocks import MOST_ROWS, SignatureBlock, rows_per_block
 from fedit_app.pool.facts import assign_facts, near_keys
-from fedit_app.pool.index import INDEXES, SignatureIndex, block_of
 from fedit_app.pool.nearest import Match, nearest
 from fedit_app.pool.rows import (
     COLUMNS,
@@ -26,6 +25,7 @@ from fedit_app.pool.rows import (
     quoted,
     schema_for,
     to_rows,
+    vectors_of,
 )
 from fedit_app.pool.selection import Ranked, SelectionConfig, select
 from fedit_app.pool.tables import open_table
@@ -35,7 +35,7 @@ from fedit_app.support.errors import FedEditError
 TABLE = "mkvs"
 IDS_PER_QUERY = 1000
 ROWS_WITH_PAYLOAD = 64
-# LanceDB would keep gigabytes of what it has read of an index.
+# LanceDB would keep gigabytes of what it has read.
 _CACHE_BYTES = 128 * 2**20
 _REASON_WIDTH = 400
 
@@ -50,25 +50,19 @@ class MKVPool:
     Args:
         uri: a directory (made if missing) or object storage (`s3://bucket/path`).
         same_fact: when two MKVs stand for the same fact.
-        index: `none` ranks exactly; `ivf` searches large pools with an approximate index (see
-            `index`), which is built when it is first needed.
 
     Raises:
-        FedEditError: the pool cannot be reached, was not written by this version of FedEdit, or
-            `index` is unknown.
+        FedEditError: the pool cannot be reached, or was not written by this version of FedEdit.
     """
 
     def __init__(
         self,
         uri: str,
         same_fact: SameFact = SameFact(),  # noqa: B008 (frozen)
-        index: str = "none",
     ) -> None:
         import lancedb  # takes seconds to import, and only the server holds a pool
 
-        if index not in INDEXES:
-            raise FedEditError(f"pool index {index!r} found; it has to be one of none, ivf")
-        self._same_fact, self._index = same_fact, index
+        self._same_fact = same_fact
         session = lancedb.Session(
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
         )
@@ -192,8 +186,7 @@ class MKVPool:
     def rewrite(self, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
         """Writes the pool anew in one atomic step and deletes what it consisted of before.
 
-        An index is gone with it and is built again when it is next needed. No other process may
-        use the pool meanwhile.
+        No other process may use the pool meanwhile.
 
         Args:
             change: some rows with all columns -> what is to stand in their place.
@@ -224,7 +217,7 @@ class MKVPool:
             self._table.optimize(cleanup_older_than=timedelta(0))
 
     def disk_bytes(self) -> int | None:
-        """What the pool takes up, with index and older versions; None where that is not told."""
+        """What the pool takes up, with older versions; None where that is not told."""
         try:
             files, path = FileSystem.from_uri(self._database.uri)
             found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
@@ -253,7 +246,12 @@ class MKVPool:
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
         width = self._table.schema.field(kind).type.list_size
         for batch in query.to_batches(block_size or rows_per_block(width)):
-            yield block_of(batch, kind)
+            yield SignatureBlock(
+                ids=batch["id"].to_pylist(),
+                nodes=batch["node"].to_pylist(),
+                slots=batch["slot"].to_pylist(),
+                vectors=vectors_of(batch, kind),
+            )
 
     def nearest(
         self,
@@ -282,12 +280,7 @@ class MKVPool:
         """
         if limit < 1:
             raise FedEditError(f"pool: limit {limit} found; it has to be at least 1")
-        index = self._index_over(kind)
-        if index is None:
-            blocks = self.blocks(kind, fingerprint)
-        else:
-            blocks = index.candidates(queries, fingerprint, limit, exclude_ids)
-        return nearest(queries, blocks, threshold, limit, exclude_ids)
+        return nearest(queries, self.blocks(kind, fingerprint), threshold, limit, exclude_ids)
 
     def select(
         self,
@@ -296,28 +289,8 @@ class MKVPool:
         config: SelectionConfig,
         exclude_ids: Mapping[str, Collection[str]] | None = None,
     ) -> dict[str, list[Ranked]]:
-        """Ranks the pool's canonical MKVs for every node, as `selection.select` does.
-
-        An index serves `top-k` on signatures as they are; every other policy needs the cosine of
-        every MKV, and centred signatures are not those in the index: then all of it is read.
-        """
-        kind = config.signature
-        suits = config.policy == "top-k" and not config.centred
-        index = self._index_over(kind) if suits else None
-
-        def blocks() -> Iterator[SignatureBlock]:
-            if index is None:
-                return self.blocks(kind, fingerprint)
-            return index.candidates(own, fingerprint, config.k, exclude_ids)
-
-        return select(own, blocks, config, exclude_ids)
-
-    def _index_over(self, kind: str) -> SignatureIndex | None:
-        """The index over a signature, if there is to be one and the pool is large enough."""
-        if self._index == "none" or self._table is None:
-            return None
-        index = SignatureIndex(self._table, kind)
-        return index if index.ready() else None
+        """Ranks the pool's canonical MKVs for every node, as `selection.select` does."""
+        return select(own, lambda: self.blocks(config.signature, fingerprint), config, exclude_ids)
 
     def _facts_of(self, new: Sequence[Record]) -> dict[str, str]:
         """id -> fact of MKVs that the pool does not hold."""

@@ -71,7 +71,6 @@ def render_report(results: dict[str, Any]) -> str:
         slots=clean["slots"],
         totals=totals,
         rejections=_rejections(clean),
-        privacy=clean.get("privacy"),
         failed_nodes=clean["failed_nodes"],
         config=[(key, _setting(value)) for key, value in clean["config"].items()],
         model=clean["model"],

@@ -178,20 +178,6 @@ deployment no node sees the requests of another.</p>
 </div>
 {%- endif %}
 
-{%- if privacy %}
-
-<h2>Privacy</h2>
-<div class="card"><p>With the noise in its uploads (&delta; = {{ privacy.delta }}) one MKV is
-{{ "{:.4g}".format(privacy.epsilon_per_mkv) }}-differentially private. All of a node's together:</p>
-<table class="text"><thead><tr><th scope="col">Node</th>
-<th scope="col" class="number">&epsilon;</th></tr></thead>
-<tbody>
-{%- for node, value in privacy.epsilon.items() %}
-<tr><th scope="row">{{ node }}</th><td class="number">{{ "{:.4g}".format(value) }}</td></tr>
-{%- endfor %}
-</tbody></table></div>
-{%- endif %}
-
 <h2>Slots</h2>
 {%- if slots %}
 <div class="card dense">

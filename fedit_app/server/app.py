@@ -63,7 +63,7 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         connected = len(run_grid.all_node_ids())
         record.met(fingerprint, connected, reference["simulated"], len(reference["layers"]))
         same = SameFact(same_key=config.same_key_threshold)
-        pool = MKVPool(pool_location(config, context.run_id), same, config.pool_index)
+        pool = MKVPool(pool_location(config, context.run_id), same)
         strategy = factory(config, pool, fingerprint)
         if FEDERATION_KEY in reference["components"] and not isinstance(strategy, FedEdit):
             raise FedEditError(

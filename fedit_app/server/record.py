@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -15,9 +14,8 @@ from typing import Any
 import filelock
 import tomli_w
 
-from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.config.run_config import RunConfig
 from fedit_app.evaluation.metrics import Metrics
-from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
 from fedit_app.report import (
     SCHEMA,
     append_jsonl,
@@ -71,7 +69,7 @@ class RunRecord:
     """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._config, self.folder = dataclasses.replace(config, resume=False), folder
+        self._config, self.folder = config.model_copy(update={"resume": False}), folder
         self._started = time.perf_counter()
         self._seconds = {"hello": 0.0, "before": 0.0}
         self._model: dict[str, Any] = {"name": config.model, "fingerprint": None}
@@ -273,7 +271,6 @@ class RunRecord:
                 "neutral": mean_neutral(node["neutral"] for node in nodes.values()),
                 "before": _means([node["before"] for node in nodes.values()], _BEFORE),
             },
-            "privacy": self._privacy(slots),
             "slots": slots,
             "failed_nodes": self._failures,
             "seconds": {
@@ -281,20 +278,6 @@ class RunRecord:
                 **self._seconds,
                 "slots": round(sum(sum(s["seconds"].values()) for s in slots), 3),
             },
-        }
-
-    def _privacy(self, slots: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """What the noise in the uploaded MKVs guarantees, see `mkv.privacy`; None without noise."""
-        if not self._config.mkv_noise or not self._layers:
-            return None
-        uploaded: Counter[str] = Counter()
-        for slot in slots:
-            uploaded.update({name: node["uploaded"] for name, node in slot["nodes"].items()})
-        mu = mkv_mu(self._layers, self._config.mkv_noise)
-        return {
-            "delta": DELTA,
-            "epsilon_per_mkv": epsilon(mu),
-            "epsilon": {name: epsilon(mu, count) for name, count in sorted(uploaded.items())},
         }
 
     def _nodes(self, slots: list[dict[str, Any]]) -> dict[str, Any]:
@@ -360,8 +343,8 @@ def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
         FedEditError: they cannot be read, the run is complete, or the configuration is another.
     """
     results = load_results(folder / "results.json")
-    values: dict[str, ConfigValue] = config.as_dict()
-    begun = {**RunConfig().as_dict(), **results["config"]}
+    values = config.as_dict()
+    begun = RunConfig.parse(results["config"]).as_dict()
     changed = [
         f"{key} = {value!r} (the run was begun with {begun[key]!r})"
         for key, value in values.items()

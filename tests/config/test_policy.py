@@ -5,7 +5,8 @@ import pytest
 import tiny
 
 from fedit_app.config.folders import ledger_folder, nodes_with_ledger
-from fedit_app.config.policy import Policy, node_run_config, site_policy
+from fedit_app.config.node_config import node_run_config
+from fedit_app.config.policy import Policy, site_policy
 from fedit_app.config.run_config import RunConfig
 from fedit_app.support.errors import FedEditError
 
@@ -27,7 +28,7 @@ def test_what_belongs_to_the_node_is_the_nodes():
     config = RunConfig.parse(merged)
     assert (config.data_path, config.state_dir) == ("/own/data.jsonl", "/own/state")
     assert (config.model, config.device, config.dtype) == ("/own/model", "cpu", "bfloat16")
-    assert config.dataset == "jsonl" and config.device_map == ""
+    assert config.dataset == "jsonl" and config.device_map is None
     changed = {key for key, value in merged.items() if RUN[key] != value}
     assert changed <= {"data-path", "state-dir", "model", "device", "dtype", "dataset"}
 
@@ -133,7 +134,14 @@ def test_a_policy_is_read_from_the_node_file(tmp_path):
         "screening = 2.0\n",
     )
 
-    assert found == Policy(False, 0, ("b", "c"), 2.0, str(tmp_path / "probes.jsonl"), 0.1)
+    assert found == Policy(
+        upload=False,
+        most_accepted_per_slot=0,
+        trusted_nodes=("b", "c"),
+        screening=2.0,
+        probes=str(tmp_path / "probes.jsonl"),
+        probe_budget=0.1,
+    )
 
 
 def test_without_a_policy_everything_is_given_and_taken(tmp_path):
@@ -151,7 +159,7 @@ def test_a_change_of_the_policy_counts_at_once(tmp_path):
     ("text", "told"),
     [
         ("[policy]\nuplaod = false\n", "unknown key 'uplaod', did you mean 'upload'"),
-        ("[policy]\nupload = 1\n", "upload = 1 must be a bool"),
+        ("[policy]\nupload = 3\n", "upload = 3 must be true or false"),
         ("policy = true\n", "policy must be a table"),
         ("[policy\n", "not TOML"),
     ],

@@ -130,7 +130,7 @@ def test_a_server_file_that_is_wrong(doctor, server):
     status, told = doctor(server.folder)
 
     assert status == 1
-    assert "FAIL settings" in told and "port = 1.5 must be an int" in told
+    assert "FAIL settings" in told and "port = 1.5 must be an integer" in told
 
 
 # A node

@@ -111,16 +111,24 @@ def test_what_init_refuses(fedit, tmp_path, arguments, told):
     [
         ('device = "auto"', 'devise = "auto"', "unknown key 'devise', did you mean 'device'"),
         ('dtype = "auto"', 'dtype = "int8"', "dtype = 'int8' must be one of auto"),
-        ("runtime-port = 0", "runtime-port = -1", "runtime-port = -1 must be at least 0"),
+        (
+            "runtime-port = 0",
+            "runtime-port = -1",
+            "runtime-port = -1 must be an integer from 0 to 65535",
+        ),
         ('state-dir = "state"', 'state-dir = ""', "state-dir must be given"),
         ('name = "hospital-a"', 'name = "a/b"', "name 'a/b' must be"),
         ("[policy]\n", "policy = 3\n", "policy must be a table"),
-        ("upload = true", 'upload = "no"', "[policy]: upload = 'no' must be a bool"),
-        ("# most-accepted-per-slot = 50", "most-accepted-per-slot = -1", "must be at least 0"),
-        ("# trusted-nodes", "trusted-nodes = [1] #", "trusted-nodes = [1] must be a list"),
-        ("probe-budget = 0.0", "probe-budget = 2.0", "probe-budget = 2.0 must be at most 1"),
+        ("upload = true", 'upload = "maybe"', "[policy]: upload = 'maybe' must be true or false"),
+        ("# most-accepted-per-slot = 50", "most-accepted-per-slot = -1", "must be an integer >= 0"),
+        ("# trusted-nodes", "trusted-nodes = 1 #", "trusted-nodes = 1 must be a list of strings"),
+        (
+            "probe-budget = 0.0",
+            "probe-budget = 2.0",
+            "probe-budget = 2.0 must be a number from 0 to 1",
+        ),
         ("probe-budget = 0.0", "probe-budget = 0.1", "probes names no file"),
-        ('probes = ""', 'probes = "none.jsonl"', "probes = 'none.jsonl' is no file"),
+        ('probes = ""', 'probes = "none.jsonl"', "probes = 'none.jsonl' is not a file"),
         ('probes = ""', 'prob = ""', "unknown key 'prob', did you mean 'probes'"),
     ],
 )
@@ -256,5 +264,5 @@ def test_a_node_trusts_the_keys_that_its_operator_lists(fedit, node, tmp_path):
 
 def test_a_folder_of_keys_that_is_not_there(node):
     edit(node, 'peers = ""', 'peers = "friends"')
-    with pytest.raises(FedEditError, match="peers = 'friends' is no folder that exists"):
+    with pytest.raises(FedEditError, match="peers = 'friends' is not a folder"):
         NodeFolder.open(node.folder)

@@ -43,6 +43,8 @@ SETTINGS = EditSettings(
     weight_decay=2.0,
     kl_weight=0.1,
     clamp=4.0,
+    norm_guard=2.0,
+    max_condition=1e7,
 )
 
 

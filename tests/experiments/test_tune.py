@@ -10,11 +10,12 @@ import tiny
 import torch
 
 from fedit_app.cli.main import main
+from fedit_app.config.editing import read_layers
 from fedit_app.config.overrides import read_run_config
-from fedit_app.config.run_config import RunConfig, parse_layers
+from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.method import EditingMethod
-from fedit_app.editing.settings import EditSettings, run_settings
+from fedit_app.editing.settings import EditSettings, edit_settings, run_settings
 from fedit_app.evaluation.metrics import Metrics
 from fedit_app.experiments import trials as trials_module
 from fedit_app.experiments.preflight import check_simulation
@@ -97,10 +98,14 @@ def counterfact(requests) -> list[dict]:
     ]
 
 
+def settings(**given) -> EditSettings:
+    return edit_settings("llama", tiny.LAYERS, tiny.D_MODEL, **given)
+
+
 def trial(score: float, change: float, stage: str = "weight") -> Trial:
     parts = dict.fromkeys(("score", "efficacy", "paraphrase", "neighborhood"), score)
     metrics = Metrics(**parts, accuracy=None, count=1)
-    return Trial(stage, EditSettings((1,), change, 0.5), metrics, 5.0, change)
+    return Trial(stage, settings(covariance_weight=change), metrics, 5.0, change)
 
 
 # The whole search
@@ -144,7 +149,7 @@ def test_the_preset_gives_the_best_settings_again(config, tmp_path):
     start = run_settings(run_config, "llama", tiny.LAYERS, tiny.D_MODEL)
     assert found == dataclasses.replace(
         start,
-        layers=parse_layers(values["layers"]),
+        layers=read_layers(values["layers"]),
         covariance_weight=values["covariance-weight"],
         learning_rate=values["learning-rate"],
     )
@@ -175,7 +180,7 @@ def test_values_are_optimised_once_for_layers_and_step_size(config, tmp_path, mo
     text = tune(config(editor=editor), tmp_path / "best.toml", count=3, grid=SMALL)
 
     rows = rows_of(text)
-    pairs = {(parse_layers(row["layers"]), float(row["step size"])) for row in rows}
+    pairs = {(read_layers(row["layers"]), float(row["step size"])) for row in rows}
     assert len(calls) == len(set(calls)) < len(rows)
     assert set(calls) == pairs
 
@@ -217,7 +222,7 @@ def test_windows_keep_the_share_of_free_directions(config, tmp_path):
     model = load_model(run_config.model, "cpu")
     shares = []
     for row in rows:
-        layers = parse_layers(row["layers"])
+        layers = read_layers(row["layers"])
         found = covariance(model, layers, CovarianceSource(tokens=400))
         values = torch.cat([torch.linalg.eigvalsh(found[layer]) for layer in layers])
         shares.append(float((values < float(row["threshold"])).double().mean()))
@@ -313,7 +318,7 @@ def test_the_command(tmp_path, capsys, tiny_folder):
 def test_the_highest_score_wins_and_ties_go_to_the_smaller_change():
     assert best_of([trial(0.8, 0.1), trial(0.9, 0.5), trial(0.7, 0.01)]).metrics.score == 0.9
     assert best_of([trial(0.9, 0.5), trial(0.897, 0.2), trial(0.891, 0.1)]).change == 0.2
-    assert best_of([trial(0.9, 0.5), Trial("layers", EditSettings((2,), 1.0, 0.5))]).change == 0.5
+    assert best_of([trial(0.9, 0.5), Trial("layers", settings())]).change == 0.5
 
 
 def test_among_scores_of_zero_more_of_the_parts_is_better():

@@ -110,7 +110,7 @@ def test_dirichlet_with_fewer_requests_than_nodes():
 def test_slots_by_field():
     requests = [request("a", 3), request("b"), request("c", 1), request("d", 3), request("e", 4)]
 
-    assert [ids(slot) for slot in by_slot(requests, 3, 0)] == [["b", "c"], [], ["a", "d"]]
+    assert [ids(slot) for slot in by_slot(requests, 3, None)] == [["b", "c"], [], ["a", "d"]]
 
 
 def test_slots_by_count_go_by_the_order_of_the_requests():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedit_app.config.node_config import is_simulated
 from fedit_app.config.run_config import RunConfig
-from fedit_app.facts.partition import default_node_count, is_simulated, own_data, simulated_nodes
+from fedit_app.facts.partition import default_node_count, own_data, simulated_nodes
 from fedit_app.support.errors import FedEditError
 
 RUN = Path("/no/run")  # nobody writes there

@@ -15,7 +15,6 @@ from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import PRECISIONS
-from fedit_app.mkv.privacy import DELTA, epsilon, mkv_mu
 from fedit_app.pool import MKVPool, Ranked
 from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.report import load_results
@@ -494,19 +493,3 @@ def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy)
 
 def lines_of(file) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
-
-
-def test_noise_is_accounted_for_in_the_results(settings):
-    config = settings(num_slots=1, mkv_clip=2.0, mkv_noise=0.5)
-    results, grid = inprocess.federate(config, 4)
-    report = (Path(config["output-dir"]) / "report.html").read_text(encoding="utf-8")
-
-    found = results["privacy"]
-    assert found["epsilon_per_mkv"] == pytest.approx(epsilon(mkv_mu(2, 0.5)))
-    assert found["epsilon"]["bank"] == pytest.approx(epsilon(mkv_mu(2, 0.5), 5))
-    assert found["delta"] == DELTA and "differentially private" in report
-    assert not any(b"lookup" in reply for reply in grid.received), "no lookup key leaves a node"
-
-
-def test_without_noise_nothing_is_promised(demo_run):
-    assert demo_run[0]["privacy"] is None

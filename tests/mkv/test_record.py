@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ def arguments(**changes) -> dict:
 
 
 def test_the_run_config_has_the_same_precisions():
-    field = RunConfig.__dataclass_fields__["mkv_precision"]
-    assert field.metadata["choices"] == tuple(PRECISIONS)
+    field = RunConfig.model_fields["mkv_precision"]
+    assert get_args(field.annotation) == tuple(PRECISIONS)
     assert field.default == DEFAULT_PRECISION
 
 

@@ -8,7 +8,8 @@ import tiny
 import torch
 from transformers import DynamicCache
 
-from fedit_app.models.architectures import ARCHITECTURES, Architecture, ModuleNames, architecture_of
+from fedit_app.config.model import ModuleNames
+from fedit_app.models.architectures import ARCHITECTURES, Architecture, architecture_of
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import fixed_cache, projection_inputs, trace
 from fedit_app.support.errors import FedEditError

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.models.architectures import ModuleNames
+from fedit_app.config.model import ModuleNames
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import (
     ModelShape,
@@ -168,7 +168,7 @@ def device_map(tmp_path):
 
 
 def test_device_maps(device_map):
-    assert read_device_map("") is None
+    assert read_device_map(None) is None
     assert read_device_map("balanced") == "balanced"
     content = {"model.layers.0": 1, "model.layers": "cpu"}
     assert read_device_map(device_map(content)) == content

@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from fedit_app.models.architectures import ARCHITECTURES, ModuleNames
+from fedit_app.config.model import ModuleNames
+from fedit_app.models.architectures import ARCHITECTURES
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.name_check import verify_names
 from fedit_app.support.errors import FedEditError

@@ -5,10 +5,10 @@ import json
 import pytest
 import tiny
 
+from fedit_app.config.model import ModuleNames
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import workbench_for
 from fedit_app.experiments.preflight import check_simulation
-from fedit_app.models.architectures import ModuleNames
 from fedit_app.support.errors import FedEditError
 
 KEYS = {

@@ -1,0 +1,75 @@
+"""Settings of the exchange: which MKVs nodes are served, accept and reuse, and its limits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedit_app.config.settings import Settings, key
+
+
+class SelectionSettings(Settings):
+    """Which MKVs of others a node is served."""
+
+    selection: Literal["majority", "top-k", "all", "none"] = key(
+        "all", "which MKVs of others a node is served: majority (the paper's), top-k, all, none"
+    )
+    similarity_threshold: float = key(
+        0.4,
+        "majority: cosine that counts as similar",
+        source="FLEKE, arXiv 2502.15677",
+        ge=-1,
+        le=1,
+    )
+    signature: Literal["v_star", "delta", "key"] = key(
+        "v_star", "vector compared for similarity: v_star (the paper's), delta = v* - h0, or key"
+    )
+    centred: bool = key(False, "subtract the pool's mean signature before comparing")
+    top_k: int = key(20, "top-k: how many MKVs a node is served per slot", ge=1)
+
+
+class ExchangeSettings(Settings):
+    """What nodes accept and reuse, and what the server takes and may read."""
+
+    reuse_threshold: float = key(
+        0.8,
+        "cosine of first-layer keys from which a node tries to reuse an MKV of the pool instead of "
+        "computing its own: it does if the MKV's value says the node's own target; 0: never",
+        ge=0,
+        le=1,
+    )
+    same_key_threshold: float = key(
+        0.98,
+        "cosine of first-layer keys from which two keys count as one: two MKVs with it stand for "
+        "one fact, or are a conflict if they want different targets",
+        ge=0.5,
+        le=1,
+    )
+    conflict_policy: Literal["own-wins", "newest", "majority"] = key(
+        "own-wins",
+        "which of two MKVs about one subject that want different targets holds at a node: own-wins "
+        "(the one for an own request), newest (of the later slot) or majority (the one that more "
+        "nodes want)",
+    )
+    accept_quorum: int = key(
+        1,
+        "organisations that must want a fact (that have uploaded near-equal MKVs, or reuse one) "
+        "before it is served to others; until then it waits in the pool; own facts need no quorum",
+        ge=1,
+    )
+    max_uploads_per_slot: int = key(
+        10_000,
+        "most MKVs that the server takes from one node in a slot; an upload of more is refused",
+        ge=1,
+    )
+    sealed: Literal["auto", "on", "off"] = key(
+        "auto",
+        "whether nodes seal what they send, so that the server can rank MKVs and not read them: "
+        "auto (on real nodes, not in a simulation), on, off; nodes that average weights cannot",
+    )
+    sketch_width: int = key(
+        256,
+        "sealed: numbers in the sketch by which the server compares vectors; more rank more "
+        "exactly and tell more",
+        ge=16,
+        le=4096,
+    )
