@@ -96,3 +96,21 @@ def test_a_strategy_is_one_file(tree, tiny_folder, tmp_path):
     )
     assert run(tree, code, str(tiny_folder), str(tmp_path / "run")) == "2"
     assert changed(tree) == named_files("Flower strategy")
+
+
+def test_a_run_config_key_is_one_field(tree):
+    edit_file(
+        tree / "fedit_app" / "config" / "run.py",
+        'class EvaluationSettings(Settings):\n    """What a run measures, and when."""\n',
+        'class EvaluationSettings(Settings):\n    """What a run measures, and when."""\n\n'
+        '    own_key: int = key(7, "a key of one\'s own", ge=1)\n',
+    )
+    code = (
+        "from fedit_app.config import documentation, run_config\n"
+        "documentation.main()\n"
+        "print(run_config.RunConfig.parse({'own-key': 9}).own_key)"
+    )
+    assert run(tree, code) == "9"
+    assert "\nown-key = 7\n" in (tree / "pyproject.toml").read_text()
+    assert "`own-key`" in (tree / "docs" / "run-config.md").read_text()
+    assert changed(tree) == named_files("run-config key")
