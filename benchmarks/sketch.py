@@ -41,11 +41,11 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.mkv.records import record_to_bytes
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.similarity import unit_rows
 from fedit_app.mkv.sketch import Sketcher
+from fedit_app.mkv.wire import to_bytes
 from fedit_app.pool import SelectionConfig, SignatureBlock, select
 from fedit_app.support.errors import FedEditError
 
@@ -158,10 +158,10 @@ class _Measured:
     def size(self, width: int | None) -> int:
         """Mean bytes of an MKV in the pool's payload; open if there is no width."""
         if width is None:
-            return round(np.mean([len(record_to_bytes(mkv)) for mkv in self._mkvs]))
+            return round(np.mean([len(to_bytes(mkv)) for mkv in self._mkvs]))
         inner = self._bench.fingerprint
         sealed = Sealer(FederationKey.new(), "f" * len(inner), inner, width).seal(self._mkvs)
-        return round(np.mean([len(record_to_bytes(one)) for one in sealed]))
+        return round(np.mean([len(to_bytes(one)) for one in sealed]))
 
     def figures(self, width: int | None, seed: int) -> dict[str, float]:
         """Agreement and guesses of one key.

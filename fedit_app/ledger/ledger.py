@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from fedit_app.ledger import journal
 from fedit_app.ledger.entries import AS_WRITTEN, EntryRow, LedgerEntry, Refusal, RefusalRow
 from fedit_app.ledger.journal import Head, State, Step
-from fedit_app.mkv import MKV, from_bytes, to_bytes
+from fedit_app.mkv import MKV, mkv_from_bytes, to_bytes
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file, write_json_atomic
 
@@ -367,7 +367,7 @@ def read_mkv(folder: Path, id_: str) -> MKV:
     """
     file = mkv_file(folder, id_)
     try:
-        mkv = from_bytes(file.read_bytes())
+        mkv = mkv_from_bytes(file.read_bytes())
     except OSError as error:
         raise FedEditError(f"ledger file {file}: cannot be read ({error.strerror})") from None
     except FedEditError as error:

@@ -5,9 +5,18 @@ Knows no Flower, no torch and no model.
 
 from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named, rounding_error
 from fedit_app.mkv.record import MKV, SIGNATURES, create
-from fedit_app.mkv.records import KINDS, OPEN, SEALED, Record, decode_records, encode_records
 from fedit_app.mkv.sealed import SealedMKV
-from fedit_app.mkv.wire import decode, encode, from_bytes, to_bytes
+from fedit_app.mkv.wire import (
+    KINDS,
+    OPEN,
+    SEALED,
+    Record,
+    decode,
+    encode,
+    from_bytes,
+    mkv_from_bytes,
+    to_bytes,
+)
 
 __all__ = [
     "DEFAULT_PRECISION",
@@ -21,10 +30,9 @@ __all__ = [
     "SealedMKV",
     "create",
     "decode",
-    "decode_records",
     "encode",
-    "encode_records",
     "from_bytes",
+    "mkv_from_bytes",
     "precision_named",
     "rounding_error",
     "to_bytes",

@@ -21,6 +21,8 @@ SMALLEST_SCALE = 1e-12
 LARGEST_SCALE = 1e12
 
 Elements = Callable[[np.ndarray], np.ndarray]
+Vectors = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Keys, shifts, v* and h0."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,18 @@ def pack(vectors: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndar
     return packed
 
 
-def unpack(packed: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
-    """The float32 vectors of a packed record, by field; the inverse of `pack` bit for bit."""
+def unpack(packed: Mapping[str, np.ndarray], precision: str) -> Vectors:
+    """The float32 vectors of a packed record, in the order of `VECTOR_FIELDS`; the inverse of
+    `pack` bit for bit."""
     one = np.float32(precision_named(precision).one)
-    return {
-        field: packed[field].astype(np.float32) / one * packed[f"{field}_scale"][..., None]
+    keys, shifts, v_star, h0 = (
+        packed[field].astype(np.float32) / one * packed[f"{field}_scale"][..., None]
         for field in VECTOR_FIELDS
-    }
+    )
+    return keys, shifts, v_star, h0
 
 
-def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
+def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> Vectors:
     """`unpack` for what others send.
 
     Raises:
@@ -105,7 +109,7 @@ def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> dict[str
     """
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = unpack(packed, precision)
-    again = pack(vectors, precision)
+    again = pack(dict(zip(VECTOR_FIELDS, vectors, strict=True)), precision)
     for name in PACKED_FIELDS:
         if again[name].tobytes() != packed[name].tobytes():
             raise FedEditError(f"MKV array `{name}`: holds a vector that no sender packs")
@@ -116,7 +120,7 @@ def rounding_error(vector: np.ndarray, precision: str) -> float:
     """The largest Euclidean distance `(d,)` vectors can have that are rounded to this one."""
     form = precision_named(precision)
     if form.one > 1:
-        return float(np.abs(vector).max()) * vector.size**0.5 / (2 * form.one)
+        return float(np.abs(vector).max()) * float(vector.size**0.5) / (2 * form.one)
     return float(np.linalg.norm(vector)) * float(np.finfo(form.dtype).eps)
 
 

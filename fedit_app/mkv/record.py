@@ -40,7 +40,8 @@ class MKV:
         id: 32 hex digits, the content hash of fingerprint and wire bytes.
         node: the node that computed it.
         slot: the time slot in which it was computed, from 1.
-        fingerprint: what the vectors mean anything on (model, layers, editor, contexts, precision).
+        fingerprint: hash of all that the vectors depend on (model, editor, settings, contexts,
+            precision).
         precision: one of `PRECISIONS`, to which the vectors are rounded.
         keys: `(n_layers, d_ff)` float32, the input of each edited projection at the subject.
         shifts: `(n_layers, d_model)` float32, how far the projection's output at that key is to
@@ -64,17 +65,19 @@ class MKV:
     @property
     def delta(self) -> np.ndarray:
         """`v_star - h0`, `(d_model,)`: what the edit adds to the unedited state."""
-        return self.v_star - self.h0
+        delta: np.ndarray = self.v_star - self.h0
+        return delta
 
     @property
     def lookup_key(self) -> np.ndarray:
         """The key at the first edited layer, `(d_ff,)`: the same for equal facts on every node."""
-        return self.keys[0]
+        key: np.ndarray = self.keys[0]
+        return key
 
     def signature(self, kind: str) -> np.ndarray:
         """The vector `(d,)` that ranking compares: `v_star`, `delta` or `key` (the lookup key)."""
         check_signature(kind)
-        return self.lookup_key if kind == "key" else getattr(self, kind)
+        return {"v_star": self.v_star, "delta": self.delta, "key": self.lookup_key}[kind]
 
     @property
     def fact_vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,7 +108,7 @@ def create(
     check_shapes({field: values.shape for field, values in vectors.items()})
     packed = pack(vectors, precision)
     id_ = content_id(fingerprint, packed)
-    return MKV(id_, node, slot, fingerprint, precision, **unpack(packed, precision))
+    return MKV(id_, node, slot, fingerprint, precision, *unpack(packed, precision))
 
 
 def check_origin(node: object, slot: object, fingerprint: object) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedit_app.mkv.record import MKV
-from fedit_app.mkv.records import Record
 from fedit_app.mkv.similarity import cosines, unit_rows
+from fedit_app.mkv.wire import Record
 from fedit_app.support.errors import FedEditError
 
 _ROWS_PER_BLOCK = 4096
@@ -83,6 +83,6 @@ def near_keys(
     """
     result = []
     for row in key_cosines(keys, known):
-        found = [(float(row[i]), known[i]) for i in np.flatnonzero(row >= least)]
+        found = [(float(row[i]), known[i]) for i in np.flatnonzero(row >= least).tolist()]
         result.append(sorted(found, key=lambda pair: (-pair[0], pair[1].id)))
     return result

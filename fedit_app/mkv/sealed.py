@@ -1,6 +1,6 @@
 """The sealed MKV: what a server and its pool hold of an MKV that only nodes can open.
 
-Its wire form and its bytes are those of `wire` in small: exactly what is written here is accepted.
+Its form in a message is checked as that of an open one: exactly what is written here is accepted.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import numpy as np
 
 from fedit_app.mkv.record import SIGNATURES, check_origin, check_signature, is_id
 from fedit_app.mkv.sketch import LARGEST_WIDTH, SMALLEST_WIDTH
-from fedit_app.mkv.wire import MAX_MKV_BYTES, Arrays, Meta, check_lists, check_types
+from fedit_app.mkv.wire_checks import MAX_MKV_BYTES, Arrays, Meta, check_meta, check_types
 from fedit_app.support.errors import FedEditError, shown
 
 # A sketch of every signature and, for the same-fact test, of the flattened shifts.
 SKETCHES = (*SIGNATURES, "shifts")
 PAYLOAD = "payload"
-_LISTS = ("ids", "nodes", "slots", "sizes")
 _TOLD = "sealed MKVs"
-_META = ("fingerprint", *_LISTS)
+_FIELDS = ("fingerprint", "ids", "nodes", "slots", "sizes")
 _LEAST_PAYLOAD = 12 + 16  # nonce and tag of AES-GCM
 # Rounding a unit vector to float16 changes its squared length by less.
 _LENGTH_ERROR = 2**-9
@@ -65,8 +64,8 @@ def encode_sealed(mkvs: Sequence[SealedMKV]) -> tuple[Arrays, Meta]:
         mkvs: n of one fingerprint, 1 <= n <= `MAX_MKVS`.
 
     Returns:
-        The arrays of the sketches, by kind, `(n, m)` float16, and `payload` `(total,)` int8, one
-        behind the other; and what JSON can hold: `fingerprint` and the lists `ids`, `nodes`,
+        The arrays of the sketches, by kind, `(n, m)` float16, and `payload` `(total,)` int8, all
+        of them concatenated; and what JSON can hold: `fingerprint` and the lists `ids`, `nodes`,
         `slots`, `sizes` (of the payloads, in bytes).
     """
     arrays = {kind: np.stack([mkv.sketches[kind] for mkv in mkvs]) for kind in SKETCHES}
@@ -81,40 +80,33 @@ def encode_sealed(mkvs: Sequence[SealedMKV]) -> tuple[Arrays, Meta]:
     return arrays, meta
 
 
-def decode_sealed(arrays: Mapping[str, np.ndarray], meta: Mapping[str, object]) -> list[SealedMKV]:
+def decode_sealed(arrays: Mapping[str, np.ndarray], meta: object) -> list[SealedMKV]:
     """The sealed MKVs of a message; the inverse of `encode_sealed`. None of them is opened.
 
     Raises:
         FedEditError: names, types, shapes or values are not what `encode_sealed` writes, or an id
             occurs twice.
     """
-    n = _check_meta(meta)
-    _check_arrays(arrays, n, sum(meta["sizes"]))
-    payloads = memoryview(arrays[PAYLOAD].tobytes())
-    found, begin = [], 0
-    for i, (id_, node, slot, size) in enumerate(zip(*(meta[name] for name in _LISTS), strict=True)):
-        check_origin(node, slot, meta["fingerprint"])
-        sketches = {kind: arrays[kind][i] for kind in SKETCHES}
-        payload = bytes(payloads[begin : begin + size])
-        found.append(SealedMKV(id_, node, slot, meta["fingerprint"], sketches, payload))
-        begin += size
-    return found
-
-
-def _check_meta(meta: Mapping[str, object]) -> int:
-    """The number of sealed MKVs that the lists agree on."""
-    if not isinstance(meta, Mapping) or set(meta) != set(_META):
-        raise FedEditError(f"{_TOLD}: what is beside the arrays has to be {', '.join(_META)}")
-    n = check_lists(meta, _LISTS, _TOLD)
-    if not all(map(is_id, meta["ids"])) or len(set(meta["ids"])) < n:
-        raise FedEditError(f"{_TOLD}: the ids have to be 32 hex digits, each of them once")
-    for size in meta["sizes"]:
+    names = check_meta(meta, _FIELDS, "", is_id, _TOLD)
+    fingerprint, sizes = names["fingerprint"], names["sizes"]
+    for size in sizes:
         if type(size) is not int or not _LEAST_PAYLOAD <= size <= MAX_MKV_BYTES:
             raise FedEditError(
                 f"{_TOLD}: a payload of {shown(size)} bytes found; it has "
                 f"{_LEAST_PAYLOAD} to {MAX_MKV_BYTES}"
             )
-    return n
+    _check_arrays(arrays, len(sizes), sum(sizes))
+    payloads = memoryview(arrays[PAYLOAD].tobytes())
+    found, begin = [], 0
+    for i, (id_, node, slot, size) in enumerate(
+        zip(names["ids"], names["nodes"], names["slots"], sizes, strict=True)
+    ):
+        check_origin(node, slot, fingerprint)
+        sketches = {kind: arrays[kind][i] for kind in SKETCHES}
+        payload = bytes(payloads[begin : begin + size])
+        found.append(SealedMKV(id_, node, slot, fingerprint, sketches, payload))
+        begin += size
+    return found
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int) -> None:

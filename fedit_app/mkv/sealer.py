@@ -15,7 +15,7 @@ from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.record import MKV, is_id
 from fedit_app.mkv.sealed import SKETCHES, SealedMKV
 from fedit_app.mkv.sketch import Sketcher
-from fedit_app.mkv.wire import from_bytes, to_bytes
+from fedit_app.mkv.wire import mkv_from_bytes, to_bytes
 from fedit_app.support.errors import FedEditError, shown
 
 _NONCE_BYTES = 12
@@ -67,7 +67,7 @@ class Sealer:
         nonce, rest = sealed.payload[:_NONCE_BYTES], sealed.payload[_NONCE_BYTES:]
         names = _names(sealed.id, sealed.node, sealed.slot, sealed.fingerprint)
         try:
-            mkv = from_bytes(self._aead.decrypt(nonce, rest, names))
+            mkv = mkv_from_bytes(self._aead.decrypt(nonce, rest, names))
         except InvalidTag:
             raise FedEditError(
                 f"{place}: does not open; it was damaged, exchanged, or sealed with another "

@@ -19,7 +19,8 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return units.astype(np.float16)
+    rounded: np.ndarray = units.astype(np.float16)
+    return rounded
 
 
 def cosines(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -82,11 +83,14 @@ class Sieve:
         return kept
 
     def _bounds(self, candidates: np.ndarray) -> np.ndarray:
+        upper: np.ndarray
         if self._columns is None:
-            return (candidates.astype(np.float32) @ self._own.T).T + self._error
+            upper = (candidates.astype(np.float32) @ self._own.T).T + self._error
+            return upper
         part = candidates[:, self._columns].astype(np.float32)
         rest = np.sqrt(np.maximum(_LARGEST_SQUARE - np.einsum("bd,bd->b", part, part), 0))
-        return (part @ self._own.T).T + self._rest[:, None] * rest + self._error
+        upper = (part @ self._own.T).T + self._rest[:, None] * rest + self._error
+        return upper
 
 
 class BestFirst:
@@ -107,7 +111,7 @@ class BestFirst:
         wanted = np.flatnonzero(scores >= self.floor)
         if not len(wanted):
             return
-        self._ids += [ids[i] for i in wanted]
+        self._ids += [ids[i] for i in wanted.tolist()]
         self._scores.append(scores[wanted])
         if self._limit is not None and len(self._ids) > self._limit:
             self._sort()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedit_app.mkv.record import SIGNATURES
-from fedit_app.mkv.records import record_from_bytes
 from fedit_app.mkv.similarity import unit_rows
+from fedit_app.mkv.wire import from_bytes
 from fedit_app.pool.pool import ROWS_WITH_PAYLOAD, MKVPool
-from fedit_app.pool.rows import COLUMNS, vectors_of
+from fedit_app.pool.rows import COLUMNS, Row, vectors_of
 from fedit_app.support.errors import FedEditError
 
 
@@ -62,9 +62,9 @@ def check(pool: MKVPool) -> Iterator[Damage]:
             yield Damage(id_, f"its fact {fact} is no canonical MKV of the same fingerprint")
 
 
-def _wrong(row: dict, signatures: dict[str, np.ndarray]) -> Iterator[str]:
+def _wrong(row: Row, signatures: dict[str, np.ndarray]) -> Iterator[str]:
     try:
-        mkv = record_from_bytes(row["payload"])
+        mkv = from_bytes(row["payload"])
     except FedEditError as error:
         yield f"its payload is damaged: {error}"
         return

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedit_app.mkv.records import Record
 from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.mkv.similarity import unit_rows
+from fedit_app.mkv.wire import Record
 from fedit_app.pool.blocks import MOST_ROWS, SignatureBlock
 from fedit_app.pool.nearest import Match, nearest
 

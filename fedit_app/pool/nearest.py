@@ -50,10 +50,15 @@ def nearest(
     best = [BestFirst(limit) for _ in own]
     floors = np.full(len(own), float(threshold))
     sieve = Sieve(own, _PART if threshold >= _HIGH_THRESHOLD else 1)
+
+    def matters(upper: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.any(upper >= floors[:, None], axis=0)
+        return found
+
     for block in blocks if len(own) else ():
         check_width(own, block.vectors.shape[1])
         for piece in block.pieces(len(own)):
-            kept = sieve.kept(piece.vectors, lambda upper: (upper >= floors[:, None]).any(axis=0))
+            kept = sieve.kept(piece.vectors, matters)
             cosine = cosines(own, piece.vectors[kept])
             hits = cosine >= floors[:, None]
             for node, part in parts.items():

@@ -12,13 +12,14 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem
 
 from fedit_app.mkv.record import check_signature
-from fedit_app.mkv.records import Record, record_from_bytes
 from fedit_app.mkv.same_key import SameFact
+from fedit_app.mkv.wire import Record, from_bytes
 from fedit_app.pool.blocks import MOST_ROWS, SignatureBlock, rows_per_block
 from fedit_app.pool.facts import assign_facts, near_keys
 from fedit_app.pool.nearest import Match, nearest
 from fedit_app.pool.rows import (
     COLUMNS,
+    Row,
     check_schema,
     check_widths,
     one_of,
@@ -131,8 +132,10 @@ class MKVPool:
 
     def check(self, mkvs: Sequence[Record]) -> None:
         """Raises FedEditError if `append` would refuse one of these MKVs."""
-        for mkv in mkvs if self._table is not None else ():
-            check_widths(mkv, self._table.schema)
+        if self._table is not None:
+            schema = self._table.schema
+            for mkv in mkvs:
+                check_widths(mkv, schema)
 
     def facts(self, ids: Collection[str]) -> dict[str, str]:
         """id -> the id of the MKV that stands for its fact, of those that the pool holds."""
@@ -165,7 +168,7 @@ class MKVPool:
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise FedEditError(f"pool: no MKV with id {', '.join(missing[:5])}{more}")
-        return [record_from_bytes(found[id_]) for id_ in ids]
+        return [from_bytes(found[id_]) for id_ in ids]
 
     def batches(self, columns: Sequence[str], rows: int = MOST_ROWS) -> Iterator[pa.RecordBatch]:
         """These columns of every MKV, folded ones too, in the order of appending.
@@ -178,39 +181,42 @@ class MKVPool:
             query = self._table.search().select(list(columns)).limit(len(self))
             yield from query.to_batches(rows)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict]:
+    def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """The same row by row."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
 
     def rewrite(self, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
-        """Writes the pool anew in one atomic step and deletes what it consisted of before.
+        """Replaces the table in one atomic step and deletes its earlier versions.
 
-        No other process may use the pool meanwhile.
+        No other process may use the pool at the same time.
 
         Args:
-            change: some rows with all columns -> what is to stand in their place.
+            change: some rows with all columns -> the rows that replace them.
 
         Raises:
-            FedEditError: something was appended meanwhile; the pool is as it was then.
+            FedEditError: something was appended at the same time; the pool is unchanged.
         """
-        if self._table is None:
+        table = self._table
+        if table is None:
             return
-        schema, version = self._table.schema, self._table.version
+        schema, version = table.schema, table.version
 
         def changed() -> Iterator[pa.RecordBatch]:
             yield from map(change, self.batches(COLUMNS, ROWS_WITH_PAYLOAD))
-            self._table.checkout_latest()
-            if self._table.version != version:
-                raise RuntimeError  # the only way to have LanceDB give the new version up
+            table.checkout_latest()
+            if table.version != version:
+                raise RuntimeError  # the only way to make LanceDB discard the new version
 
         reader = pa.RecordBatchReader.from_batches(schema, changed())
         try:
             self._table = self._database.create_table(TABLE, data=reader, mode="overwrite")
         except RuntimeError:
-            if self._table.version == version:
+            if table.version == version:
                 raise
-            problem = "pool: it was written to meanwhile; end the run that uses it"
+            problem = (
+                "pool: another process wrote to it at the same time; stop the run that uses it"
+            )
             raise FedEditError(problem) from None
         with warnings.catch_warnings():  # that readers of older versions would fail
             warnings.simplefilter("ignore", UserWarning)
@@ -240,11 +246,12 @@ class MKVPool:
             block_size: rows; None for what `rows_per_block` says.
         """
         check_signature(kind)
-        if not len(self):
+        table = self._table
+        if table is None or not len(self):
             return
-        query = self._table.search().where(f"fingerprint = {quoted(fingerprint)} AND fact = id")
+        query = table.search().where(f"fingerprint = {quoted(fingerprint)} AND fact = id")
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
-        width = self._table.schema.field(kind).type.list_size
+        width = table.schema.field(kind).type.list_size
         for batch in query.to_batches(block_size or rows_per_block(width)):
             yield SignatureBlock(
                 ids=batch["id"].to_pylist(),
@@ -310,11 +317,13 @@ class MKVPool:
         rows = list(self._rows(ids, schema.names))
         return pa.Table.from_pylist([row | {"nodes": nodes[row["id"]]} for row in rows], schema)
 
-    def _rows(self, values: Collection[str], columns: list[str], by: str = "id") -> Iterator[dict]:
+    def _rows(self, values: Collection[str], columns: list[str], by: str = "id") -> Iterator[Row]:
         """The rows whose column `by` has one of these values, in no particular order."""
-        values = list(values) if self._table is not None else []
-        for start in range(0, len(values), IDS_PER_QUERY):
-            chunk = values[start : start + IDS_PER_QUERY]
+        if self._table is None:
+            return
+        wanted = list(values)
+        for start in range(0, len(wanted), IDS_PER_QUERY):
+            chunk = wanted[start : start + IDS_PER_QUERY]
             query = self._table.search().where(one_of(by, chunk)).select(columns)
             yield from query.limit(len(self)).to_arrow().to_pylist()
 

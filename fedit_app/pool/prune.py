@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fedit_app.mkv.records import record_from_bytes
 from fedit_app.mkv.sealed import SealedMKV
+from fedit_app.mkv.wire import from_bytes
 from fedit_app.pool.pool import MKVPool
-from fedit_app.pool.rows import to_rows
+from fedit_app.pool.rows import Row, to_rows
 from fedit_app.support.errors import FedEditError
 
 
@@ -33,7 +33,7 @@ class Criteria:
     fingerprints: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
 
-    def meets(self, row: Mapping) -> bool:
+    def meets(self, row: Row) -> bool:
         """Whether a row of the pool is meant."""
         return (
             (not self.nodes or not self.nodes.isdisjoint(row["nodes"]))
@@ -72,8 +72,10 @@ def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
     Raises:
         FedEditError: a node, fingerprint or id is named that the pool does not have.
     """
-    removed, kept_for, canonical = set(), {}, set()
-    seen: dict[str, set] = {"nodes": set(), "fingerprints": set(), "ids": set()}
+    removed: set[str] = set()
+    canonical: set[str] = set()
+    kept_for: dict[str, list[str]] = {}
+    seen: dict[str, set[str]] = {"nodes": set(), "fingerprints": set(), "ids": set()}
     columns = ["id", "nodes", "slot", "fingerprint", "fact"]
     for row in pool.rows(columns):
         seen["nodes"].update(criteria.nodes.intersection(row["nodes"]))
@@ -131,7 +133,7 @@ def _handed_over(batch: pa.RecordBatch, kept_for: Mapping[str, list[str]]) -> pa
         return batch
     rows = batch.to_pylist()
     nodes = [kept_for.get(row["id"], row["nodes"]) for row in rows]
-    records = (record_from_bytes(row["payload"]) for row in rows)
+    records = (from_bytes(row["payload"]) for row in rows)
     mkvs = [
         mkv if mkv.node in names else dataclasses.replace(mkv, node=names[0])
         for mkv, names in zip(records, nodes, strict=True)
@@ -141,6 +143,6 @@ def _handed_over(batch: pa.RecordBatch, kept_for: Mapping[str, list[str]]) -> pa
     return to_rows(mkvs, facts, named, batch.schema).combine_chunks().to_batches()[0]
 
 
-def _with_column(batch: pa.RecordBatch, name: str, values: Collection) -> pa.RecordBatch:
+def _with_column(batch: pa.RecordBatch, name: str, values: list[str]) -> pa.RecordBatch:
     place = batch.schema.get_field_index(name)
     return batch.set_column(place, batch.schema.field(place), pa.array(values, pa.string()))

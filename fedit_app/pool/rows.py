@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fedit_app.mkv.record import SIGNATURES
-from fedit_app.mkv.records import Record, record_to_bytes
 from fedit_app.mkv.similarity import unit_rows
+from fedit_app.mkv.wire import Record, to_bytes
 from fedit_app.support.errors import FedEditError
+
+Row = dict[str, Any]
+"""A row of the table: column -> value."""
 
 # `node` computed it, `nodes` uploaded it (the same content may come from several), `fact` is the
 # id of the MKV that stands for the same fact.
@@ -73,7 +77,7 @@ def to_rows(
         "slot": [mkv.slot for mkv in mkvs],
         "fingerprint": [mkv.fingerprint for mkv in mkvs],
         "fact": [facts[mkv.id] for mkv in mkvs],
-        "payload": [record_to_bytes(mkv) for mkv in mkvs],
+        "payload": [to_bytes(mkv) for mkv in mkvs],
     }
     for kind in SIGNATURES:
         units = unit_rows(np.stack([mkv.signature(kind) for mkv in mkvs]))
@@ -85,7 +89,8 @@ def to_rows(
 def vectors_of(batch: pa.RecordBatch, kind: str) -> np.ndarray:
     """The signatures `(b, d)` float16 of some rows."""
     width = batch.schema.field(kind).type.list_size
-    return batch[kind].flatten().to_numpy().reshape(-1, width)
+    vectors: np.ndarray = batch[kind].flatten().to_numpy().reshape(-1, width)
+    return vectors
 
 
 def quoted(text: str) -> str:

@@ -24,7 +24,8 @@ def majority(cosine: np.ndarray, threshold: float) -> np.ndarray:
 
 def top_k(cosine: np.ndarray, threshold: float) -> np.ndarray:
     """Ranks by the highest cosine with any own MKV; `select` then keeps the `k` best."""
-    return cosine.max(axis=0, initial=-np.inf)
+    highest: np.ndarray = cosine.max(axis=0, initial=-np.inf)
+    return highest
 
 
 def everything(cosine: np.ndarray, threshold: float) -> np.ndarray:
@@ -128,7 +129,8 @@ def select(
         return scores, (scores > -np.inf) & (scores >= best[node].floor)
 
     def matters(upper: np.ndarray) -> np.ndarray:
-        return np.any([scored(node, upper)[1] for node in own], axis=0)
+        found: np.ndarray = np.any([scored(node, upper)[1] for node in own], axis=0)
+        return found
 
     for block in blocks() if own else ():
         if len(units):
@@ -155,7 +157,7 @@ def _mean(cosine: np.ndarray) -> np.ndarray:
 
 def _pool_mean(blocks: Iterable[SignatureBlock]) -> np.ndarray | None:
     """The mean `(d,)` of all signatures, None of none; its sum is exact (see `similarity`)."""
-    total, count = 0.0, 0
+    total, count = np.zeros(()), 0
     for block in blocks:
         total = total + block.vectors.astype(np.float64).sum(axis=0)
         count += len(block.ids)

@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedit_app.config.run_config import ConfigValue
-from fedit_app.mkv import KINDS, OPEN, Record, decode_records, encode_records
+from fedit_app.mkv import KINDS, OPEN, Record, decode, encode
 from fedit_app.support.errors import FedEditError, shown
 
 VERSION = 4
@@ -83,7 +83,7 @@ def pack(info: Mapping[str, Any], mkvs: Sequence[Record] = ()) -> RecordDict:
     """
     content = RecordDict({"info": ConfigRecord({"json": json.dumps(dict(info))})})
     if mkvs:
-        kind, arrays, meta = encode_records(mkvs)
+        kind, arrays, meta = encode(mkvs)
         content[_RECORDS[kind]] = arrays_record(arrays)
         content["info"][_META] = json.dumps(meta)
     return content
@@ -169,7 +169,7 @@ def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[R
             raise FedEditError(
                 f"MKVs of {name} {shown(meta.get(name))} sent, {value!r} is expected"
             )
-    return decode_records(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta)
+    return decode(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta)
 
 
 def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:

@@ -406,7 +406,7 @@ def test_pruning_notices_a_writer(fedit, folder, monkeypatch):
     monkeypatch.undo()
 
     assert status == 2
-    assert "written to meanwhile" in err
+    assert "wrote to it at the same time" in err
     assert len(rows(folder)) == 8
     assert fedit("verify", folder)[0] == 0
 

@@ -14,7 +14,8 @@ from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.zsre import read_zsre
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.mkv import create, decode, encode, from_bytes, to_bytes
+from fedit_app.mkv import create, mkv_from_bytes, to_bytes
+from fedit_app.mkv.open_form import decode_open, encode_open
 from fedit_app.node.quarantine import read_quarantine
 from fedit_app.support.errors import FedEditError
 
@@ -33,7 +34,7 @@ MKVS = [
     for number, precision in enumerate(["int8", "int8", "float16", "float32"])
 ]
 FILES = [to_bytes(mkv) for mkv in MKVS]
-ARRAYS, META = encode(MKVS[:2])
+ARRAYS, META = encode_open(MKVS[:2])
 
 REQUEST = {
     "id": "a-1",
@@ -87,7 +88,7 @@ def read_file(reader, data: bytes, name: str):
 
 @given(st.binary(max_size=400) | st.sampled_from(FILES).flatmap(damaged))
 def test_mkv_files(data):
-    mkv = attempt(from_bytes, data)
+    mkv = attempt(mkv_from_bytes, data)
     assert mkv is None or any(to_bytes(mkv) == to_bytes(known) for known in MKVS) or mkv.id
 
 
@@ -97,9 +98,9 @@ def test_mkv_messages(meta, name, data):
     shape = data.draw(st.lists(st.integers(0, 6), max_size=4))
     dtype = data.draw(st.sampled_from(["i1", "<f2", "<f4", "<f8", "<i8", "U3", "O", "?"]))
     arrays[name] = np.zeros(shape, dtype)
-    attempt(decode, arrays, META)
-    attempt(decode, ARRAYS, meta)
-    attempt(decode, {key: value for key, value in ARRAYS.items() if key != name}, META)
+    attempt(decode_open, arrays, META)
+    attempt(decode_open, ARRAYS, meta)
+    attempt(decode_open, {key: value for key, value in ARRAYS.items() if key != name}, META)
 
 
 @given(

@@ -6,16 +6,15 @@ from fuzz.test_formats import MKVS, attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedit_app.mkv import to_bytes
+from fedit_app.mkv import decode, encode, from_bytes, to_bytes
 from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.mkv.records import decode_records, encode_records, record_from_bytes, record_to_bytes
 from fedit_app.mkv.sealed import SealedMKV
 from fedit_app.mkv.sealer import Sealer
 
 SEALER = Sealer(FederationKey(bytes(range(32))), "e" * 32, "f" * 32, 16)
 SEALED = SEALER.seal(MKVS)
-FILES = [record_to_bytes(sealed) for sealed in SEALED]
-KIND, ARRAYS, META = encode_records(SEALED[:2])
+FILES = [to_bytes(sealed) for sealed in SEALED]
+KIND, ARRAYS, META = encode(SEALED[:2])
 
 
 def opens_as_it_was_sealed(record) -> bool:
@@ -28,7 +27,7 @@ def opens_as_it_was_sealed(record) -> bool:
 
 @given(st.binary(max_size=400) | st.sampled_from(FILES).flatmap(damaged))
 def test_sealed_files(data):
-    assert opens_as_it_was_sealed(attempt(record_from_bytes, data))
+    assert opens_as_it_was_sealed(attempt(from_bytes, data))
 
 
 @given(altered(META), st.sampled_from(sorted(ARRAYS)), st.data())
@@ -43,5 +42,5 @@ def test_sealed_messages(meta, name, data):
         ({**ARRAYS, name: changed}, META),
         ({key: value for key, value in ARRAYS.items() if key != name}, META),
     ):
-        records = attempt(decode_records, KIND, arrays, names) or []
+        records = attempt(decode, KIND, arrays, names) or []
         assert all(map(opens_as_it_was_sealed, records))

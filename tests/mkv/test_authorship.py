@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedit_app.mkv import decode, encode, from_bytes, to_bytes
+from fedit_app.mkv import mkv_from_bytes, to_bytes
 from fedit_app.mkv.authorship import SigningKey, is_signed_by
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.open_form import decode_open, encode_open
 from fedit_app.mkv.record import Authorship
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.support.errors import FedEditError
@@ -46,10 +47,10 @@ def test_it_is_of_this_mkv_under_this_name_alone(signed, change):
 
 def test_it_travels_with_the_mkv(signed, make_mkvs):
     unsigned = make_mkvs(2)[1]
-    arrived = decode(*encode([signed, unsigned]))
+    arrived = decode_open(*encode_open([signed, unsigned]))
     assert [one.author for one in arrived] == [signed.author, None]
-    assert from_bytes(to_bytes(signed)).author == signed.author
-    assert "authors" not in encode([unsigned])[1]
+    assert mkv_from_bytes(to_bytes(signed)).author == signed.author
+    assert "authors" not in encode_open([unsigned])[1]
 
     sealer = Sealer(FederationKey.new(), "sealed", signed.fingerprint, 32)
     (sealed,) = sealer.seal([signed])
@@ -63,11 +64,11 @@ def test_it_travels_with_the_mkv(signed, make_mkvs):
     "author", [["a"], ["a", "b", "c"], ["a", 1], "ab", ["a", "x" * 2000], ["a", "\n"], None]
 )
 def test_what_is_no_author_is_refused(signed, author):
-    arrays, meta = encode([signed])
+    arrays, meta = encode_open([signed])
     with pytest.raises(FedEditError, match="author"):
-        decode(arrays, meta | {"authors": [author]})
+        decode_open(arrays, meta | {"authors": [author]})
     with pytest.raises(FedEditError, match="length"):
-        decode(arrays, meta | {"authors": []})
+        decode_open(arrays, meta | {"authors": []})
 
 
 def test_a_key_that_cannot_sign(tmp_path):

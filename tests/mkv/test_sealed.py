@@ -5,14 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fedit_app.mkv import create, to_bytes
+from fedit_app.mkv import create, decode, encode, from_bytes, mkv_from_bytes, to_bytes
 from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.mkv.records import decode_records, encode_records, record_from_bytes, record_to_bytes
 from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.mkv.sealed import SKETCHES
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.mkv.sketch import Sketcher
-from fedit_app.mkv.wire import from_bytes
 from fedit_app.pool import MKVPool, SelectionConfig
 from fedit_app.support.errors import FedEditError
 
@@ -42,10 +40,10 @@ def test_what_is_sealed_opens(sealer, mkvs):
 
 
 def test_the_same_mkv_gives_the_same_bytes_on_every_node(sealer, mkvs):
-    first = [record_to_bytes(one) for one in sealer.seal(mkvs)]
+    first = [to_bytes(one) for one in sealer.seal(mkvs)]
     other = Sealer(FederationKey(KEY.secret), PUBLIC, FINGERPRINT, WIDTH)
 
-    assert [record_to_bytes(one) for one in other.seal(mkvs)] == first
+    assert [to_bytes(one) for one in other.seal(mkvs)] == first
     renamed = dataclasses.replace(mkvs[0], node="school")
     (again,) = sealer.seal([renamed])
     assert again.id == sealer.seal(mkvs)[0].id
@@ -63,7 +61,7 @@ def test_ids_go_both_ways_and_say_nothing(sealer, mkvs):
 
 def test_nothing_of_an_mkv_stands_in_its_sealed_form(sealer, mkvs):
     """Neither its vectors, in any of the forms in which they are ever written, nor its names."""
-    everything = b"".join(record_to_bytes(one) for one in sealer.seal(mkvs))
+    everything = b"".join(to_bytes(one) for one in sealer.seal(mkvs))
     for mkv in mkvs:
         for vector in (*mkv.keys, *mkv.shifts, mkv.v_star, mkv.h0, mkv.delta):
             units = vector / np.linalg.norm(vector)
@@ -124,17 +122,17 @@ def test_what_a_fellow_node_sealed_wrongly_is_noticed(sealer, mkvs):
 
 def test_wire_and_bytes_round_trip(sealer, mkvs):
     sealed = sealer.seal(mkvs)
-    kind, arrays, meta = encode_records(sealed)
-    arrived = decode_records(kind, arrays, meta)
+    kind, arrays, meta = encode(sealed)
+    arrived = decode(kind, arrays, meta)
 
     assert kind == "sealed-mkv"
     assert [fields(sealer.open(one)) for one in arrived] == [fields(mkv) for mkv in mkvs]
     for one in sealed:
-        assert record_to_bytes(record_from_bytes(record_to_bytes(one))) == record_to_bytes(one)
+        assert to_bytes(from_bytes(to_bytes(one))) == to_bytes(one)
     with pytest.raises(FedEditError, match="sealed; only a node"):
-        from_bytes(record_to_bytes(sealed[0]))
+        mkv_from_bytes(to_bytes(sealed[0]))
     with pytest.raises(FedEditError, match="open and sealed"):
-        encode_records([mkvs[0], sealed[0]])
+        encode([mkvs[0], sealed[0]])
 
 
 def nan(array):
@@ -167,20 +165,20 @@ WRONG = {
 
 @pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
 def test_a_wrong_message_is_refused(sealer, mkvs, spoil):
-    kind, arrays, meta = encode_records(sealer.seal(mkvs))
+    kind, arrays, meta = encode(sealer.seal(mkvs))
     spoil(arrays, meta)
     with pytest.raises(FedEditError):
-        decode_records(kind, arrays, meta)
+        decode(kind, arrays, meta)
 
 
 def test_corrupt_bytes_never_do_more_than_be_refused(sealer, mkvs):
     random = np.random.default_rng(0)
-    data = record_to_bytes(sealer.seal(mkvs[:1])[0])
+    data = to_bytes(sealer.seal(mkvs[:1])[0])
     for _ in range(500):
         damaged = bytearray(data)
         damaged[random.integers(len(data))] = random.integers(256)
         try:
-            found = sealer.open(record_from_bytes(bytes(damaged)))
+            found = sealer.open(from_bytes(bytes(damaged)))
         except FedEditError:
             continue
         assert fields(found) == fields(mkvs[0])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from fedit_app.mkv import MKV, PRECISIONS, decode, encode, from_bytes, to_bytes
+from fedit_app.mkv import MKV, PRECISIONS, mkv_from_bytes, to_bytes
+from fedit_app.mkv.open_form import decode_open, encode_open
 from fedit_app.mkv.packing import PACKED_FIELDS, VECTOR_FIELDS, content_id
 from fedit_app.support.errors import FedEditError
 
@@ -31,15 +32,15 @@ def mkvs(make_mkvs, precision) -> list[MKV]:
 
 
 def test_decode_inverts_encode_bit_for_bit(mkvs):
-    arrays, meta = encode(mkvs)
-    for found, expected in zip(decode(arrays, meta), mkvs, strict=True):
+    arrays, meta = encode_open(mkvs)
+    for found, expected in zip(decode_open(arrays, meta), mkvs, strict=True):
         assert_same(found, expected)
         assert (found.node, found.slot) == (expected.node, expected.slot)
 
 
 def test_encode_inverts_decode_bit_for_bit(mkvs):
-    arrays, meta = encode(mkvs)
-    arrays_again, meta_again = encode(decode(arrays, meta))
+    arrays, meta = encode_open(mkvs)
+    arrays_again, meta_again = encode_open(decode_open(arrays, meta))
     assert meta_again == meta
     for name in PACKED_FIELDS:
         assert arrays_again[name].dtype == arrays[name].dtype
@@ -47,7 +48,7 @@ def test_encode_inverts_decode_bit_for_bit(mkvs):
 
 
 def test_shapes_and_types_of_the_wire_form(mkvs, precision):
-    arrays, meta = encode(mkvs)
+    arrays, meta = encode_open(mkvs)
     found = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
     assert found == {
         "keys": ((5, 2, 12), precision),
@@ -65,7 +66,7 @@ def test_shapes_and_types_of_the_wire_form(mkvs, precision):
 
 
 def test_an_element_takes_the_bytes_of_its_precision(mkvs, precision):
-    arrays, _ = encode(mkvs[:1])
+    arrays, _ = encode_open(mkvs[:1])
     elements = 2 * 12 + 2 * 8 + 8 + 8
     scales = 4 * (2 + 2 + 1 + 1)
     size = {"int8": 1, "float16": 2, "float32": 4}[precision]
@@ -74,38 +75,38 @@ def test_an_element_takes_the_bytes_of_its_precision(mkvs, precision):
 
 def test_no_mkvs_make_no_message(mkvs):
     with pytest.raises(FedEditError, match="holds 1 to"):
-        encode([])
-    arrays, meta = encode(mkvs)
+        encode_open([])
+    arrays, meta = encode_open(mkvs)
     arrays = {name: array[:0] for name, array in arrays.items()}
     with pytest.raises(FedEditError, match="1 to"):
-        decode(arrays, meta | {"ids": [], "nodes": [], "slots": []})
+        decode_open(arrays, meta | {"ids": [], "nodes": [], "slots": []})
 
 
 def test_encode_refuses_a_mixture(make_mkvs):
     others = {"fingerprint": "model-b"}, {"d_ff": 13}, {"precision": "float32"}
     for other in (make_mkvs(1, **changes) for changes in others):
         with pytest.raises(FedEditError, match="cannot share"):
-            encode(make_mkvs(1) + other)
+            encode_open(make_mkvs(1) + other)
 
 
 def test_another_fingerprint_is_refused(mkvs):
-    arrays, meta = encode(mkvs)
+    arrays, meta = encode_open(mkvs)
     with pytest.raises(FedEditError, match="another model"):
-        decode(arrays, meta | {"fingerprint": "model-b"})
+        decode_open(arrays, meta | {"fingerprint": "model-b"})
 
 
 def test_arrays_of_another_precision_are_refused(mkvs, precision):
-    arrays, meta = encode(mkvs)
+    arrays, meta = encode_open(mkvs)
     for other in set(PRECISIONS) - {precision}:
         with pytest.raises(FedEditError, match=f"{precision} found; it has to be {other}"):
-            decode(arrays, meta | {"precision": other})
+            decode_open(arrays, meta | {"precision": other})
     with pytest.raises(FedEditError, match="precision 'int4' must be one of int8, float16"):
-        decode(arrays, meta | {"precision": "int4"})
+        decode_open(arrays, meta | {"precision": "int4"})
 
 
 def test_the_same_id_twice_is_refused(mkvs):
     with pytest.raises(FedEditError, match="once"):
-        decode(*encode([mkvs[0], mkvs[0]]))
+        decode_open(*encode_open([mkvs[0], mkvs[0]]))
 
 
 WRONG_SCALES = (np.inf, np.nan, -1.0, -0.0, 1e-30, 1e30, 3e38, 0.0)
@@ -123,52 +124,52 @@ WRONG_NUMBERS = {
     + [(name, "keys", number) for name in PRECISIONS for number in WRONG_NUMBERS[name]],
 )
 def test_values_no_sender_packs_are_refused_even_with_a_matching_id(mkvs, name, value):
-    arrays, meta = encode(mkvs[:1])
+    arrays, meta = encode_open(mkvs[:1])
     arrays[name][...] = value
     meta["ids"] = [content_id(FINGERPRINT, {field: arrays[field][0] for field in PACKED_FIELDS})]
     with pytest.raises(FedEditError, match="no sender packs|finite activation"):
-        decode(arrays, meta)
+        decode_open(arrays, meta)
 
 
 def test_a_scale_beside_zeros_is_refused(mkvs):
-    arrays, meta = encode(mkvs[:1])
+    arrays, meta = encode_open(mkvs[:1])
     arrays["h0"][...] = 0
     meta["ids"] = [content_id(FINGERPRINT, {field: arrays[field][0] for field in PACKED_FIELDS})]
     with pytest.raises(FedEditError, match="`h0_scale`: holds a vector that no sender packs"):
-        decode(arrays, meta)
+        decode_open(arrays, meta)
     arrays["h0_scale"][...] = 0
     meta["ids"] = [content_id(FINGERPRINT, {field: arrays[field][0] for field in PACKED_FIELDS})]
-    assert not decode(arrays, meta)[0].h0.any()
+    assert not decode_open(arrays, meta)[0].h0.any()
 
 
 def test_too_many_mkvs_are_refused(mkvs):
-    arrays, meta = encode(mkvs[:1])
+    arrays, meta = encode_open(mkvs[:1])
     n = 100_001
     arrays = {name: np.broadcast_to(array, (n, *array.shape[1:])) for name, array in arrays.items()}
     with pytest.raises(FedEditError, match="1 to 100000"):
-        decode(arrays, meta | {name: meta[name] * n for name in ("ids", "nodes", "slots")})
+        decode_open(arrays, meta | {name: meta[name] * n for name in ("ids", "nodes", "slots")})
 
 
 def test_an_mkv_of_more_elements_than_any_model_needs_is_refused_unread(mkvs):
-    arrays, meta = encode(mkvs[:1])
+    arrays, meta = encode_open(mkvs[:1])
     for name, axis in (("keys", 2), ("shifts", 2), ("v_star", 1), ("h0", 1)):
         shape = list(arrays[name].shape)
         shape[axis] = 2**40
         arrays[name] = np.broadcast_to(arrays[name].reshape(-1)[0], shape)
     with pytest.raises(FedEditError, match="at most 4194304"):
-        decode(arrays, meta)
+        decode_open(arrays, meta)
 
 
 @pytest.mark.parametrize("name", ["ids", "nodes", "slots", "fingerprint", "precision"])
 def test_what_cannot_be_printed_is_refused(mkvs, name):
-    arrays, meta = encode(mkvs)
+    arrays, meta = encode_open(mkvs)
     nested = []
     for _ in range(100_000):
         nested = [nested]
     for value in (10**5000, nested):
         changed = [value] * len(mkvs) if isinstance(meta[name], list) else value
         with pytest.raises(FedEditError):
-            decode(arrays, meta | {name: changed})
+            decode_open(arrays, meta | {name: changed})
 
 
 def corrupt_message(random: np.random.Generator, arrays: dict, meta: dict) -> None:
@@ -223,10 +224,10 @@ def test_random_corruptions_of_a_message(mkvs):
     originals = {mkv.id: mkv for mkv in mkvs}
     refused = 0
     for _ in range(2000):
-        arrays, meta = encode(mkvs)
+        arrays, meta = encode_open(mkvs)
         corrupt_message(random, arrays, meta)
         try:
-            found = decode(arrays, meta)
+            found = decode_open(arrays, meta)
         except FedEditError:
             refused += 1
             continue
@@ -237,18 +238,18 @@ def test_random_corruptions_of_a_message(mkvs):
 
 @pytest.mark.parametrize("junk", [*JUNK, np.zeros(3)])
 def test_junk_instead_of_a_message(mkvs, junk):
-    arrays, meta = encode(mkvs)
+    arrays, meta = encode_open(mkvs)
     for wrong in ((junk, meta), (arrays, junk)):
         with pytest.raises(FedEditError):
-            decode(*wrong)
+            decode_open(*wrong)
     with pytest.raises(FedEditError):
-        from_bytes(junk)
+        mkv_from_bytes(junk)
 
 
 def test_bytes_round_trip(mkvs):
     for mkv in mkvs:
         data = to_bytes(mkv)
-        found = from_bytes(data)
+        found = mkv_from_bytes(data)
         assert_same(found, mkv)
         assert (found.node, found.slot) == (mkv.node, mkv.slot)
         assert to_bytes(found) == data
@@ -274,7 +275,7 @@ def test_random_corruptions_of_bytes(mkvs):
             case 4:
                 damaged[:8] = int(random.integers(2**63)).to_bytes(8, "little")
         try:
-            found = from_bytes(bytes(damaged))
+            found = mkv_from_bytes(bytes(damaged))
         except FedEditError:
             refused += 1
             continue
@@ -283,23 +284,23 @@ def test_random_corruptions_of_bytes(mkvs):
 
 
 def test_bytes_of_several_mkvs_are_refused(mkvs):
-    arrays, meta = encode(mkvs[:2])
+    arrays, meta = encode_open(mkvs[:2])
     with pytest.raises(FedEditError, match="it has to hold one"):
-        from_bytes(save(arrays, metadata={"mkv": json.dumps(meta)}))
+        mkv_from_bytes(save(arrays, metadata={"mkv": json.dumps(meta)}))
 
 
 def test_a_header_larger_than_any_of_ours_is_not_parsed(mkvs, monkeypatch):
-    arrays, meta = encode(mkvs[:1])
+    arrays, meta = encode_open(mkvs[:1])
     monkeypatch.setattr("fedit_app.mkv.wire.load", None)
     for metadata in (
         {"mkv": json.dumps(meta), "more": "x" * 2**16},
         {str(i): "" for i in range(9999)},
     ):
         with pytest.raises(FedEditError, match="a header of .* bytes found"):
-            from_bytes(save(arrays, metadata=metadata))
+            mkv_from_bytes(save(arrays, metadata=metadata))
 
 
 def test_the_longest_names_fit_into_the_header(make_mkvs):
     name = "\U0001f3e6" * 1024
     (mkv,) = make_mkvs(1, node=name, fingerprint=name)
-    assert from_bytes(to_bytes(mkv)).node == name
+    assert mkv_from_bytes(to_bytes(mkv)).node == name

@@ -141,7 +141,7 @@ def test_ranking_reads_no_payload(pool, make_mkvs, monkeypatch):
         return select(self, columns)
 
     monkeypatch.setattr(LanceEmptyQueryBuilder, "select", recording_select)
-    monkeypatch.setattr("fedit_app.pool.pool.record_from_bytes", None)
+    monkeypatch.setattr("fedit_app.pool.pool.from_bytes", None)
     assert len(list(pool.blocks("delta", FINGERPRINT))) == 1
     pool.nearest({"n": mkvs[0].lookup_key[None]}, "key", FINGERPRINT, 0.5, 1)
     assert read == [["id", "node", "slot", "delta"], ["id", "node", "slot", "key"]]
