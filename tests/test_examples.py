@@ -52,6 +52,7 @@ def test_the_notebook_runs_from_top_to_bottom(folder):  # noqa: F811
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
     assert "of 2 facts decoded" in text and "1 edit left" in text
+    assert re.search(r"^1 +Edinburgh", text, re.M), "no table"
 
 
 def test_the_readmes_first_lines_of_python_run(folder, tmp_path, monkeypatch):  # noqa: F811

@@ -174,7 +174,9 @@ class Table:
         from rich.console import Console
 
         stream = io.StringIO()
-        Console(file=stream, width=_UNLIMITED, color_system=None).print(self.drawn())
+        Console(file=stream, width=_UNLIMITED, color_system=None, force_jupyter=False).print(
+            self.drawn()
+        )
         return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
