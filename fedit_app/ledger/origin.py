@@ -1,4 +1,4 @@
-"""What a ledger was made with, kept beside it, so that its edited model can be made again."""
+"""Model and settings of a ledger, kept beside it, so that its edited model can be rebuilt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Origin:
 
 
 def write_origin(folder: Path, node: str, simulated: bool, config: RunConfig) -> None:
-    """Note with what a ledger is used.
+    """Record the settings with which a ledger is used.
 
     Args:
         folder: of the ledger.
@@ -49,7 +49,7 @@ def write_origin(folder: Path, node: str, simulated: bool, config: RunConfig) ->
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What `write_origin` has noted; None of a ledger that was not made by a run.
+    """What `write_origin` has recorded; None if no run has used the ledger.
 
     Raises:
         FedEditError: it cannot be read.
@@ -63,6 +63,7 @@ def read_origin(folder: Path) -> Origin | None:
         not isinstance(values[name], kind) for name, kind in kinds.items()
     ):
         raise FedEditError(
-            f"{file}: must hold node, simulated and the table run; the next run writes it anew"
+            f"{file}: must hold node, simulated and the table run; delete it, the next run writes "
+            "a new one"
         )
     return Origin(**values)

@@ -1,8 +1,8 @@
-"""Taking MKVs out of a ledger so that nothing but the rest decides what the model says.
+"""Taking MKVs out of a ledger, as if they had never been in it.
 
-Dropping an MKV is exact for the weights (see `editing.ledger`). What it has changed among the
-others is undone here as well: own requests go back to the MKV that fulfilled them before, and those
-that it overruled are settled anew among themselves.
+For the weights, dropping an MKV is exact (see `Ledger.vectors`). Its effects on the other MKVs are
+undone here as well: own requests go back to the MKV that fulfilled them before, and the MKVs that
+it overruled are settled again among themselves.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def take_out(
     refusal: str = "",
     author: str = "",
 ) -> None:
-    """Take MKVs out of a ledger, as if it had never had them; make it a step of the ledger.
+    """Take MKVs out of a ledger, inside a step of the ledger.
 
     Args:
         ledger: the ledger, or a copy of it in memory.
         ids: MKVs of it.
         history: the records of its journal.
         config: the run configuration: how conflicts are settled.
-        refusal: why they are not to come back; "": they may.
-        author: the ledger's node, whose own MKVs are withdrawn if they are refused, with the
-            requests that they fulfil; "": none are.
+        refusal: why they are not accepted again; "": they may be.
+        author: the ledger's node. Its own MKVs are withdrawn if they are refused, with the requests
+            that they fulfil; "": none are.
     """
     gone, entries = set(ids), ledger.entries
     own = {id_ for id_ in gone if refusal and author and entries[id_].mkv.node == author}
@@ -73,11 +73,11 @@ def take_withdrawn(
     slot: int,
     config: RunConfig,
 ) -> None:
-    """Take out what its authors have withdrawn; nobody but its author can make a node do so.
+    """Take out MKVs that their authors have withdrawn; other nodes cannot withdraw them.
 
     Args:
         ledger: the node's.
-        node: its name; what it has computed itself stays.
+        node: its name; MKVs that it has computed itself stay.
         withdrawn: id -> names of the nodes that have withdrawn it, as the server says.
         slot: the time slot.
         config: the run configuration.

@@ -1,7 +1,7 @@
-"""What a node's own policy lets through, as plain decisions; the server has no say in them.
+"""What a node's own policy accepts, as plain decisions; the server has no say in them.
 
-An MKV's origin is the name that its node gave it and the server passed on: trusting a node by name
-is trusting the server not to change it.
+An MKV's origin is the name that its node gave it and the server passed on: to trust a node by name
+is to trust the server not to change it, unless the node asks for signatures (`identity`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from fedit_app.mkv import MKV
 if TYPE_CHECKING:  # both need torch
     from fedit_app.evaluation.metrics import RequestScore
     from fedit_app.ledger.entries import LedgerEntry
-
-UNTRUSTED = "untrusted node"
-OVER_LIMIT = "site limit"
 
 MOST_TRIALS = 24
 
@@ -42,7 +39,7 @@ class ProbeCheck:
 
 
 def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> list[MKV]:
-    """The MKVs of trusted nodes. Comes before anything that compares MKVs with each other.
+    """The MKVs of trusted nodes.
 
     Args:
         offered: served MKVs.
@@ -52,12 +49,12 @@ def sift_origins(offered: Sequence[MKV], trusted: Collection[str] | None) -> lis
 
 
 def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> list[MKV]:
-    """As many MKVs as the node still takes in this slot. Comes after all other checks.
+    """As many MKVs as the node still accepts in this slot.
 
     Args:
         fitting: MKVs that could be accepted, the most similar first.
-        most: how many the node takes per slot; None for any number.
-        accepted: how many it has taken in this slot, see `accepted_from_others`.
+        most: how many the node accepts per slot; None for any number.
+        accepted: how many it has accepted in this slot, see `accepted_from_others`.
     """
     return list(fitting if most is None else fitting[: max(0, most - accepted)])
 
@@ -65,15 +62,15 @@ def sift_surplus(fitting: Sequence[MKV], most: int | None, accepted: int) -> lis
 def sift_spoilers(
     offered: Sequence[MKV], harmless: Callable[[Sequence[MKV]], bool], most: int = MOST_TRIALS
 ) -> list[MKV]:
-    """The MKVs that may be accepted together, found by halving whatever does harm.
+    """The MKVs that may be accepted together, found by halving every part that does harm.
 
-    Each part is tried on top of what was found harmless before it; one culprit among n takes about
-    2 log2 n trials. What is undecided when the trials are used up stays out.
+    Each part is tried together with all that was found harmless before; one harmful MKV among n
+    takes about 2 log2 n trials. MKVs that are undecided after the last trial are left out.
 
     Args:
         offered: MKVs, the most similar first.
-        harmless: whether the node's probes stand it that these are accepted.
-        most: how often `harmless` is asked.
+        harmless: whether accepting these keeps the loss on the node's probes within the budget.
+        most: how often `harmless` is called.
     """
     kept: list[MKV] = []
     waiting = [list(offered)] if offered else []
@@ -92,8 +89,7 @@ def sift_spoilers(
 def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:
     """How many MKVs of others a ledger has accepted in a slot's re-edit.
 
-    With it a repeated message does not get a second allowance. An MKV that fulfils an own request
-    was asked for by this node and does not count.
+    So a repeated message gets no second allowance. MKVs that fulfil an own request do not count.
 
     Args:
         entries: the ledger's.
@@ -108,11 +104,11 @@ def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -
 def check_probes(
     before: Sequence[RequestScore], after: Sequence[RequestScore], budget: float
 ) -> ProbeCheck:
-    """Decide whether a re-edit has cost too much.
+    """Decide whether a re-edit exceeds the budget of the node's probes.
 
-    A probe is a fact as an edit request states it, and its worth the mean of its efficacy, its
-    paraphrase and its neighborhood share. A probe without paraphrase and neighborhood prompts is
-    right or wrong, and the loss then is the share of the probes that turned wrong.
+    The score of a probe is the mean of its efficacy, paraphrase and neighborhood shares. A probe
+    without paraphrase and neighborhood prompts is right or wrong, and the loss then is the share of
+    the probes that turned wrong.
 
     Args:
         before: n scores of the probes without the re-edit.
@@ -120,7 +116,7 @@ def check_probes(
         budget: the loss that is allowed, 0 .. 1.
 
     Raises:
-        ValueError: the two do not score equally many probes.
+        ValueError: the two have different lengths.
     """
     falls = [max(0.0, _worth(old) - _worth(new)) for old, new in zip(before, after, strict=True)]
     loss = sum(falls) / len(falls) if falls else 0.0

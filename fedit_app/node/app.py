@@ -1,8 +1,8 @@
-"""The ClientApp: hands every message to the node's handlers, and their answer back to Flower.
+"""The ClientApp: passes every message to the node's handlers, and their answer back to Flower.
 
-In a simulation the handlers run in this process. On a real node Flower starts a process for every
-message, so they run in the node's resident process, which keeps the model; this one then imports
-neither torch nor transformers.
+In a simulation the handlers run in this process. On a real node Flower starts a process per
+message, so the handlers run in the node's resident process, which keeps the model in memory. The
+ClientApp process then imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = ClientApp()
 @app.train()
 @app.evaluate()
 def answer(message: Message, context: Context) -> Message:
-    """Answer a message; an error becomes an answer that names it."""
+    """Answer a message; an error becomes an answer that states it."""
     set_up_logging()
     call = Call(
         message.metadata.message_type,
@@ -51,7 +51,7 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def _ask(call: Call, content: RecordDict) -> RecordDict:
-    """Let the node's handlers answer, where they are to run."""
+    """The answer of the node's handlers, in the resident process if the node has one."""
     if not is_simulated(call.node_config):
         from fedit_app.node.resident import WorkerSettings, ask
 

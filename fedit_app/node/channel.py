@@ -1,9 +1,9 @@
-"""What passes between a node's ClientApp and its resident process, over a private unix socket.
+"""Messages between a node's ClientApp and its resident process, over a private unix socket.
 
 Both sides prove that they know the key (HMAC, see `multiprocessing.connection`) before anything
-else is read. Then the resident process says what it is, and a message goes each way: a head (JSON),
-Flower's records without the data of their arrays, and every array's data in a frame of its own, so
-that no side ever holds a copy of a whole message.
+else is read. Then the resident process sends a greeting, and one message goes each way: a head
+(JSON), Flower's records without the data of their arrays, and the data of each array in a frame of
+its own, so that neither side holds a second copy of a whole message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def connect(address: str, key: bytes) -> Connection:
     """The ClientApp's end of a connection.
 
     Raises:
-        OSError, EOFError: nobody listens, or the other side ended.
+        OSError, EOFError: no process listens, or it has ended.
         multiprocessing.AuthenticationError: the other side has another key.
     """
     return Client(address, "AF_UNIX", authkey=key)
@@ -42,12 +42,12 @@ def welcome(accepted: socket.socket, key: bytes) -> Connection:
     """The resident process's end of a connection.
 
     Args:
-        accepted: what its listening socket has accepted; it belongs to the connection from now on.
+        accepted: the accepted socket; the connection owns it from now on.
         key: the key.
 
     Raises:
         multiprocessing.AuthenticationError: the other side does not know the key.
-        OSError, EOFError: the other side has gone.
+        OSError, EOFError: the other side has ended.
     """
     accepted.setblocking(True)
     connection = Connection(accepted.detach())
@@ -61,12 +61,12 @@ def welcome(accepted: socket.socket, key: bytes) -> Connection:
 
 
 def send_greeting(connection: Connection, greeting: Mapping[str, Any]) -> None:
-    """Say what this process is, as JSON."""
+    """Send what this process is, as JSON."""
     connection.send_bytes(json.dumps(dict(greeting)).encode())
 
 
 def receive_greeting(connection: Connection) -> Any:
-    """What the other side says that it is; of whatever shape another version of it has."""
+    """The other side's greeting; another version of it may send JSON of any shape."""
     return json.loads(connection.recv_bytes(_MOST_GREETING))
 
 
@@ -103,7 +103,7 @@ def receive(connection: Connection) -> tuple[dict[str, Any], RecordDict]:
     """The head and content of the message that the other side sends.
 
     Raises:
-        OSError, EOFError: the other side ended, or sends more than `MOST_BYTES`.
+        OSError, EOFError: the other side has ended, or sends more than `MOST_BYTES`.
     """
     left = MOST_BYTES + _MOST_FRAMING
 

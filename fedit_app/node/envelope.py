@@ -1,7 +1,7 @@
-"""What a node's MKVs, ids and lookup keys become on their way to the server, and back.
+"""The form in which a node's MKVs, ids and lookup keys go to the server, and come back.
 
-In a sealed run the server gets what it can rank and pass on, and nothing that it can read. Ledger
-and pool call an MKV by two names then: the node translates.
+In a sealed run the server gets what it can rank and pass on, and nothing that it can read. An MKV
+then has one id in the ledger and another in the pool: the envelope translates.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Envelope:
         """The MKVs that the server sends.
 
         Raises:
-            FedEditError: the message is damaged, or meant for another federation.
+            FedEditError: the message is damaged, or of another federation.
         """
         mkvs: list[MKV] = []
         rejections: Counter[str] = Counter()
@@ -89,15 +89,15 @@ class Envelope:
         return Unpacked(mkvs, dict(rejections))
 
     def id_out(self, id_: str) -> str:
-        """What the server calls an MKV of the ledger."""
+        """The server's id of an MKV of the ledger."""
         return id_
 
     def id_in(self, id_: str) -> str:
-        """What the ledger calls an MKV of the server's; the inverse of `id_out`."""
+        """The ledger's id of an MKV of the server; the inverse of `id_out`."""
         return id_
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
-        """What the server looks for instead of lookup keys `(n, d_ff)`: `(n, m)`."""
+        """Lookup keys `(n, d_ff)` as the server gets them: `(n, m)`."""
         return keys.astype(np.float32)
 
     def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
@@ -163,7 +163,7 @@ def federation_key(
     """The key with which a node seals in a run; None in one that is not sealed.
 
     The virtual nodes of a simulation make one in the run folder. A real node has it in a file, and
-    its policy says whether it takes part without.
+    its policy says whether it takes part in runs that are not sealed.
 
     Args:
         config: the run configuration.

@@ -1,7 +1,7 @@
-"""What a node answers: each handler unpacks a message, asks the `Participant`, packs its answer.
+"""The node's handlers: each unpacks a message, asks the `Participant`, and packs its answer.
 
-Nothing of a request's text leaves a node: an error that was not foreseen is reported by its type
-only, and read in full in the node's own log.
+Nothing of a request's text leaves a node: of an unexpected error only the type is reported; the
+node's own log has all of it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Answer(NamedTuple):
     """A node's answer to a message.
 
     Attributes:
-        content: what goes back to the server; an error, too, is an answer.
-        sound: False after an error that nobody foresaw: no further message should meet this
-            process.
+        content: what goes back to the server; an error is an answer, too.
+        sound: False after an unexpected error: this process should answer no further message.
     """
 
     content: RecordDict
@@ -79,7 +78,7 @@ def answer(call: Call, content: RecordDict) -> Answer:
     except Exception as error:
         logger.exception("node %s: %s failed", name, stage)
         found = Answer(pack_error(name, stage, error), sound=False)
-    torch.cuda.empty_cache()  # others on this device may need what no model lies in
+    torch.cuda.empty_cache()  # other processes on this device may need the memory
     seconds = time.perf_counter() - started
     note_seconds(found.content, seconds)
     logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
@@ -95,7 +94,7 @@ def _slot(content: RecordDict) -> str:
 
 
 def hello(content: RecordDict, participant: Participant) -> RecordDict:
-    """Introduce the node, and hand over the lookup keys of the slot with which the run goes on."""
+    """Introduce the node, and send the lookup keys of the slot with which it begins."""
     asked = unpack_info(content)
     theirs = asked.get("version"), asked.get("numerics")
     if theirs != (VERSION, NUMERICS_VERSION):

@@ -1,9 +1,9 @@
 """Who a node is to the others: what it signs with, and whose signatures it asks for.
 
 Nodes of a simulation share one machine and one operator, so a signature would prove nothing there:
-they neither sign nor ask. A real node signs with the key by which the server knows it. Whom it
-trusts stands in a list that its operator keeps: to trust what comes first would be to trust the
-server, which all of it passes.
+they neither sign nor check. A real node signs with the key by which the server knows it. Its
+operator keeps a list of the keys that it trusts: to trust the first key that arrives would be to
+trust the server, through which all keys would come.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class Identity:
 
     Attributes:
         key: its own key; None: it does not sign.
-        peers: node -> its public keys; None: signatures are not looked at.
+        peers: node -> its public keys; None: signatures are not checked.
     """
 
     key: SigningKey | None = None
     peers: Mapping[str, frozenset[str]] | None = None
 
     def signed(self, mkv: MKV) -> MKV:
-        """An own MKV as it leaves the node."""
+        """An own MKV with the node's signature, if it signs."""
         return mkv if self.key is None else self.key.sign(mkv)
 
     def accepts(self, mkv: MKV) -> bool:
-        """Whether an MKV is of the node that it names, as far as this one wants to know."""
+        """Whether an MKV is signed by the node that it names, if signatures are checked."""
         return self.peers is None or is_signed_by(mkv, self.peers.get(mkv.node, ()))
 
 
 def identity_of(name: str, node_config: Mapping[str, ConfigValue], policy: Policy) -> Identity:
-    """What a node's operator has given it.
+    """The keys that a node's operator has configured.
 
     Args:
         name: the node's name.

@@ -1,7 +1,7 @@
-"""A node's part of the protocol, without Flower: what it does when it is asked.
+"""A node's part of the protocol, without Flower: one method per message.
 
-Between two messages nothing is kept but the ledger on the node's own disk; a model that this
-process has loaded before is used again.
+Between two messages a node keeps its ledger on its own disk, and nothing else; a process that has
+loaded the model before uses it again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Participant:
 
     @functools.cached_property
     def envelope(self) -> Envelope:
-        """What turns this node's MKVs into what the server gets, and back."""
+        """Turns this node's MKVs into the form that the server gets, and back."""
         components, precision = self.workbench.components, self.workbench.precision
         if self._key is None:
             return Envelope(components, precision, self._identity)
@@ -86,9 +86,9 @@ class Participant:
         return SealedEnvelope(components, precision, self._identity, self._key, width)
 
     def everybody(self) -> dict[str, list[list[EditRequest]]]:
-        """Every node's requests per slot; in a simulation only, elsewhere just the node's own.
+        """Every node's requests per slot in a simulation, elsewhere the node's own.
 
-        A node whose file is faulty has reported that itself and is left out here.
+        A node whose file cannot be read reports that itself and is left out here.
         """
         found = {self.name: self.slots}
         for peer in self._peers:
@@ -104,7 +104,7 @@ class Participant:
         return Ledger.open(folder, self.workbench.fingerprint)
 
     def _used_ledger(self, owner: str = "") -> Ledger:
-        """The same, with a note of what it is used with."""
+        """The same, with a record of the settings with which it is used."""
         folder = ledger_folder(self.config, self._run_id, owner or self.name)
         ledger = self.ledger(owner)
         write_origin(folder, owner or self.name, bool(self._peers), self.config)
@@ -121,17 +121,17 @@ class Participant:
         return self.workbench.lookup_keys(requests).float().numpy()
 
     def hello(self, slot: int) -> dict[str, Any]:
-        """Who this node is, what its MKVs are to be measured on, and what its ledger has.
+        """Who this node is, what its MKVs belong to, and what its ledger holds.
 
         Args:
-            slot: the slot with which the run begins or goes on; what the ledger got in it or
-                later will be said again.
+            slot: the slot with which the run begins or resumes; MKVs that the ledger got in it or
+                later are left out.
         """
         requests = [len(requests) for requests in self.slots]
         left_out = len(self._data.read()) - sum(requests)
         if left_out:
             logger.warning(
-                "node %s: %d requests lie behind slot %d and are left out",
+                "node %s: %d requests are after slot %d and are left out",
                 self.name,
                 left_out,
                 self.config.num_slots,

@@ -1,8 +1,8 @@
-"""What a node has refused to learn from, in a file beside its ledger: `quarantine.json`.
+"""The MKVs that failed a node's screening, in a file beside its ledger: `quarantine.json`.
 
     {"version": 1, "mkvs": [{"id", "node", "slot", "reason", "value", "bound"}, ...]}
 
-The vectors are not kept: the server's pool has them.
+Their vectors are not kept; the server's pool has them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VERSION = 1
 
 
 def quarantine(folder: Path | None, mkvs: Iterable[MKV], faults: Mapping[str, Fault]) -> None:
-    """List MKVs that failed the screening; each id once, the last `MOST_LISTED` of them.
+    """Add MKVs that failed the screening; every id is listed once, the last `MOST_LISTED` stay.
 
     Args:
         folder: the ledger's; None only logs.
@@ -35,7 +35,7 @@ def quarantine(folder: Path | None, mkvs: Iterable[MKV], faults: Mapping[str, Fa
         faults: id -> why it failed.
 
     Raises:
-        FedEditError: the list that is there cannot be read.
+        FedEditError: the existing list cannot be read.
     """
     rows = []
     for mkv in mkvs:
@@ -69,7 +69,7 @@ def read_quarantine(folder: Path) -> list[dict[str, Any]]:
         rows = None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and "id" in r for r in rows):
         raise FedEditError(
-            f"{file}: damaged, or of another version; it is a list for people, delete it"
+            f"{file}: damaged, or of another version; delete it, nothing else reads it"
         )
     return rows
 

@@ -1,8 +1,8 @@
-"""A node's resident process as its ClientApp sees it: found or started, asked, replaced.
+"""A node's resident process as its ClientApp uses it: find or start it, ask it, replace it.
 
 Flower starts a ClientApp process for every message to a real node. The model stays in a process of
-its own that belongs to this node and SuperNode, one model and one version of the code: where any of
-these differs it is ended and another one started, so nothing stale ever answers.
+its own that belongs to one node and SuperNode, one model and one version of the code. If any of
+these differs, the process is ended and another one started, so no stale code or model answers.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class WorkerSettings:
     """What a node's configuration says about its resident process.
 
     Attributes:
-        idle_seconds: `worker-idle-seconds`: it ends after so long without a message; with 0 the
-            node has none, and loads the model for every message.
-        memory_gb: `worker-memory-gb`: it ends after a message that leaves it with more than so
-            many 10^9 bytes of memory; with 0 more than 80 % of the machine's.
+        idle_seconds: `worker-idle-seconds`: it ends after this time without a message. With 0 the
+            node has no resident process, and loads the model for every message.
+        memory_gb: `worker-memory-gb`: it ends after a message if it holds more memory than this,
+            in 10^9 bytes; with 0, more than 80 % of the machine's.
     """
 
     idle_seconds: float = 1800.0
@@ -74,7 +74,7 @@ class WorkerSettings:
         """Read them from Flower's node configuration.
 
         Raises:
-            FedEditError: a value is not a number from 0.
+            FedEditError: a value is not a number of at least 0.
         """
         return WorkerSettings(
             _number(node_config, "worker-idle-seconds", WorkerSettings.idle_seconds),
@@ -87,8 +87,8 @@ def ask(
 ) -> RecordDict:
     """Have a node's resident process answer a message.
 
-    Handlers answer a repeated message from the ledger, so a process that ends in the middle of one
-    is replaced once and asked again.
+    Handlers answer a repeated message from the ledger, so a process that ends during a message is
+    replaced once and asked again.
 
     Args:
         call: which message, to which node, in which run.
@@ -98,8 +98,8 @@ def ask(
         settings: the node's.
 
     Raises:
-        FedEditError: the message is too large, or the process does not start, is not done within
-            `slot-timeout`, or ends twice.
+        FedEditError: the message is too large, or the process does not start, does not answer
+            within `slot-timeout`, or ends twice.
     """
     check_size(content)
     folder = worker_folder(config.state_dir, node)
@@ -113,7 +113,7 @@ def ask(
 
 
 class _Link:
-    """An open connection to a resident process, which is killed if the deadline passes meanwhile.
+    """An open connection to a resident process, which is killed when the deadline passes.
 
     Args:
         record: the process.
@@ -121,7 +121,7 @@ class _Link:
         child: the process, if this one has started it.
 
     Raises:
-        OSError, EOFError, AuthenticationError, ValueError: it has ended, or is none of ours.
+        OSError, EOFError, AuthenticationError, ValueError: it has ended, or is another program.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class _Link:
         return receive(self._connection)[1]
 
     def close(self) -> None:
-        """Let go of the process, which waits for the next connection."""
+        """Close the connection; the process waits for the next one."""
         self._alarm.cancel()
         self._connection.close()
 
@@ -159,8 +159,8 @@ class _Resident:
 
     Args:
         folder: the node's folder for it.
-        serves: what the process has to have been started for.
-        seconds: how long the message may take, all in all.
+        serves: what the process has to be started for, see `_serves`.
+        seconds: how long the message may take in total.
     """
 
     def __init__(self, folder: Path, serves: dict[str, str | int | float], seconds: float) -> None:
@@ -170,7 +170,7 @@ class _Resident:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until the process answers no other message; two messages never start two."""
+        """Wait until the process is free, so that two messages never start two processes."""
         make_private(self._folder)
         lock = FileLock(self._folder / LOCK, timeout=self._seconds)
         try:
@@ -188,7 +188,7 @@ class _Resident:
             lock.release()
 
     def answer(self, call: Call, content: RecordDict) -> RecordDict:
-        """Ask the process; if it ends over the message, another one, once."""
+        """Ask the process; if it ends during the message, ask another one, once."""
         for attempt in (1, 2):
             link = self._found() or self._started()
             try:
@@ -210,7 +210,7 @@ class _Resident:
         )
 
     def _found(self) -> _Link | None:
-        """The process that is there already, if it is the right one; else it is ended."""
+        """The running process if it is the right one; another one is ended."""
         record = read_record(self._folder)
         if record is None:
             return None
@@ -228,7 +228,7 @@ class _Resident:
         record, child = start_worker(self._folder, self._serves)
         link = self._open(record, child)
         if link is None:
-            # It has not seen a request yet, so that its last words cannot quote one.
+            # It has not read a request yet, so its last line cannot quote one.
             said = last_line(self._folder, before)
             raise FedEditError(
                 f"resident process: did not start ({_status(child)}: {said}); see "
@@ -259,7 +259,7 @@ class _Resident:
             )
 
     def _other(self, greeting: object) -> str:
-        """In which respects a process is not the one that is wanted."""
+        """In what a process differs from the one that is wanted."""
         if not isinstance(greeting, dict):
             return "another version"
         names = [name for name, value in self._wanted.items() if greeting.get(name) != value]
@@ -267,7 +267,7 @@ class _Resident:
 
 
 def _status(child: subprocess.Popen[bytes] | None) -> str:
-    """How a process has ended, as far as its parent can know."""
+    """How a process has ended, as far as this process can know."""
     if child is None:
         return "an unknown status"
     try:
@@ -278,10 +278,10 @@ def _status(child: subprocess.Popen[bytes] | None) -> str:
 
 
 def _serves(config: RunConfig, node: str, settings: WorkerSettings) -> dict[str, str | int | float]:
-    """All that two messages have to agree in for one process to answer both.
+    """What has to be equal for two messages to be answered by one process.
 
-    The owner is the process that starts the node's ClientApps: it ends with the SuperNode, and
-    hands its environment down.
+    The owner is the process that starts the node's ClientApps: it ends with the SuperNode, and its
+    environment is inherited.
     """
     chosen = {key: value for key, value in config.as_dict().items() if key in _MODEL_KEYS}
     return {

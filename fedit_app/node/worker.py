@@ -1,8 +1,8 @@
 """A node's resident process: it keeps the model and answers the node's messages, one by one.
 
-It ends by itself after `worker-idle-seconds` without a message, when its SuperNode has ended, after
-a message that leaves it with too much memory, and after an error that nobody foresaw; the next
-message then starts another one. Started by `worker_process.start_worker`.
+It ends after `worker-idle-seconds` without a message, when its SuperNode has ended, when it holds
+too much memory after a message, and after an unexpected error; the next message then starts another
+one. `worker_process.start_worker` starts it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(MODULE)  # as a program its name is another
 _MEMORY_SHARE = 0.8
 LARGEST_LOG = 4 * 2**20
 NICENESS = 5
-"""Flower's processes on the machine go first: one that misses its heartbeats is given up."""
+"""Flower's processes have priority: a node that misses its heartbeats counts as lost."""
 _OWNER_SECONDS = 1.0
 
 AnswerFunction = Callable[[Call, RecordDict], tuple[RecordDict, bool]]
@@ -75,7 +75,7 @@ def serve_one(
 
     Args:
         listener: listening socket with a time-out.
-        key: what the other side has to know.
+        key: the key that the other side has to know.
         greeting: what this process is.
         answer: see `handlers.answer`.
 
@@ -95,14 +95,16 @@ def serve_one(
             reply, sound = answer(call, content)
             send(connection, {}, _sendable(reply, call))
     except AuthenticationError:
-        logger.warning("a connection was refused: it does not know the key")
+        logger.warning("a connection was refused: wrong key")
     except (EOFError, OSError) as error:
-        logger.info("a ClientApp did not wait for its answer (%s)", type(error).__name__)
-    return None if sound else "an unforeseen error; the next message gets a new process"
+        logger.info(
+            "a ClientApp closed its connection before the answer (%s)", type(error).__name__
+        )
+    return None if sound else "an unexpected error; the next message starts a new process"
 
 
 def turn_over(log: Path) -> None:
-    """Once the log of this process is large, go on in a new one and keep the latest as LOG.1."""
+    """Rotate the log of this process once it is large; the previous one is kept as LOG.1."""
     if log.stat().st_size < LARGEST_LOG:
         return
     log.replace(log.with_name(f"{log.name}.1"))

@@ -1,13 +1,13 @@
-"""A node's resident process from outside: start it, find it again, end it.
+"""A node's resident process from outside: start it, find it, end it.
 
 Its folder, readable by this user alone, holds
 
     worker.json     process id, socket and a random key
-    worker.log      what it does, and why it ended; worker.log.1 is what was before
+    worker.log      what it does, and why it ended; worker.log.1 is the previous log
     worker.lock     held by the ClientApp that it works for
 
-The socket lies in a folder of its own in the temporary directory: the path of a socket may have
-some 100 bytes only, and not every disk that takes files takes sockets.
+The socket is in a folder of its own in the temporary directory: the path of a socket may have about
+100 bytes at most, and not every file system supports sockets.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def code_fingerprint() -> str:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only this user can look into.
+    """Make a folder that only this user can read.
 
     Raises:
-        FedEditError: it cannot be made, or belongs to somebody else.
+        FedEditError: it cannot be made, or belongs to another user.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def make_private(folder: Path) -> None:
 
 
 def unusable(folder: Path, error: OSError) -> FedEditError:
-    """What to say of a folder in which a resident process cannot live."""
+    """The error of a folder that a resident process cannot use."""
     return FedEditError(
         f"resident process: {error.strerror or error} in {folder}; give the node a state-dir that "
         "this user can write to and that has room, or worker-idle-seconds = 0"
@@ -92,10 +92,10 @@ def unusable(folder: Path, error: OSError) -> FedEditError:
 def start_worker(
     folder: Path, serves: Mapping[str, str | int | float]
 ) -> tuple[Record, subprocess.Popen[bytes]]:
-    """Start a resident process; one can connect to it at once, it answers when it is ready.
+    """Start a resident process; it accepts connections at once, and answers when it is ready.
 
-    It imports the package from where this process has it, and outlives this process. The key goes
-    to it through a pipe: no command line and no environment holds it.
+    It imports the package from the same place as this process, and outlives this process. It gets
+    the key through a pipe, so no command line and no environment holds it.
 
     Args:
         folder: made by `make_private`; no other process lives in it.
@@ -135,25 +135,25 @@ def start_worker(
 
 
 def read_record(folder: Path) -> Record | None:
-    """The process that was started last and has not ended by itself; None if there is none."""
+    """The process that was started last and has not ended itself; None if there is none."""
     try:
         return Record(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (TypeError, ValueError):
-        logger.warning("%s is damaged; a resident process may have been lost", folder / _RECORD)
+        logger.warning("%s: damaged; a resident process may still be running", folder / _RECORD)
         return None
 
 
 def is_running(record: Record, folder: Path) -> bool:
-    """Whether a record's process is alive, and not another one that has got its number."""
+    """Whether a record's process is alive, and its process id not another's by now."""
     return _process(record, folder) is not None
 
 
 def stop_worker(folder: Path) -> bool:
-    """End a node's resident process, whatever it is doing: a ledger is whole at any time.
+    """End a node's resident process, even during a message: a ledger is consistent at any time.
 
-    A ClientApp that waits for an answer would start another one: end the SuperNode before.
+    A ClientApp that waits for an answer would start another one: end the SuperNode first.
 
     Args:
         folder: see `paths.worker_folder`.
@@ -176,7 +176,7 @@ def stop_worker(folder: Path) -> bool:
 
 
 def forget(record: Record, folder: Path) -> None:
-    """Remove what only serves to find a process that has ended, or is about to."""
+    """Remove socket and record of a process that has ended, or is about to."""
     shutil.rmtree(Path(record.address).parent, ignore_errors=True)
     (folder / _RECORD).unlink(missing_ok=True)
 
@@ -188,7 +188,7 @@ def log_size(folder: Path) -> int:
 
 
 def last_line(folder: Path, since: int) -> str:
-    """The last line of the log behind `since` bytes, such as the error of a failed start."""
+    """The last line of the log after its first `since` bytes, such as the error of a start."""
     with (folder / LOG).open("rb") as stream:
         stream.seek(since)
         lines = stream.read().decode(errors="replace").split("\n")
@@ -199,7 +199,7 @@ def _process(record: Record, folder: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(record.pid)
         return process if process.cmdline()[-2:] == [MODULE, str(folder)] else None
-    except psutil.Error:  # gone, a zombie, or somebody else's
+    except psutil.Error:  # ended, a zombie, or another user's
         return None
 
 
@@ -210,7 +210,7 @@ def _write(record: Record, folder: Path) -> None:
 
 
 def _tell(child: subprocess.Popen[bytes], told: Mapping[str, object]) -> None:
-    """Write to its standard input; if it has ended, whoever connects to it will learn so."""
+    """Write to its standard input; if it has ended, connecting to it will fail."""
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(json.dumps(told).encode())
@@ -223,6 +223,6 @@ def _temporary() -> str:
 
 
 def _python_path() -> str:
-    """The package's own place before all others."""
+    """The package's own folder before all others."""
     given = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(_APP), *([given] if given else [])])

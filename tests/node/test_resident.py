@@ -132,7 +132,7 @@ def test_without_the_key_it_answers_nobody(node):
         connect(address, b"x" * 32)
 
     assert node.ask() == {**first, "answered": 2}
-    assert "does not know the key" in node.log
+    assert "a connection was refused: wrong key" in node.log
 
 
 def test_two_messages_at_once_start_one_process(node):
@@ -304,10 +304,10 @@ def test_it_ends_once_it_has_grown(node):
     assert node.ask(settings)["answered"] == 1
 
 
-def test_it_ends_after_an_unforeseen_error(node):
+def test_it_ends_after_an_unexpected_error(node):
     first = node.ask(do="fail")
     assert ended(first["pid"])
-    assert "ends: an unforeseen error" in node.log
+    assert "ends: an unexpected error" in node.log
     assert node.ask()["answered"] == 1
 
 
