@@ -33,6 +33,7 @@ class DataSettings(Settings):
         "partitions one file, or hub:DATASET[:CONFIG[:SPLIT]]; a real node's own node-config "
         "data-path wins",
         absent="the demo's data",
+        path="always",
     )
     partition: Literal["file", "random", "relation", "cluster", "dirichlet"] = key(
         "file",
@@ -50,6 +51,7 @@ class DataSettings(Settings):
         None,
         "clusters: the model whose embeddings are clustered, a Hugging Face folder or hub id",
         absent="the edited model's own mean hidden states",
+        path="existing",
     )
     dirichlet_alpha: float = key(
         0.5, "dirichlet: concentration; the smaller, the fewer relations a node has", ge=0.001

@@ -69,6 +69,7 @@ class EditingSettings(Seeded):
         "text behind the covariance: sample (from the model itself), a text file, "
         "hub:DATASET[:CONFIG[:SPLIT]] (column text, split train), or a .safetensors file of "
         "`fedit stats --save`",
+        path="existing",
     )
     covariance_tokens: int | None = key(
         None,

@@ -30,7 +30,11 @@ class ModuleNames:
 class ModelSettings(Settings):
     """The model, the machine that it is on, and its modules."""
 
-    model: str = key("smollm2-135m", "smollm2-135m (embedded), a Hugging Face folder, or a hub id")
+    model: str = key(
+        "smollm2-135m",
+        "smollm2-135m (embedded), a Hugging Face folder, or a hub id",
+        path="existing",
+    )
     device: str = key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "weights in memory; auto: float32 on a CPU, else as in the checkpoint"

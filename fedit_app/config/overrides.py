@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedit_app.config.retired import modernised
-from fedit_app.config.run_config import ConfigValue
+from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.config.settings import about
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
+
+_URI = re.compile(r"hub:|\w+://")
 
 
 def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, ConfigValue]:
@@ -23,7 +26,7 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
     Raises:
         FedEditError: the file cannot be read, or an override has no "=".
     """
-    values: dict[str, ConfigValue] = {}
+    values: dict[str, object] = {}
     if file is not None:
         values |= modernised(read_toml(file, f"--config {file}"))
     for override in overrides:
@@ -31,18 +34,25 @@ def read_run_config(file: Path | None, overrides: Sequence[str]) -> dict[str, Co
         if not equals:
             raise FedEditError(f"-c {override}: write KEY=VALUE")
         values[key.strip()] = toml_value(text)
-    for key in ("data-path", "state-dir", "output-dir", "pool-uri", "work-cache"):
-        if values.get(key) and not re.match(r"hub:|\w+://", str(values[key])):
-            values[key] = str(Path(str(values[key])).expanduser().absolute())
-    for key in ("model", "embedding-model", "covariance-source"):
-        if Path(str(values.get(key, ""))).exists() and values.get(key):
-            values[key] = str(Path(str(values[key])).absolute())
-    return values
+    return {key: _plain(key, value) for key, value in values.items()}
+
+
+def _plain(key: str, value: object) -> ConfigValue:
+    """A value as Flower takes it; paths are absolute, since Flower runs the app elsewhere."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    field = RunConfig.model_fields.get(key.replace("-", "_"))
+    kind = about(field, "path") if field and value else ""
+    path = Path(str(value)).expanduser()
+    if (kind == "always" and not _URI.match(str(value))) or (kind == "existing" and path.exists()):
+        return str(path.absolute())
+    return value  # type: ignore[return-value]  # RunConfig.parse refuses what is of no known type
 
 
 def toml_value(text: str) -> ConfigValue:
     """A value as TOML writes it; what is not TOML is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value: ConfigValue = tomllib.loads(f"value = {text}")["value"]
+        return value
     except tomllib.TOMLDecodeError:
         return text

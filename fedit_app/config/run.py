@@ -70,10 +70,13 @@ class StorageSettings(Settings):
     """Where a run keeps what it writes."""
 
     output_dir: AbsolutePath | None = key(
-        None, "run folder (absolute)", absent="~/fedit-runs/RUN-ID"
+        None, "run folder (absolute)", absent="~/fedit-runs/RUN-ID", path="always"
     )
     state_dir: AbsolutePath | None = key(
-        None, "folder of the nodes' ledgers (absolute)", absent="nodes/ in the run folder"
+        None,
+        "folder of the nodes' ledgers (absolute)",
+        absent="nodes/ in the run folder",
+        path="always",
     )
     federation: Annotated[str, AfterValidator(_federation)] | None = key(
         None,
@@ -83,11 +86,12 @@ class StorageSettings(Settings):
         absent="state-dir/NODE itself",
     )
     pool_uri: Annotated[str, AfterValidator(_pool_uri)] | None = key(
-        None, "MKV pool: a folder or s3://...", absent="pool/ in the run folder"
+        None, "MKV pool: a folder or s3://...", absent="pool/ in the run folder", path="always"
     )
     work_cache: AbsolutePath | None = key(
         None,
         "folder (absolute) that keeps optimised values v* and scores for later runs: exact, by "
         "hash, without text; a real node has its own or none",
         absent="no cache",
+        path="always",
     )

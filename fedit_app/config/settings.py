@@ -47,6 +47,7 @@ def key(
     source: str = "",
     unit: str = "",
     example: Any = None,
+    path: Literal["always", "existing", ""] = "",
     **limits: float,
 ) -> Any:
     """A field of a `Settings` class.
@@ -58,9 +59,11 @@ def key(
         source: the paper or measurement behind the default.
         unit: the unit of the value.
         example: the value that a commented file shows where the key is not given.
+        path: whether a command line reads the value as a path relative to the current folder:
+            "always" but for URIs, or if it is an "existing" one, where it may also be a name.
         limits: `ge`, `gt` and `le`, as in `pydantic.Field`.
     """
-    extra = {"absent": absent, "source": source, "unit": unit, "example": example}
+    extra = {"absent": absent, "source": source, "unit": unit, "example": example, "path": path}
     return Field(default, description=doc, json_schema_extra=extra, **limits)  # type: ignore[arg-type]
 
 
@@ -69,7 +72,7 @@ def key_name(field_name: str) -> str:
     return field_name.replace("_", "-")
 
 
-def about(field: FieldInfo, what: Literal["absent", "source", "unit", "example"]) -> Any:
+def about(field: FieldInfo, what: Literal["absent", "source", "unit", "example", "path"]) -> Any:
     """What `key` says of a field beside its meaning."""
     extra = field.json_schema_extra
     return extra.get(what) if isinstance(extra, dict) else None

@@ -81,6 +81,10 @@ def test_relative_paths_are_those_of_the_caller(tmp_path, monkeypatch):
     assert values["covariance-source"] == str(tmp_path / "text.txt")
 
 
+def test_a_list_of_layers_is_text_for_flower(tmp_path):
+    assert read_run_config(None, ["layers=[4, 6]"]) == {"layers": "4,6"}
+
+
 def test_names_that_are_no_files_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = read_run_config(None, ["model=smollm2-135m", "covariance-source=sample"])

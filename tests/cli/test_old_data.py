@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from fedit_app.cli.main import main
+from fedit_app.config.overrides import read_run_config
+from fedit_app.config.run_config import RunConfig
 from fedit_app.report import load_results
+from fedit_app.server.record import resumable_results
+from fedit_app.support.errors import FedEditError
 
 ARCHIVE = Path(__file__).parents[1] / "data" / "fedit-0.1.0.tar.xz"
 WRITTEN_IN = "/tmp/fedit-0.1.0"
@@ -90,6 +94,17 @@ def test_an_mkv_is_rolled_back_and_the_model_answers_without_it(moved, fedit):
     assert f"1 of {len(others) + 1} MKVs taken out" in printed
     assert "the ledger is sound" in fedit("ledger", "verify", moved, "--node", "bank")
     assert fedit("ask", moved, *question) != before
+
+
+def test_its_configuration_can_be_run_again_and_resumed(run):
+    values = read_run_config(run / "config.toml", [])
+    again = RunConfig.parse(values)
+    assert (again.layers, again.clamp, again.requests_per_slot) == ((1, 2), None, None)
+
+    more = again.model_copy(update={"resume": True, "num_slots": 3})
+    assert len(resumable_results(more, run)["slots"]) == 2
+    with pytest.raises(FedEditError, match="cannot be resumed with another seed = 5"):
+        resumable_results(more.model_copy(update={"seed": 5}), run)
 
 
 def mkv_ids(run: Path, node: str) -> list[str]:
