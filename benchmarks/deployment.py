@@ -29,7 +29,7 @@ import fedit_app.facts
 from benchmarks.harness import MIB, Figures, benchmark, count, main, option, print_figures, table
 from benchmarks.loopback import TOGETHER, Deployment
 from fedit_app.models.loading import resolve_model
-from fedit_app.report import load_results
+from fedit_app.report import Results, load_results
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
@@ -126,7 +126,7 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         )
         with _Memory(deployment, [TOGETHER] if together else names, count) as memory:
             results = _finished(deployment, config, count)
-    failed = len(results["failed_nodes"])
+    failed = len(results.failed_nodes)
     figures = {
         "node_start_seconds": started["node_start_seconds"],
         "failures": failed,
@@ -138,7 +138,7 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     print(table([f"{nodes}, {options.load_slots} slots", "figure"], rows))
     print(table(*memory.over_time()))
     if failed:
-        raise FedEditError(f"{failed} times a node was missing: {results['failed_nodes'][:3]}")
+        raise FedEditError(f"{failed} times a node was missing: {results.failed_nodes[:3]}")
     return {f"deployment/load/{name}": value for name, value in figures.items()}
 
 
@@ -172,7 +172,7 @@ def _started(
     return {"server_start_seconds": server, "node_start_seconds": nodes}
 
 
-def _finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> dict[str, Any]:
+def _finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> Results:
     """The results of a run from its start to its end."""
     preset = deployment.folder / "run.toml"
     preset.write_text(tomli_w.dumps(config), encoding="utf-8")
@@ -183,20 +183,20 @@ def _finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> dic
     return load_results(folder / "results.json")
 
 
-def _of_slots(results: dict[str, Any], nodes: int) -> dict[str, float]:
-    slots = results["slots"]
+def _of_slots(results: Results, nodes: int) -> dict[str, float]:
+    slots = results.slots
     later = slots[1:] or slots
-    totals = [sum(slot["seconds"].values()) for slot in slots]
+    totals = [slot.seconds.total for slot in slots]
     figures = {
-        "hello_seconds": results["seconds"]["hello"],
+        "hello_seconds": results.seconds.hello,
         "first_slot_seconds": totals[0],
         "later_slot_seconds": statistics.fmean(totals[1:] or totals),
     }
     for stage in _STAGES:
-        taken = [slot["seconds"][stage] for slot in later if slot["seconds"][stage]]
+        taken = [found for slot in later if (found := getattr(slot.seconds, stage))]
         figures[f"{stage}_seconds"] = statistics.fmean(taken) if taken else 0.0
     for way in ("up", "down"):
-        total = sum(slot[f"bytes_{way}"] for slot in slots)
+        total = getattr(results.totals, f"bytes_{way}")
         figures[f"kib_{way}"] = total / 1024 / nodes / len(slots)
     return figures
 

@@ -16,13 +16,12 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.harness import Figures, benchmark, count, main, option, print_figures, records
 from fedit_app.facts.overlap import Overlap, Slots, with_overlap
 from fedit_app.facts.request import EditRequest
 from fedit_app.flower_compat.launch import find_app, simulate
-from fedit_app.report import load_results
+from fedit_app.report import Results, load_results
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
@@ -113,7 +112,7 @@ def _write(folder: Path, nodes: dict[str, Slots]) -> None:
 
 def _run(
     options: argparse.Namespace, data: Path, folder: Path, changes: dict[str, float]
-) -> dict[str, Any]:
+) -> Results:
     config = {
         "model": options.model,
         "device": options.device,
@@ -133,29 +132,21 @@ def _run(
     return load_results(folder / "results.json")
 
 
-def _figures(
-    with_reuse: dict[str, Any], without: dict[str, Any], avoidable: int
-) -> dict[str, float | None]:
-    avoided = _total(without, "optimised") - _total(with_reuse, "optimised")
-    seconds = [
-        sum(slot["seconds"]["edit"] for slot in results["slots"])
-        for results in (with_reuse, without)
-    ]
+def _figures(with_reuse: Results, without: Results, avoidable: int) -> dict[str, float | None]:
+    costs, costs_without = with_reuse.totals, without.totals
+    avoided = costs_without.optimised - costs.optimised
+    seconds = [found.seconds.edit for found in (costs, costs_without)]
     return {
         "avoidable": avoidable,
         "avoided": avoided,
         "avoided_share": avoided / avoidable if avoidable else None,
         "seconds": seconds[0],
         "seconds_saved": seconds[1] - seconds[0] if avoidable else None,
-        "mib_up": _total(with_reuse, "bytes_up") / 2**20,
-        "mib_down": _total(with_reuse, "bytes_down") / 2**20,
-        "score": with_reuse["summary"]["federation"]["score"],
-        "score_without": without["summary"]["federation"]["score"],
+        "mib_up": costs.bytes_up / 2**20,
+        "mib_down": costs.bytes_down / 2**20,
+        "score": with_reuse.summary.federation.score,
+        "score_without": without.summary.federation.score,
     }
-
-
-def _total(results: dict[str, Any], name: str) -> int:
-    return sum(slot[name] for slot in results["slots"])
 
 
 if __name__ == "__main__":

@@ -133,4 +133,4 @@ def federate_on(grid: InProcessGrid, run_config: dict) -> dict:
     context = Context(
         run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
-    return run_federation(grid, context)
+    return run_federation(grid, context).as_json()

@@ -136,11 +136,10 @@ def _compare(
     form: Format,
 ) -> int:
     """Do the runs of a plan that are not done yet and compare all; None: those of the folder."""
-    from fedit_app.experiments.comparison_report import write_comparison
-    from fedit_app.experiments.comparison_tables import METRICS, failed_runs, methods_table
     from fedit_app.experiments.plan import load_plan
     from fedit_app.experiments.runner import prepare
-    from fedit_app.experiments.summary import summarise
+    from fedit_app.experiments.summary import summarise, write_comparison
+    from fedit_app.report.tables import METRICS, methods_table
 
     folder = output_dir.expanduser().absolute()
     failures: dict[str, str] = {}
@@ -156,7 +155,7 @@ def _compare(
     columns = metrics.split(",") if metrics else METRICS
     files = write_comparison(comparison, folder, columns)
     parts: dict[str, Part] = {"methods": methods_table(comparison, columns)}
-    failed = failed_runs(comparison)
+    failed = [(run.name, run.reason) for run in comparison.failed]
     if failed:
         parts["failed"] = Table(("Failed run", "Reason"), failed)
     parts["files"] = "\n".join(map(str, files))

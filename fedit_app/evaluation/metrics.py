@@ -1,26 +1,13 @@
-"""What is measured of a model: figures of one request, and their averages.
-
-This module does not import torch: the server and the reports use it, too.
-"""
+"""Figures of one request, and their averages over requests."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-Metric = Literal["likelihood", "tokens", "mixed"]
-"""How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
-
-Share = Annotated[float, Field(ge=0, le=1)] | None
-Difference = Annotated[float, Field(ge=-1, le=1)] | None
-
-SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
-"""The score is their harmonic mean."""
+from fedit_app.protocol.metrics import Metric, Metrics, common_metric, score_of
 
 WRITTEN = ("exact_match", "generation_entropy")
 """What is read off text that the model writes itself, see `evaluation.generation`."""
@@ -72,70 +59,6 @@ MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if fie
 """What is averaged over requests."""
 
 
-class _Measured(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Metrics(_Measured):
-    """Averages over the requests of one group, as messages and `results.json` hold them.
-
-    Attributes:
-        efficacy, paraphrase, neighborhood, accuracy: means over requests, see `RequestScore`; None
-            where nothing was asked.
-        paraphrase_accuracy, neighborhood_accuracy: likewise.
-        magnitude, paraphrase_magnitude, neighborhood_magnitude: likewise, with four decimals.
-        exact_match: share of requests whose target the model says, see `evaluation.generation`.
-        generation_entropy: how varied the text is that the model writes freely, in bits.
-        score: harmonic mean of efficacy, paraphrase and neighborhood, as far as they are known.
-        count: number of requests.
-        metric: see `RequestScore`; results of older versions are of `likelihood`.
-    """
-
-    efficacy: Share
-    paraphrase: Share
-    neighborhood: Share
-    accuracy: Share
-    paraphrase_accuracy: Share = None
-    neighborhood_accuracy: Share = None
-    magnitude: Difference = None
-    paraphrase_magnitude: Difference = None
-    neighborhood_magnitude: Difference = None
-    exact_match: Share = None
-    generation_entropy: Annotated[float, Field(ge=0)] | None = None
-    score: Share
-    count: Annotated[int, Field(ge=0)]
-    metric: Metric = "likelihood"
-
-    def value(self, figure: str) -> float | None:
-        """One of `FIGURES`, by its name."""
-        found: float | None = getattr(self, figure)
-        return found
-
-
-FIGURES = tuple(name for name in Metrics.model_fields if name not in ("count", "metric"))
-"""The measured numbers of `Metrics`."""
-
-
-class Neutral(_Measured):
-    """What edits do to ordinary text: the unedited and the edited model on the same tokens.
-
-    Attributes:
-        kl: mean over tokens of KL(p_base || p_edited) of the next-token distributions, in nats;
-            0 for an edit that leaves the text alone.
-        perplexity_before: exp of the mean negative log-likelihood per token, unedited.
-        perplexity_after: the same, edited.
-        tokens: number of tokens that were predicted; of several nodes, their mean number.
-        top10_overlap: mean share of the 10 likeliest next tokens that are among the 10 likeliest
-            of the other model, too.
-    """
-
-    kl: float
-    perplexity_before: float
-    perplexity_after: float
-    tokens: int | float
-    top10_overlap: float
-
-
 def aggregate(
     scores: Sequence[RequestScore], written: Mapping[str, float | None] | None = None
 ) -> Metrics | None:
@@ -157,71 +80,10 @@ def aggregate(
     return Metrics(
         **means,
         **(written or {}),
-        score=_score(means),
+        score=score_of(means),
         count=len(scores),
         metric=common_metric(score.metric for score in scores),
     )
-
-
-def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
-    """Average the metrics of several nodes over their edit requests.
-
-    Every figure is the mean of the nodes' figures, weighted by the nodes' numbers of requests; a
-    node where a figure is None takes no part in it. The score is not averaged: as in the
-    CounterFact evaluation (Meng et al., arXiv 2210.07229) it is the harmonic mean of the averaged
-    efficacy, paraphrase and neighborhood shares, of those among them that were measured.
-
-    Args:
-        records: one per node, None for a node that was not evaluated.
-
-    Returns:
-        Metrics whose count is the sum of the counts, or None when no record was given.
-    """
-    measured = [record for record in records if record is not None]
-    if not measured:
-        return None
-    means = {name: _weighted_mean(measured, name) for name in FIGURES}
-    if means["score"] is not None:
-        means["score"] = _score(means)
-    return Metrics(
-        **means,
-        count=sum(record.count for record in measured),
-        metric=common_metric(record.metric for record in measured),
-    )
-
-
-def mean_neutral(records: Iterable[Neutral | None]) -> Neutral | None:
-    """Average what several nodes' edits do to neutral text, each model counting once.
-
-    Args:
-        records: one per node, None for a node where it was not measured.
-
-    Returns:
-        None when no record was given.
-    """
-    measured = [record.model_dump() for record in records if record is not None]
-    if not measured:
-        return None
-    means = {name: sum(r[name] for r in measured) / len(measured) for name in measured[0]}
-    return Neutral(**means)
-
-
-def common_metric(metrics: Iterable[Metric]) -> Metric:
-    """The metric that all shares have in common, "mixed" if they have none."""
-    found = set(metrics)
-    return found.pop() if len(found) == 1 else "mixed"
-
-
-def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of shares; 0 as soon as one of them is 0."""
-    if min(values) == 0:
-        return 0.0
-    return len(values) / sum(1 / value for value in values)
-
-
-def _score(means: Mapping[str, float | None]) -> float | None:
-    parts = [value for name in SCORE_PARTS if (value := means[name]) is not None]
-    return harmonic_mean(parts) if parts else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -229,9 +91,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     mean = sum(known) / len(known) if known else math.nan
     return mean if math.isfinite(mean) else None
-
-
-def _weighted_mean(records: Sequence[Metrics], figure: str) -> float | None:
-    known = [(value, r.count) for r in records if (value := r.value(figure)) is not None]
-    weight = sum(count for _, count in known)
-    return sum(value * count for value, count in known) / weight if weight else None

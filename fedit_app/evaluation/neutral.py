@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.corpus import read_rows, sample_text, write_rows
-from fedit_app.evaluation.metrics import Neutral
 from fedit_app.evaluation.scores import last_states
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad
+from fedit_app.protocol.metrics import Neutral
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
 

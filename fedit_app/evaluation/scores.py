@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fedit_app.evaluation.metrics import Metric, RequestScore
+from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad
+from fedit_app.protocol.metrics import Metric
 
 _TOKENS_PER_PASS = 1024
 

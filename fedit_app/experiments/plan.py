@@ -66,6 +66,11 @@ class PlannedRun:
     values: dict[str, ConfigValue]
 
     @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(str(self.values["output-dir"]))
+
+    @property
     def title(self) -> str:
         """The run as people say it."""
         value = "" if self.value is None else f", {self.value}"

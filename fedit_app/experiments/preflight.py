@@ -96,7 +96,7 @@ def _check_output(config: RunConfig) -> int | None:
     """How many nodes the run had that is to be resumed; None for a new one."""
     folder = Path(config.output_dir)
     if config.resume and (folder / "results.json").exists():
-        return resumable_results(config, folder)["connected"]
+        return resumable_results(config, folder).connected
     if not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FedEditError(f"output-dir: {folder} exists and is not an empty folder; name another")
     return None

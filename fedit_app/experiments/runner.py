@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from fedit_app.config.run_config import RunConfig
@@ -76,7 +75,7 @@ def _checked(run: PlannedRun) -> Step:
         if todo is Todo.DONE:
             return Step(run, todo, run.nodes or 0)
         if todo is Todo.RESTART:  # its folder is emptied only when its turn has come
-            config = RunConfig.parse({**run.values, "output-dir": f"{_folder(run)}.new"})
+            config = RunConfig.parse({**run.values, "output-dir": f"{run.folder}.new"})
         nodes = check_simulation(config, run.nodes)
     except FedEditError as error:
         raise FedEditError(f"{run.title}: {error}") from None
@@ -89,13 +88,13 @@ def what_is_left(run: PlannedRun) -> Todo:
     Raises:
         FedEditError: its results cannot be read.
     """
-    folder = _folder(run)
+    folder = run.folder
     if not folder.exists() or not any(folder.iterdir()):
         return Todo.START
     if not (folder / "results.json").exists():
         return Todo.RESTART
     results = load_results(folder / "results.json")
-    complete = sum(slot["complete"] for slot in results["slots"])
+    complete = results.slots_complete
     if complete >= int(run.values["num-slots"]):
         return Todo.DONE
     if not complete or not keeps_its_state(str(run.values["strategy"])):
@@ -133,7 +132,7 @@ def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
 
 def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
     """Do one run; why it failed, empty if it did not."""
-    folder = _folder(step.run)
+    folder = step.run.folder
     log = folder.parent / LOGS / f"{step.run.name}.log"
     if step.todo is Todo.RESTART:
         shutil.rmtree(folder)
@@ -164,13 +163,9 @@ def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:
     config = RunConfig.parse(step.run.values)
     for other in all_runs:
         if other.values["data-path"] == step.run.values["data-path"]:
-            if take_over_partition(config, step.nodes, _folder(other), _folder(step.run)):
+            if take_over_partition(config, step.nodes, other.folder, step.run.folder):
                 return
 
 
 def _values(run: PlannedRun, todo: Todo) -> dict[str, Any]:
     return {**run.values, "resume": todo is Todo.RESUME}
-
-
-def _folder(run: PlannedRun) -> Path:
-    return Path(str(run.values["output-dir"]))

@@ -13,10 +13,11 @@ from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.values import Values
 from fedit_app.editing.workbench import Workbench
-from fedit_app.evaluation.metrics import SCORE_PARTS, Metrics, aggregate
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.protocol.metrics import SCORE_PARTS, Metrics
 from fedit_app.support.errors import FedEditError
 
 _TIE = 0.005

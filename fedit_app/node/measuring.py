@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
-from fedit_app.evaluation.metrics import Metrics, Neutral, aggregate
+from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+from fedit_app.protocol.metrics import Metrics, Neutral
 
 _memory = ScoreMemory()
 

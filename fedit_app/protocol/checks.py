@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedit_app.evaluation.metrics import MEASURES, WRITTEN
 from fedit_app.mkv.record import MAX_NAME_LENGTH, MAX_SLOT
 from fedit_app.protocol.messages import EDIT, EVALUATE, HELLO, REEDIT, TRAIN
+from fedit_app.protocol.metrics import FIGURES
 from fedit_app.support.errors import FedEditError, shown
 
 Check = Callable[[Any], bool]
@@ -20,7 +20,7 @@ Check = Callable[[Any], bool]
 _MOST = 2**53
 # Metrics that are no shares: differences of probabilities, bits.
 _IN_RANGE: dict[str, Check] = {
-    **{name: lambda value: number(value, -1, 1) for name in MEASURES if "magnitude" in name},
+    **{name: lambda value: number(value, -1, 1) for name in FIGURES if "magnitude" in name},
     "generation_entropy": lambda value: number(value, 0),
 }
 
@@ -74,11 +74,10 @@ def metrics(value: Any) -> bool:
     """A metric record of docs/results.md, or null."""
     if value is None:
         return True
-    figures = (*MEASURES, *WRITTEN, "score")
     return (
         isinstance(value, dict)
-        and set(value) == {*figures, "count", "metric"}
-        and all(_IN_RANGE.get(name, share)(value[name]) for name in figures)
+        and set(value) == {*FIGURES, "count", "metric"}
+        and all(_IN_RANGE.get(name, share)(value[name]) for name in FIGURES)
         and count(value["count"])
         and value["metric"] in ("likelihood", "tokens", "mixed")
     )

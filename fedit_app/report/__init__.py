@@ -1,19 +1,20 @@
-"""What a run leaves behind: results.json, metrics.jsonl, tables, plots and the HTML report.
+"""What runs and comparisons leave behind: JSON files, tables, plots and HTML pages.
 
-The files are described in `docs/results.md`. Nothing here knows Flower or torch.
+The files are described in `docs/results.md` and `docs/compare.md`. This package imports neither
+Flower nor torch.
 """
 
-from fedit_app.report.figures import mean_metrics, mean_neutral
-from fedit_app.report.html import render_report, write_report
-from fedit_app.report.results import SCHEMA, append_jsonl, load_results, write_results
-from fedit_app.report.tables import runs_table, summary_table
+from fedit_app.report.comparison import Comparison
+from fedit_app.report.html import render_comparison, render_report, write_report
+from fedit_app.report.results import Results, load_results, write_results
+from fedit_app.report.tables import methods_table, runs_table, summary_table
 
 __all__ = [
-    "SCHEMA",
-    "append_jsonl",
+    "Comparison",
+    "Results",
     "load_results",
-    "mean_metrics",
-    "mean_neutral",
+    "methods_table",
+    "render_comparison",
     "render_report",
     "runs_table",
     "summary_table",

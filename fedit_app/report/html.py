@@ -1,18 +1,38 @@
-"""The HTML report of a run: one file that opens offline, without scripts or other resources."""
+"""The HTML pages of runs and comparisons: one file each that opens offline, without scripts.
+
+Text of other nodes is escaped, and control characters are taken out of it. The same results give
+the same page.
+"""
+
+from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from fedit_app.protocol.metrics import Metrics
+from fedit_app.report.comparison import ComparedRun, Comparison
 from fedit_app.report.figures import FURTHER, METRICS, SHARES, metric_of, value_of
-from fedit_app.report.plots import change_plot, exchange_plot, score_plot
+from fedit_app.report.plots import (
+    axis_plot,
+    change_plot,
+    exchange_plot,
+    method_plot,
+    score_plot,
+    slots_plot,
+)
+from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results
 from fedit_app.report.styles import STYLES
-from fedit_app.report.template import PAGE
+from fedit_app.report.tables import METRICS as COLUMNS
+from fedit_app.report.tables import methods_table
+from fedit_app.report.template import TEMPLATES
 from fedit_app.support.files import replace_file
 from fedit_app.support.formats import (
+    NOT_MEASURED,
     byte_size,
     duration,
     listing,
@@ -21,117 +41,153 @@ from fedit_app.support.formats import (
     printable,
     share,
 )
+from fedit_app.support.tables import Cell, Table
 
-_COUNTS = (
-    *(
-        "requests",
-        "optimised",
-        "warm_started",
-        "reused",
-        "uploaded",
-        "offered",
-        "accepted",
-        "rejected",
-    ),
-    "conflicts",
-)
-_STAGES = ("edit", "reedit", "evaluate")
+# Counts that most runs do not have; their columns are there if a run does.
+_SELDOM = ("cached", "warm_started", "quarantined")
+_MOST_NAMES = 4
 
 
-def render_report(results: dict[str, Any]) -> str:
+def render_report(results: Results) -> str:
     """The report of a run as one HTML page.
 
-    Text from the results (names, reasons, configuration) is escaped; the page forbids scripts and
-    loads nothing. The same results give the same text.
-
     Args:
-        results: A results dict as `load_results` returns it; see docs/results.md.
-
-    Returns:
-        A complete HTML document.
+        results: the run; see docs/results.md.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.globals.update(share=share, byte_size=byte_size, duration=duration)
-    environment.globals.update(value_of=value_of, shares=SHARES, counts=_COUNTS, stages=_STAGES)
-    clean = _printable(results)
-    totals = _totals(clean)
-    plots = {"score": score_plot, "change": change_plot, "exchange": exchange_plot}
-    return environment.from_string(PAGE).render(
-        styles=Markup(STYLES),
-        headline=_headline(clean),
-        status_class=_status_class(clean),
-        status_text=_status(clean),
-        lead=_lead(clean, totals),
-        tiles=_tiles(clean, totals),
-        nodes=sorted(clean["nodes"].items()),
-        summary=clean["summary"],
-        has_federation=clean["summary"]["federation"] is not None,
-        further=_further(clean["summary"]),
-        meaning=METRICS[metric_of(clean["summary"]["own"])],
-        slots=clean["slots"],
+    summary, totals = results.summary, results.totals
+    return _render(
+        "run",
+        title=f"FedEdit run: {results.strategy} on {results.model.name}",
+        eyebrow=" · ".join(
+            ("FedEdit run report", results.strategy, results.editor, results.model.name)
+        ),
+        headline=_headline(summary),
+        status_class=_status_class(results),
+        status=_status(results),
+        lead=_lead(results),
+        tiles=_tiles(results),
+        nodes=sorted(results.nodes.items()),
+        summary=summary,
+        has_federation=summary.federation is not None,
+        shares=SHARES,
+        scopes=SCOPES,
+        further=_further(summary),
+        meaning=METRICS[metric_of(summary.own)],
+        slots=results.slots,
         totals=totals,
-        rejections=_rejections(clean),
-        failed_nodes=clean["failed_nodes"],
-        config=[(key, _setting(value)) for key, value in clean["config"].items()],
-        model=clean["model"],
-        strategy=clean["strategy"],
-        editor=clean["editor"],
-        times=_times(clean),
-        # The drawings escape their own text; everything else is escaped here.
-        plots={name: Markup(plot(clean)) for name, plot in plots.items()},
+        counts=[name for name in COUNTS if name not in _SELDOM or getattr(totals, name)],
+        stages=STAGES,
+        rejections=_rejections(results),
+        failures=[
+            (failure.node, failure.slot or NOT_MEASURED, failure.stage, failure.reason)
+            for failure in results.failed_nodes
+        ],
+        config=results.config,
+        model=results.model,
+        strategy=results.strategy,
+        editor=results.editor,
+        times=_times(results),
+        plots={
+            "score": score_plot(results),
+            "change": change_plot(results),
+            "exchange": exchange_plot(results),
+        },
     )
 
 
-def write_report(results: dict[str, Any], path: str | Path) -> None:
-    """Write `render_report(results)` to a file; its folder is made if it is missing."""
+def write_report(results: Results, path: str | Path) -> None:
+    """Write the report of a run; a reader sees either the old file or the whole new one.
+
+    Args:
+        results: the run.
+        path: the file to write; its folder is made if it is missing.
+    """
     with replace_file(Path(path)) as temporary:
         temporary.write_text(render_report(results), encoding="utf-8")
 
 
-def _printable(value: Any) -> Any:
-    """The same structure with control characters taken out of all keys and texts."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return value
+def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) -> str:
+    """A comparison as one HTML page.
+
+    Args:
+        comparison: the comparison; see docs/compare.md.
+        metrics: columns of the table, see `methods_table`.
+    """
+    config, axis, runs = comparison.config, comparison.axis, comparison.runs
+    done = sum(run.status == "completed" for run in runs)
+    methods = plural(len(comparison.strategies) * len(comparison.editors), "method")
+    return _render(
+        "comparison",
+        title=f"FedEdit comparison: {config['model']}",
+        eyebrow=f"FedEdit comparison · {config['model']} · "
+        f"{config['dataset']}, partition {config['partition']}",
+        headline=f"{methods} over {axis.key}" if axis else methods,
+        status="Complete" if done == len(runs) else f"{done} of {plural(len(runs), 'run')}",
+        status_class="bad" if comparison.failed else "good" if done == len(runs) else "mixed",
+        lead=_conditions(comparison),
+        methods=methods_table(comparison, metrics),
+        axis=axis.key if axis else "",
+        at_last=f", {axis.key} = {comparison.last}" if axis else "",
+        runs=_runs(runs),
+        failures=[(run.name, run.reason) for run in comparison.failed],
+        config=dict(sorted(config.items())),
+        plots={
+            "axis": axis_plot(comparison),
+            "method": method_plot(comparison),
+            "slots": slots_plot(comparison),
+        },
+    )
 
 
-def _totals(results: dict[str, Any]) -> dict[str, Any]:
-    slots = results["slots"]
-    totals: dict[str, Any] = {
-        key: sum(slot.get(key, 0) for slot in slots) for key in (*_COUNTS, "bytes_up", "bytes_down")
-    }
-    totals["seconds"] = {
-        stage: sum(slot["seconds"][stage] or 0 for slot in slots) for stage in _STAGES
-    }
-    return totals
+def _render(template: str, plots: Mapping[str, str], **values: object) -> str:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=DictLoader(TEMPLATES),
+        finalize=lambda value: (
+            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        ),
+    )
+    environment.globals.update(
+        share=share,
+        byte_size=byte_size,
+        duration=duration,
+        value_of=value_of,
+        setting=_setting,
+        at=lambda record, name: getattr(record, name, None),
+    )
+    # The drawings escape their own text; all other text is escaped here.
+    drawings = {name: Markup(drawing) for name, drawing in plots.items()}
+    page = environment.get_template(template)
+    return page.render(styles=Markup(STYLES), plots=drawings, **values)
 
 
-def _further(summary: dict[str, Any]) -> dict[str, str]:
+def _setting(value: object) -> str:
+    """A configuration value as it is written in TOML, strings without their quotes."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _further(summary: Outcome) -> dict[str, str]:
     """Name -> heading of the figures beside the shares that were measured on some facts."""
-    scopes = [summary[scope] for scope in ("own", "federation")]
+    scopes: list[Metrics | None] = [summary.own, summary.federation]
     return {
         name: heading
         for name, heading in FURTHER.items()
-        if any(value_of(scope, name) is not None for scope in scopes)
+        if any(value_of(metrics, name) is not None for metrics in scopes)
     }
 
 
-def _headline(results: dict[str, Any]) -> str:
+def _headline(summary: Outcome) -> str:
     """The figure that matters most: on the federation's facts where they were measured."""
-    summary = results["summary"]
-    scope, facts = "federation", "Federation's facts"
-    if value_of(summary[scope], "score") is None:
-        scope, facts = "own", "Own facts"
-    score, before = value_of(summary[scope], "score"), value_of(summary["before"][scope], "score")
+    facts, after, before = "Federation's facts", summary.federation, summary.before.federation
+    if value_of(after, "score") is None:
+        facts, after, before = "Own facts", summary.own, summary.before.own
+    score, start = value_of(after, "score"), value_of(before, "score")
     if score is None:
         return "No result"
-    if before is None:
+    if start is None:
         return f"{facts}: score {share(score)}"
-    return f"{facts}: score {share(score)}, {_direction(before, score)} {share(before)}"
+    return f"{facts}: score {share(score)}, {_direction(start, score)} {share(start)}"
 
 
 def _direction(before: float, after: float) -> str:
@@ -140,119 +196,137 @@ def _direction(before: float, after: float) -> str:
     return "up from" if after > before else "down from"
 
 
-def _setting(value: Any) -> str:
-    """A configuration value as it is written in TOML, strings without their quotes."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-
-
-def _status(results: dict[str, Any]) -> str:
-    failed = len({failure["node"] for failure in results["failed_nodes"]})
-    text = "Completed" if results["status"] == "completed" else "Failed"
+def _status(results: Results) -> str:
+    text = results.status.capitalize()
+    failed = len(results.failed)
     return f"{text}, {plural(failed, 'node')} failed" if failed else text
 
 
-def _status_class(results: dict[str, Any]) -> str:
-    if results["status"] != "completed":
+def _status_class(results: Results) -> str:
+    if results.status != "completed":
         return "bad"
-    return "mixed" if results["failed_nodes"] else "good"
+    return "mixed" if results.failed_nodes else "good"
 
 
-def _lead(results: dict[str, Any], totals: dict[str, Any]) -> str:
+def _lead(results: Results) -> str:
     """The run in a few sentences."""
-    model, editor, strategy = results["model"]["name"], results["editor"], results["strategy"]
-    slots = len(results["slots"])
-    if slots == 0:
+    model, editor, strategy = results.model.name, results.editor, results.strategy
+    if not results.slots:
         sentences = [
             f"The run with strategy {strategy} and editor {editor} on {model} ended after "
-            f"{duration(results['seconds']['total'])} before any slot was complete."
+            f"{duration(results.seconds.total)} before any slot was complete."
         ]
     else:
-        nodes = len({name for slot in results["slots"] for name in slot["nodes"]})
+        nodes = len({name for slot in results.slots for name in slot.nodes})
+        totals = results.totals
         sentences = [
-            f"In {plural(slots, 'slot')}, {plural(nodes, 'node')} corrected "
-            f"{plural(totals['requests'], 'fact')} in {model} with strategy {strategy} and editor "
+            f"In {plural(len(results.slots), 'slot')}, {plural(nodes, 'node')} corrected "
+            f"{plural(totals.requests, 'fact')} in {model} with strategy {strategy} and editor "
             f"{editor}.",
-            *_score_sentences(results["summary"]),
+            *_score_sentences(results.summary),
             *_exchange_sentences(totals),
         ]
-    failed = sorted({failure["node"] for failure in results["failed_nodes"]})
+    failed = results.failed
     if failed:
-        shown = failed if len(failed) <= 4 else [*failed[:3], f"{len(failed) - 3} more"]
-        sentences.append(f"{plural(len(failed), 'node')} failed: {listing(shown)}.")
+        more = len(failed) - _MOST_NAMES + 1
+        names = failed if more <= 1 else [*failed[: _MOST_NAMES - 1], f"{more} more"]
+        sentences.append(f"{plural(len(failed), 'node')} failed: {listing(names)}.")
     return " ".join(sentences)
 
 
-def _score_sentences(summary: dict[str, Any]) -> list[str]:
+def _score_sentences(summary: Outcome) -> list[str]:
+    everybody = "The score on all facts of the federation, asked of every node,"
     sentences = []
-    subjects = {
-        "own": "The score on the nodes' own facts",
-        "federation": "The score on all facts of the federation, asked of every node,",
-    }
-    for scope, subject in subjects.items():
-        score = value_of(summary[scope], "score")
-        before = value_of(summary["before"][scope], "score")
-        if score is not None and before is not None:
-            sentences.append(f"{subject} went from {share(before)} to {share(score)}.")
+    for subject, before, after in (
+        ("The score on the nodes' own facts", summary.before.own, summary.own),
+        (everybody, summary.before.federation, summary.federation),
+    ):
+        score, start = value_of(after, "score"), value_of(before, "score")
+        if score is not None and start is not None:
+            sentences.append(f"{subject} went from {share(start)} to {share(score)}.")
         elif score is not None:
             sentences.append(f"{subject} is {share(score)}.")
     return [*sentences, "A score of 1 is the best possible."] if sentences else []
 
 
-def _exchange_sentences(totals: dict[str, Any]) -> list[str]:
+def _exchange_sentences(totals: Costs) -> list[str]:
     sentences = []
-    if totals["reused"]:
-        saved = percent(totals["reused"] / totals["requests"])
+    if totals.reused:
+        saved = percent(totals.reused / totals.requests)
         sentences.append(
-            f"{plural(totals['reused'], 'request')} ({saved}) needed no computation, because "
+            f"{plural(totals.reused, 'request')} ({saved}) needed no computation, because "
             "another node had already done it."
         )
-    if totals["offered"]:
+    if totals.offered:
         sentences.append(
-            f"Nodes accepted {totals['accepted']:,} of {plural(totals['offered'], 'vector')} "
-            f"offered to them, with {plural(totals['conflicts'], 'conflict')}."
+            f"Nodes accepted {totals.accepted:,} of {plural(totals.offered, 'vector')} "
+            f"offered to them, with {plural(totals.conflicts, 'conflict')}."
         )
     return sentences
 
 
-def _tiles(results: dict[str, Any], totals: dict[str, Any]) -> list[dict[str, str]]:
-    summary = results["summary"]
-    tiles = []
-    for scope, label in (("own", "Own score"), ("federation", "Federation score")):
-        before = value_of(summary["before"][scope], "score")
-        detail = "not measured before" if before is None else f"{share(before)} before the run"
-        if summary[scope] is None:
-            detail = "not measured"
-        tiles.append(_tile(label, share(value_of(summary[scope], "score")), detail))
-    cached = sum(slot.get("cached", 0) for slot in results["slots"])
-    reused = f"{totals['optimised'] - cached:,} computed, {totals['reused']:,} reused"
-    reused += f", {cached:,} from the work-cache" if cached else ""
-    tiles.append(_tile("Edit requests", f"{totals['requests']:,}", reused))
-    accepted = f"of {totals['offered']:,} offered, {plural(totals['conflicts'], 'conflict')}"
-    tiles.append(_tile("MKVs accepted", f"{totals['accepted']:,}", accepted))
-    traffic = totals["bytes_up"] + totals["bytes_down"]
-    sent = f"{byte_size(totals['bytes_up'])} up, {byte_size(totals['bytes_down'])} down"
-    tiles.append(_tile("Traffic", byte_size(traffic), sent))
-    time = duration(results["seconds"]["total"])
-    tiles.append(_tile("Time", time, f"{plural(len(results['slots']), 'slot')} completed"))
-    return tiles
+def _tiles(results: Results) -> list[tuple[str, str, str]]:
+    """Label, value and detail of the most important figures."""
+    summary, totals = results.summary, results.totals
+    computed = f"{totals.optimised - totals.cached:,} computed, {totals.reused:,} reused"
+    computed += f", {totals.cached:,} from the work-cache" if totals.cached else ""
+    accepted = f"of {totals.offered:,} offered, {plural(totals.conflicts, 'conflict')}"
+    sent = f"{byte_size(totals.bytes_up)} up, {byte_size(totals.bytes_down)} down"
+    slots = f"{plural(results.slots_complete, 'slot')} completed"
+    return [
+        _score_tile("Own score", summary.before.own, summary.own),
+        _score_tile("Federation score", summary.before.federation, summary.federation),
+        ("Edit requests", f"{totals.requests:,}", computed),
+        ("MKVs accepted", f"{totals.accepted:,}", accepted),
+        ("Traffic", byte_size(totals.bytes_up + totals.bytes_down), sent),
+        ("Time", duration(results.seconds.total), slots),
+    ]
 
 
-def _tile(label: str, value: str, detail: str) -> dict[str, str]:
-    return {"label": label, "value": value, "detail": detail}
+def _score_tile(label: str, before: Metrics | None, after: Metrics | None) -> tuple[str, str, str]:
+    start = value_of(before, "score")
+    detail = "not measured before" if start is None else f"{share(start)} before the run"
+    return label, share(value_of(after, "score")), "not measured" if after is None else detail
 
 
-def _times(results: dict[str, Any]) -> str:
-    seconds = results["seconds"]
+def _times(results: Results) -> str:
+    seconds = results.seconds
     return (
-        f"{duration(seconds['total'])} in all: greeting the nodes {duration(seconds['hello'])}, "
-        f"measuring before {duration(seconds['before'])}, slots {duration(seconds['slots'])}"
+        f"{duration(seconds.total)} in all: greeting the nodes {duration(seconds.hello)}, "
+        f"measuring before {duration(seconds.before)}, slots {duration(seconds.slots)}"
     )
 
 
-def _rejections(results: dict[str, Any]) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for slot in results["slots"]:
-        for node in slot["nodes"].values():
-            for reason, count in node["rejections"].items():
-                counts[reason] = counts.get(reason, 0) + count
+def _rejections(results: Results) -> list[tuple[str, int]]:
+    counts: Counter[str] = Counter()
+    for slot in results.slots:
+        for node in slot.nodes.values():
+            counts.update(node.rejections)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _conditions(comparison: Comparison) -> str:
+    """Under which conditions the runs of a comparison were made, in a sentence."""
+    config, seeds, nodes = comparison.config, comparison.seeds, comparison.nodes
+    who = plural(nodes, "node") if nodes else "Nodes"
+    requests = int(config["requests-per-slot"] or 0)
+    each = plural(requests, "request") if requests else "their requests"
+    slots = plural(int(config["num-slots"] or 0), "slot")
+    return (
+        f"{who} edit {each} a slot in {slots}, with {plural(len(seeds), 'seed')} "
+        f"({', '.join(map(str, seeds))})."
+    )
+
+
+def _runs(runs: Sequence[ComparedRun]) -> Table:
+    counts = ("requests", "optimised", "cached", "reused")
+    columns = ["Run", "State", "Time", "Requests", "Optimised", "of them cached", "Reused"]
+    rows: list[list[Cell]] = []
+    for run in runs:
+        row: list[Cell] = [run.name, run.status]
+        if run.costs:
+            row += [duration(run.costs["seconds"]), *(int(run.costs[name]) for name in counts)]
+            rows.append([*row, run.failed_nodes])
+        else:
+            rows.append([*row, *[NOT_MEASURED] * (len(counts) + 2)])
+    return Table([*columns, "Nodes failed"], rows)

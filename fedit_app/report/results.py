@@ -1,93 +1,326 @@
-"""Writing and reading results.json and metrics.jsonl (described in docs/results.md)."""
+"""What a run records, and its files results.json and metrics.jsonl (see docs/results.md).
 
-import json
-import math
+The classes below are the one description of these files in code: the server fills them in, and
+reports, tables and comparisons read them.
+"""
+
+from __future__ import annotations
+
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fedit_app.report.figures import METRICS, SHARES, metric_of
-from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import write_json_atomic
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedit_app.protocol.metrics import Metrics, Neutral
+from fedit_app.support.errors import FedEditError, shown
+from fedit_app.support.files import replace_file
 
 SCHEMA = 2
 
-_TOP_LEVEL: dict[str, type] = {
-    "status": str,
-    "strategy": str,
-    "editor": str,
-    "model": dict,
-    "config": dict,
-    "connected": int,
-    "nodes": dict,
-    "summary": dict,
-    "slots": list,
-    "failed_nodes": list,
-    "seconds": dict,
-}
-_COUNTS = ("requests", "optimised", "reused", "uploaded", "offered", "accepted", "rejected")
-_SLOT_NODE_KEYS = (
-    *(*_COUNTS, "conflicts", "received_from", "rejections", "conflict_pairs"),
-    *("own", "federation"),
-)
-_SLOT_KEYS = (
-    *("slot", "complete", *_COUNTS, "conflicts", "bytes_up", "bytes_down", "seconds"),
-    *("failed_nodes", "nodes"),
-)
-_FAILURE_KEYS = ("node", "slot", "stage", "reason")
+
+class Part(BaseModel):
+    """A part of a JSON file. Keys that this version does not know are ignored."""
+
+    model_config = ConfigDict(strict=True)
 
 
-def write_results(path: str | Path, results: dict[str, Any]) -> None:
+class StageSeconds(Part):
+    """Seconds that the stages of a slot took; None where that is not known."""
+
+    edit: float | None
+    reedit: float | None
+    evaluate: float | None
+
+    @classmethod
+    def of(cls, value: float | None) -> StageSeconds:
+        """The same number for every stage."""
+        return cls(**dict.fromkeys(STAGES, value))
+
+    @property
+    def total(self) -> float:
+        """All stages together."""
+        return sum(getattr(self, stage) or 0.0 for stage in STAGES)
+
+
+STAGES = tuple(StageSeconds.model_fields)
+"""The stages of a slot."""
+
+
+class Costs(Part):
+    """What happened in a slot, at one node or at all of them.
+
+    Attributes:
+        requests: edit requests of the slot.
+        optimised: requests whose value v* the node optimised.
+        cached: optimised requests whose value was in the work-cache.
+        warm_started: optimised requests that began at another MKV's value.
+        reused: requests that another node's MKV fulfils.
+        uploaded: MKVs sent to the server.
+        offered: MKVs of others that the server sent.
+        accepted: offered MKVs that entered the ledger.
+        rejected: offered MKVs that did not.
+        quarantined: MKVs that failed the screening.
+        conflicts: pairs of MKVs about one subject with different targets.
+        bytes_up: bytes of message content from the node to the server.
+        bytes_down: bytes of message content from the server to the node.
+        seconds: of the stages.
+    """
+
+    requests: int
+    optimised: int
+    cached: int = 0
+    warm_started: int = 0
+    reused: int
+    uploaded: int
+    offered: int
+    accepted: int
+    rejected: int
+    quarantined: int = 0
+    conflicts: int
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: StageSeconds = Field(default_factory=lambda: StageSeconds.of(None))
+
+    @staticmethod
+    def zero() -> dict[str, Any]:
+        """Fields of costs of which nothing has happened yet."""
+        return {**dict.fromkeys(NUMBERS, 0), "seconds": StageSeconds.of(0.0)}
+
+    @staticmethod
+    def summed(parts: Iterable[Costs]) -> Costs:
+        """The costs of several slots or nodes together."""
+        parts = list(parts)
+        sums = {name: sum(getattr(part, name) for part in parts) for name in NUMBERS}
+        seconds = {s: sum(getattr(part.seconds, s) or 0.0 for part in parts) for s in STAGES}
+        return Costs(**sums, seconds=StageSeconds(**seconds))
+
+
+NUMBERS = tuple(name for name in Costs.model_fields if name != "seconds")
+"""Counts and bytes of `Costs`."""
+COUNTS = tuple(name for name in NUMBERS if not name.startswith("bytes_"))
+"""Counts of `Costs`; those of a slot are the sums of its nodes'."""
+
+
+class Before(Part):
+    """Metrics of the unedited model.
+
+    Attributes:
+        own: on a node's own facts.
+        federation: on everybody's facts.
+    """
+
+    own: Metrics | None
+    federation: Metrics | None
+
+
+class Measured(Part):
+    """Metrics of an edited model; None where they were not measured.
+
+    Attributes:
+        own: on a node's own facts.
+        received: on facts of others that the node has accepted as MKVs.
+        federation: on everybody's facts.
+        neutral: on text that no edit should change.
+    """
+
+    own: Metrics | None
+    received: Metrics | None = None
+    federation: Metrics | None
+    neutral: Neutral | None = None
+
+
+SCOPES = tuple(name for name in Measured.model_fields if name != "neutral")
+"""Whose facts are asked about."""
+
+
+class Outcome(Measured):
+    """Metrics after the last slot in which a node was evaluated, and before the first one."""
+
+    before: Before
+
+
+class ConflictPair(Part):
+    """Ids of two MKVs about one subject: the one that holds, and the one that gave way."""
+
+    held: str
+    gave_way: str
+
+
+class NodeResult(Measured, Costs):
+    """A node in a slot.
+
+    Attributes:
+        received_from: node of origin -> number of its MKVs that were accepted.
+        rejections: reason -> number of MKVs that were rejected for it.
+        conflict_pairs: the conflicts.
+    """
+
+    received_from: dict[str, int]
+    rejections: dict[str, int]
+    conflict_pairs: list[ConflictPair]
+
+
+class SlotFailure(Part):
+    """A node that did not do its part: its name, the stage, and the reason in one line."""
+
+    node: str
+    stage: str
+    reason: str
+
+
+class Failure(SlotFailure):
+    """The same, and the slot; 0 before the first one."""
+
+    slot: int
+
+
+class SlotResult(Costs):
+    """A slot of a run.
+
+    Attributes:
+        slot: its number, from 1.
+        complete: whether all its stages are done.
+        failed_nodes: who failed in it.
+        nodes: name -> the node in this slot.
+    """
+
+    slot: int
+    complete: bool
+    bytes_up: int
+    bytes_down: int
+    seconds: StageSeconds
+    failed_nodes: list[SlotFailure]
+    nodes: dict[str, NodeResult]
+
+
+class ModelName(Part):
+    """The model's name, and the fingerprint that all nodes agree on; None until they do."""
+
+    name: str
+    fingerprint: str | None
+
+
+class RunSeconds(Part):
+    """Wall-clock seconds of a run and of its parts; None for a part that was not reached."""
+
+    total: float
+    hello: float | None
+    before: float | None
+    slots: float | None
+
+
+class Results(Part):
+    """A run, as `results.json` holds it.
+
+    Attributes:
+        number: of the schema.
+        status: running, completed or failed.
+        strategy: the strategy's name.
+        editor: the editor's name.
+        model: the model's name and fingerprint.
+        config: the run configuration.
+        connected: how many nodes were there when the run began.
+        nodes: name -> the node's outcome.
+        summary: the mean outcome.
+        slots: in their order.
+        failed_nodes: every failure of the run.
+        seconds: what took how long.
+    """
+
+    number: Literal[2] = Field(alias="schema")
+    status: str
+    strategy: str
+    editor: str
+    model: ModelName
+    config: dict[str, str | int | float | bool | None]
+    connected: int
+    nodes: dict[str, Outcome]
+    summary: Outcome
+    slots: list[SlotResult]
+    failed_nodes: list[Failure]
+    seconds: RunSeconds
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as an object of JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def totals(self) -> Costs:
+        """The costs of all slots together."""
+        return Costs.summed(self.slots)
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the nodes that failed, each once."""
+        return sorted({failure.node for failure in self.failed_nodes})
+
+    @property
+    def slots_complete(self) -> int:
+        """How many slots are complete."""
+        return sum(slot.complete for slot in self.slots)
+
+
+class SlotLine(NodeResult):
+    """A line of `metrics.jsonl`: a node in a slot, and when the server had its figures."""
+
+    time: str
+    slot: int
+    node: str
+
+
+def write_results(path: str | Path, results: Results) -> None:
     """Write results.json so that a reader sees either the old file or the whole new one.
 
     A float that is NaN or infinite becomes null: JSON has no word for it, and a run must not lose
     its results to one.
 
     Args:
-        path: The file to write; its folder is made if it is missing.
-        results: Plain dicts, lists, strings, numbers, booleans and None.
+        path: the file to write; its folder is made if it is missing.
+        results: the run.
     """
-    write_json_atomic(Path(path), _finite(results))
+    text = results.model_dump_json(indent=2, by_alias=True) + "\n"
+    with replace_file(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def append_jsonl(path: str | Path, obj: dict[str, Any]) -> None:
-    """Append one line of JSON to a log and flush it to the disk.
+def append_line(path: str | Path, line: SlotLine) -> None:
+    """Append a line to metrics.jsonl and flush it to the disk.
 
     A last line that a killed process left unfinished is closed first, so that it spoils only
     itself. NaN and infinite floats become null.
 
     Args:
-        path: The file to append to; it and its folder are made if they are missing.
-        obj: The plain dict to write.
+        path: the file to append to; it and its folder are made if they are missing.
+        line: the line.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_finite(obj), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = line.model_dump_json().encode() + b"\n"
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line)
+                text = b"\n" + text
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def load_results(path: str | Path) -> dict[str, Any]:
-    """Read a results.json and check its schema number and required keys.
+def load_results(path: str | Path) -> Results:
+    """Read a results.json and check it.
 
     Args:
-        path: The results.json of a run.
-
-    Returns:
-        The dict that `write_results` was given.
+        path: the results.json of a run.
 
     Raises:
-        FedEditError: The file is missing, is no JSON, has another schema or lacks a key.
+        FedEditError: the file is missing, is not JSON, has another schema, lacks a key or holds an
+            invalid value.
     """
     path = Path(path)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        return Results.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise FedEditError(
             f"{path}: no such file. Give the results.json in a run's output folder; "
@@ -97,79 +330,35 @@ def load_results(path: str | Path) -> dict[str, Any]:
         raise FedEditError(
             f"{path}: cannot be read ({error.strerror}). Give the results.json file of a run."
         ) from None
-    except ValueError as error:
-        raise FedEditError(
-            f"{path}: not valid JSON ({error}). Give the results.json that a run wrote, unchanged."
-        ) from None
-    _check(path, results)
-    return results
+    except ValidationError as error:
+        raise FedEditError(f"{path}: {_complaint(error)}") from None
 
 
-def _check(path: Path, results: Any) -> None:
-    if not isinstance(results, dict):
-        _refuse(path, f"holds a JSON {type(results).__name__}, not an object")
-    if results.get("schema") != SCHEMA:
-        raise FedEditError(
-            f"{path}: schema is {results.get('schema')!r}, this version of FedEdit reads {SCHEMA}. "
+def _complaint(error: ValidationError) -> str:
+    """What is wrong with the file, and what to do about it."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    unchanged = "Give the results.json that a run wrote, unchanged"
+    if first["type"] == "json_invalid":
+        return f"not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')}). {unchanged}."
+    if first["type"] == "model_type" and not first["loc"]:
+        return f"holds {shown(first['input'])}, not an object. {unchanged}."
+    number = [found for found in errors if found["loc"] == ("schema",)]
+    if number:
+        found = None if number[0]["type"] == "missing" else number[0]["input"]
+        return (
+            f"schema is {found!r}, this version of FedEdit reads {SCHEMA}. "
             "Read it with the version of FedEdit that wrote it, or run again."
         )
-    _require(path, results, tuple(_TOP_LEVEL), "")
-    for key, kind in _TOP_LEVEL.items():
-        if not isinstance(results[key], kind):
-            found = type(results[key]).__name__
-            _refuse(path, f"'{key}' is of type {found}, expected {kind.__name__}")
-    _require(path, results["model"], ("name", "fingerprint"), "model.")
-    _check_node(path, results["summary"], "summary.")
-    _require(path, results["seconds"], ("total", "hello", "before", "slots"), "seconds.")
-    for name, node in results["nodes"].items():
-        _check_node(path, node, f"nodes.{name}.")
-    for index, slot in enumerate(results["slots"]):
-        _require(path, slot, _SLOT_KEYS, f"slots[{index}].")
-        _require(path, slot["seconds"], ("edit", "reedit", "evaluate"), f"slots[{index}].seconds.")
-        for name, node in slot["nodes"].items():
-            place = f"slots[{index}].nodes.{name}."
-            _require(path, node, _SLOT_NODE_KEYS, place)
-            _check_metrics(path, node, place)
-    for index, failure in enumerate(results["failed_nodes"]):
-        _require(path, failure, _FAILURE_KEYS, f"failed_nodes[{index}].")
-
-
-def _check_node(path: Path, record: Any, place: str) -> None:
-    _require(path, record, ("own", "federation", "before"), place)
-    _require(path, record["before"], ("own", "federation"), f"{place}before.")
-    _check_metrics(path, record, place)
-    _check_metrics(path, record["before"], f"{place}before.")
-
-
-def _check_metrics(path: Path, record: dict[str, Any], place: str) -> None:
-    for scope in ("own", "federation"):
-        if record[scope] is not None:
-            _require(path, record[scope], (*SHARES, "count"), f"{place}{scope}.")
-            metric = metric_of(record[scope])
-            if metric not in METRICS:
-                _refuse(path, f"'{place}{scope}.metric' is {metric!r}, known: {', '.join(METRICS)}")
-
-
-def _require(path: Path, record: Any, keys: tuple[str, ...], place: str) -> None:
-    if not isinstance(record, dict):
-        _refuse(path, f"'{place.rstrip('.')}' is of type {type(record).__name__}, expected dict")
-    missing = [f"'{place}{key}'" for key in keys if key not in record]
+    missing = [f"'{_place(found['loc'])}'" for found in errors if found["type"] == "missing"]
     if missing:
-        _refuse(path, f"lacks {', '.join(missing)}")
+        problem = f"lacks {', '.join(missing)}"
+    else:
+        problem = f"'{_place(first['loc'])}' is {shown(first['input'])}: {first['msg']}"
+    return f"{problem}. {unchanged}; docs/results.md describes its keys."
 
 
-def _refuse(path: Path, found: str) -> None:
-    raise FedEditError(
-        f"{path}: {found}. Give the results.json that a run wrote, unchanged; "
-        "docs/results.md describes its keys."
-    )
-
-
-def _finite(obj: Any) -> Any:
-    if isinstance(obj, float):
-        return obj if math.isfinite(obj) else None
-    if isinstance(obj, dict):
-        return {key: _finite(value) for key, value in obj.items()}
-    if isinstance(obj, (list, tuple)):
-        return [_finite(value) for value in obj]
-    return obj
+def _place(path: Sequence[int | str]) -> str:
+    """A place in the file, such as `slots[1].nodes.museum`."""
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return place.removeprefix(".")

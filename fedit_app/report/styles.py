@@ -1,4 +1,4 @@
-"""The HTML report's styles."""
+"""The styles of the HTML pages."""
 
 STYLES = """
 :root {
@@ -9,6 +9,8 @@ STYLES = """
   --mixed: #7a4b00; --mixed-soft: #fdf0d5;
   --plot-ink: var(--ink); --plot-muted: var(--muted); --plot-grid: var(--line);
   --plot-own: #0072b2; --plot-federation: #b34a00; --plot-heat: #56b4e9; --plot-before: #aeb7c1;
+  --plot-1: #0072b2; --plot-2: #b34a00; --plot-3: #007a5a; --plot-4: #a3527f;
+  --plot-5: #8a6d00; --plot-6: #3a8ebd; --plot-7: #59636e;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
@@ -17,6 +19,8 @@ STYLES = """
     --good: #6fd39a; --good-soft: #12301f; --bad: #ff9a8d; --bad-soft: #3a1b18;
     --mixed: #f2bd62; --mixed-soft: #33260f;
     --plot-own: #56b4e9; --plot-federation: #f0a04b; --plot-heat: #0f6fae; --plot-before: #5b6672;
+    --plot-1: #56b4e9; --plot-2: #f0a04b; --plot-3: #4fc79f; --plot-4: #d895bb;
+    --plot-5: #e3c34f; --plot-6: #8fc7ec; --plot-7: #9aa5b1;
   }
 }
 * { box-sizing: border-box; }
@@ -64,6 +68,7 @@ th, td { padding: .45rem .7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--muted); font-weight: 500; font-size: .86rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.left, td.left { text-align: left; }
 th:last-child, td:last-child { padding-right: 0; }
 tbody th { font-weight: 550; }
 tbody tr:last-child > *, tfoot tr:last-child > * { border-bottom: 0; }

@@ -1,9 +1,16 @@
-"""What a run came to, as text for the log, and several runs side by side as a table."""
+"""Runs and comparisons as tables, and the text that a run logs at its end."""
 
+from __future__ import annotations
+
+import csv
+import io
+import re
 from collections.abc import Sequence
-from typing import Any
 
-from fedit_app.report.figures import Metrics, metric_of, value_of
+from fedit_app.protocol.metrics import Metrics
+from fedit_app.report.comparison import UNEDITED, Comparison, Row, Spread
+from fedit_app.report.figures import metric_of, value_of
+from fedit_app.report.results import Before, Costs, Failure, Measured, Outcome, Results
 from fedit_app.support.formats import (
     byte_size,
     duration,
@@ -13,6 +20,9 @@ from fedit_app.support.formats import (
     shorten,
 )
 from fedit_app.support.tables import Cell, Change, Figure, Table
+
+METRICS = ("own.score", "score", "efficacy", "paraphrase", "neighborhood", "accuracy")
+"""Columns of a comparison's table, if no others are asked for."""
 
 _PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
 _NAME_WIDTH = 24
@@ -28,20 +38,12 @@ _OPTIONAL = (
 )
 
 
-def total(results: dict[str, Any], count: str) -> int:
-    """The sum over all slots of one of their counts, for example `requests` or `bytes_up`."""
-    return sum(slot[count] for slot in results["slots"])
-
-
-def summary_table(results: dict[str, Any]) -> str:
-    """The outcome of a run as monospaced text for the terminal.
+def summary_table(results: Results) -> str:
+    """The outcome of a run as monospaced text for the log.
 
     One row a node and a row of means, each with the shares before and after the run, for the
     node's own facts and for the facts of the whole federation; then what else was measured, the
     counts of the run, and the nodes that failed and why.
-
-    Args:
-        results: A results dict as `load_results` returns it.
 
     Returns:
         Lines without a trailing line break. Control characters in names and reasons are removed.
@@ -49,17 +51,22 @@ def summary_table(results: dict[str, Any]) -> str:
     columns = ("node", *(f"own {part}" for part in _PARTS), "federation score")
     rows = [
         (shorten(name, _NAME_WIDTH), *_changes(node))
-        for name, node in sorted(results["nodes"].items())
+        for name, node in sorted(results.nodes.items())
     ]
-    rows.append(("mean", *_changes(results["summary"])))
+    rows.append(("mean", *_changes(results.summary)))
     lines = [_title(results), "", Table(columns, rows).text()]
-    lines += ["", *_further_lines(results["summary"])]
-    lines += [_counts_line(results), _traffic_line(results)]
-    lines += _failure_lines(results["failed_nodes"])
+    totals = results.totals
+    lines += ["", *_further_lines(results.summary), _counts_line(totals)]
+    lines.append(
+        f"{byte_size(totals.bytes_up)} up, {byte_size(totals.bytes_down)} down; "
+        f"{duration(results.seconds.total)}"
+    )
+    if results.failed_nodes:
+        lines += ["", "failed nodes:", *map(_failure, results.failed_nodes)]
     return "\n".join(lines)
 
 
-def runs_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+def runs_table(runs: Sequence[tuple[str, Results]]) -> Table:
     """Several runs side by side, one row a run.
 
     A first row shows the unedited model when all runs started from the same figures. When a run
@@ -71,126 +78,169 @@ def runs_table(runs: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     apart by a column.
 
     Args:
-        runs: Pairs of a label and a results dict as `load_results` returns it.
+        runs: pairs of a label and its results.
     """
     columns = ["Run", "Own score", "Federation score"]
     columns += [f"{scope} {part}" for scope in ("Own", "Federation") for part in _PARTS[:-1]]
-    rows = [(label, results["summary"]) for label, results in runs]
-    before = [results["summary"]["before"] for _, results in runs]
-    if before and before[0]["own"] is not None and all(b == before[0] for b in before):
-        rows.insert(0, ("unedited", before[0]))
+    rows: list[tuple[str, Measured | Before]] = [(label, run.summary) for label, run in runs]
+    before = [run.summary.before for _, run in runs]
+    if before and before[0].own is not None and all(b == before[0] for b in before):
+        rows.insert(0, (UNEDITED, before[0]))
 
-    cells: list[list[Cell]] = [[label, *_scores(summary)] for label, summary in rows]
+    cells: list[list[Cell]] = [[label, *_scores(record)] for label, record in rows]
     for name, scope, figure in _OPTIONAL:
-        found = [value_of(summary.get(scope), figure) for _, summary in rows]
+        found = [getattr(getattr(record, scope, None), figure, None) for _, record in rows]
         if any(value is not None for value in found):
             columns.append(name)
             for row, value in zip(cells, found, strict=True):
                 row.append(Figure(value, digits=4 if figure == "kl" else 2))
-    metrics = [metric_of(summary["own"]) for _, summary in rows]
+    metrics = [metric_of(record.own) for _, record in rows]
     if len(set(metrics)) > 1:
         columns.append("Metric")
         for row, metric in zip(cells, metrics, strict=True):
             row.append(metric)
-    central = next((r["summary"] for _, r in runs if r["strategy"] == "central"), None)
+    central = next((run.summary for _, run in runs if run.strategy == "central"), None)
     if central is not None:
         columns.append("Of central")
-        for row, (_, summary) in zip(cells, rows, strict=True):
-            row.append(Figure(_ratio(summary, central), percent=True))
+        for row, (_, record) in zip(cells, rows, strict=True):
+            row.append(Figure(_ratio(record, central), percent=True))
     return Table(columns, cells)
 
 
-def _changes(node: dict[str, Any]) -> tuple[Change, ...]:
-    before = node["before"]
-    own = [_change(before["own"], node["own"], part) for part in _PARTS]
-    return (*own, _change(before["federation"], node["federation"], "score"))
+def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> Table:
+    """A comparison, one row a method: mean ± sample standard deviation over its runs.
+
+    Args:
+        comparison: the comparison.
+        metrics: the figures to show, any that `results.json` has, see `Row.figure`.
+    """
+    axis = [comparison.axis.key] if comparison.axis else []
+    columns = ["Strategy", "Editor", *axis, "n"]
+    columns += [re.sub(r"[._]", " ", name).capitalize() for name in metrics]
+    columns += ["Of central", "x FedAvg", "v* computed"]
+    rows = []
+    for row in comparison.rows:
+        cells: list[Cell] = [row.strategy, row.editor or "", *([str(row.value)] if axis else [])]
+        cells += [_count(row), *(_figure(row.figure(name), 3) for name in metrics)]
+        cells += [_figure(row.retention, 3), _figure(row.ratio_to_fedavg, 2), _computed(row)]
+        rows.append(cells)
+    return Table(columns, rows)
+
+
+def figures_csv(comparison: Comparison) -> str:
+    """Every figure of every run as CSV, a line each: run, its place, scope, name, figure."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    value = comparison.axis.key if comparison.axis else "value"
+    writer.writerow(["run", "strategy", "editor", "seed", value, "scope", "metric", "figure"])
+    for run in comparison.runs:
+        before = run.before or Before(own=None, federation=None)
+        records = [*run.measured.items(), *((f"before {scope}", m) for scope, m in before)]
+        scopes = [(scope, record.model_dump()) for scope, record in records if record is not None]
+        scopes.append(("costs", run.costs or {}))
+        ratios = {"retention": run.retention, "ratio_to_fedavg": run.ratio_to_fedavg}
+        scopes.append(("federation", ratios))
+        writer.writerows(
+            [run.name, run.strategy, run.editor, run.seed, run.value, scope, name, figure]
+            for scope, figures in scopes
+            for name, figure in figures.items()
+            if isinstance(figure, int | float)
+        )
+    return stream.getvalue()
+
+
+def _changes(node: Outcome) -> tuple[Change, ...]:
+    before = node.before
+    own = [_change(before.own, node.own, part) for part in _PARTS]
+    return (*own, _change(before.federation, node.federation, "score"))
 
 
 def _change(before: Metrics | None, after: Metrics | None, name: str) -> Change:
     return Change(value_of(before, name), value_of(after, name))
 
 
-def _title(results: dict[str, Any]) -> str:
+def _title(results: Results) -> str:
     counted = {"likelihood": "", "tokens": " of tokens", "mixed": " of prompts or tokens"}
     return printable(
-        f"{results['status']}: {results['strategy']} with {results['editor']} on "
-        f"{results['model']['name']}, {plural(len(results['slots']), 'slot')}; "
-        f"shares{counted[metric_of(results['summary']['own'])]} before -> after"
+        f"{results.status}: {results.strategy} with {results.editor} on {results.model.name}, "
+        f"{plural(len(results.slots), 'slot')}; "
+        f"shares{counted[metric_of(results.summary.own)]} before -> after"
     )
 
 
-def _further_lines(summary: dict[str, Any]) -> list[str]:
+def _further_lines(summary: Outcome) -> list[str]:
     """What was measured beside the shares of the table, as far as it was."""
     lines = []
-    received, neutral = summary.get("received"), summary.get("neutral")
-    if received is not None:
+    if summary.received is not None:
+        received = summary.received
         lines.append(
-            f"facts received from others: score {share(received['score'])} on {received['count']:,}"
+            f"facts received from others: score {share(received.score)} on {received.count:,}"
         )
-    for scope in ("own", "federation"):
-        before = summary["before"][scope]
+    scopes = [
+        ("own", summary.before.own, summary.own),
+        ("federation", summary.before.federation, summary.federation),
+    ]
+    for scope, before, after in scopes:
         figures = [
-            f"{name} {_change(before, summary[scope], figure)}"
+            f"{name} {_change(before, after, figure)}"
             for name, figure in (("exact match", "exact_match"), ("entropy", "generation_entropy"))
-            if value_of(summary[scope], figure) is not None
+            if value_of(after, figure) is not None
         ]
         if figures:
             lines.append(f"{scope} facts: {', '.join(figures)}")
-    if neutral is not None:
+    if summary.neutral is not None:
+        neutral = summary.neutral
         lines.append(
-            f"neutral text: KL {neutral['kl']:.4f}, top-10 overlap "
-            f"{share(neutral['top10_overlap'])}, perplexity {neutral['perplexity_before']:.2f} -> "
-            f"{neutral['perplexity_after']:.2f}"
+            f"neutral text: KL {neutral.kl:.4f}, top-10 overlap {share(neutral.top10_overlap)}, "
+            f"perplexity {neutral.perplexity_before:.2f} -> {neutral.perplexity_after:.2f}"
         )
     return lines
 
 
-def _counts_line(results: dict[str, Any]) -> str:
-    cached = sum(slot.get("cached", 0) for slot in results["slots"])
-    found = f" ({cached:,} of them found in the work-cache)" if cached else ""
+def _counts_line(totals: Costs) -> str:
+    found = f" ({totals.cached:,} of them found in the work-cache)" if totals.cached else ""
+    warm = f" ({totals.warm_started:,} from another's value)" if totals.warm_started else ""
     return (
-        f"{plural(total(results, 'requests'), 'request')}: "
-        f"{total(results, 'optimised'):,} optimised{found}{_warm(results)}, "
-        f"{total(results, 'reused'):,} reused; "
-        f"{total(results, 'accepted'):,} of {plural(total(results, 'offered'), 'MKV')} accepted, "
-        f"{plural(total(results, 'conflicts'), 'conflict')}"
+        f"{plural(totals.requests, 'request')}: {totals.optimised:,} optimised{found}{warm}, "
+        f"{totals.reused:,} reused; {totals.accepted:,} of {plural(totals.offered, 'MKV')} "
+        f"accepted, {plural(totals.conflicts, 'conflict')}"
     )
 
 
-def _warm(results: dict[str, Any]) -> str:
-    """How many optimisations began at another MKV's value; results of older runs do not say."""
-    count = sum(slot.get("warm_started", 0) for slot in results["slots"])
-    return f" ({count:,} from another's value)" if count else ""
+def _failure(failure: Failure) -> str:
+    place = f"slot {failure.slot}, " if failure.slot else ""
+    name = shorten(failure.node, _NAME_WIDTH)
+    return f"  {name} ({place}{printable(failure.stage)}): {printable(failure.reason)}"
 
 
-def _traffic_line(results: dict[str, Any]) -> str:
-    return (
-        f"{byte_size(total(results, 'bytes_up'))} up, "
-        f"{byte_size(total(results, 'bytes_down'))} down; "
-        f"{duration(results['seconds']['total'])}"
-    )
-
-
-def _failure_lines(failures: list[dict[str, Any]]) -> list[str]:
-    if not failures:
-        return []
-    return ["", "failed nodes:", *(f"  {_failure(failure)}" for failure in failures)]
-
-
-def _failure(failure: dict[str, Any]) -> str:
-    place = f"slot {failure['slot']}, " if failure["slot"] else ""
-    name = shorten(failure["node"], _NAME_WIDTH)
-    return f"{name} ({place}{printable(failure['stage'])}): {printable(failure['reason'])}"
-
-
-def _scores(summary: dict[str, Any]) -> list[Figure]:
-    own, federation = summary["own"], summary["federation"]
-    figures = [(own, "score"), (federation, "score")]
-    figures += [(metrics, part) for metrics in (own, federation) for part in _PARTS[:-1]]
+def _scores(record: Measured | Before) -> list[Figure]:
+    figures = [(record.own, "score"), (record.federation, "score")]
+    figures += [(m, part) for m in (record.own, record.federation) for part in _PARTS[:-1]]
     return [Figure(value_of(metrics, name)) for metrics, name in figures]
 
 
-def _ratio(summary: dict[str, Any], central: dict[str, Any]) -> float | None:
-    reference = value_of(central["federation"] or central["own"], "score")
-    score = reference if summary is central else value_of(summary["federation"], "score")
+def _ratio(record: Measured | Before, central: Outcome) -> float | None:
+    reference = value_of(central.federation or central.own, "score")
+    score = reference if record is central else value_of(record.federation, "score")
     return None if score is None or not reference else score / reference
+
+
+def _count(row: Row) -> str | int:
+    """How many runs stand behind a row, how many are missing, and how many nodes in the others."""
+    missing = row.runs > row.completed
+    parts = [f"{row.completed} of {row.runs}" if missing else f"{row.completed}"]
+    parts += [f"{len(row.failed)} failed"] if row.failed else []
+    parts += [f"{plural(row.failed_nodes, 'node')} failed"] if row.failed_nodes else []
+    return ", ".join(parts) if missing or len(parts) > 1 else row.completed
+
+
+def _figure(found: Spread | None, digits: int) -> Figure:
+    return Figure(found.mean, digits, found.sd) if found else Figure(None)
+
+
+def _computed(row: Row) -> Figure:
+    """Mean number of optimisations that a run did itself."""
+    optimised, cached = (row.costs.get(name) for name in ("optimised", "cached"))
+    if not optimised or not cached or optimised.mean is None or cached.mean is None:
+        return Figure(None)
+    return Figure(optimised.mean - cached.mean, digits=0)

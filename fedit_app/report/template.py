@@ -1,21 +1,85 @@
-"""The HTML report's page: a Jinja2 template as a string.
+"""The HTML pages of runs and comparisons: Jinja2 templates as strings.
 
-It is Python text because an app bundle of Flower carries no .j2 files.
+They are Python text because an app bundle of Flower carries no HTML files.
 """
 
-FIGURE = """\
+_MACROS = """\
 {%- macro figure(svg, title, caption) -%}
 {%- if svg -%}
 <figure class="card"><figcaption><strong>{{ title }}</strong><span>{{ caption }}</span></figcaption>
 <div class="scroll">{{ svg }}</div></figure>
 {%- endif -%}
 {%- endmacro -%}
-"""
-"""A macro that shows a plot with its title and caption, for any page."""
 
-PAGE = (
-    FIGURE
-    + """\
+{%- macro side(table, place) -%}
+{%- if not table.numeric[place] %} class="left"{% endif -%}
+{%- endmacro -%}
+
+{%- macro number_table(table, label) -%}
+<div class="card dense"><div class="scroll" tabindex="0" role="region"
+ aria-label="{{ label }}">
+<table>
+<thead><tr>{% for name in table.columns %}
+<th scope="col"{{ side(table, loop.index0) }}>{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for row in table.texts %}
+<tr><th scope="row">{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td{{ side(table, loop.index) }}>{{ cell }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody>
+</table></div></div>
+{%- endmacro -%}
+
+{%- macro reason_table(names, rows) -%}
+<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Failures">
+<table class="text{{ " failures" if names|length > 2 }}">
+<thead><tr>{% for name in names %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for row in rows %}
+<tr><th scope="row">{{ row[0] }}</th>{% for cell in row[1:-1] %}<td>{{ cell }}</td>{% endfor -%}
+<td class="wide">{{ row[-1] }}</td></tr>
+{%- endfor %}
+</tbody>
+</table></div></div>
+{%- endmacro -%}
+
+{%- macro settings(config) -%}
+<dl class="settings">
+{%- for key, value in config.items() %}
+<div><dt><code>{{ key }}</code></dt><dd><code>{{ setting(value) }}</code></dd></div>
+{%- endfor %}
+</dl>
+{%- endmacro -%}
+"""
+
+_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>{{ styles }}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="eyebrow">{{ eyebrow }}</p>
+<div class="heading"><h1>{{ headline }}</h1>
+<span class="status {{ status_class }}">{{ status }}</span></div>
+<p class="lead">{{ lead }}</p>
+</header>
+{% block content %}{% endblock %}
+</main>
+</body>
+</html>
+"""
+
+_RUN = """\
+{% extends "page" %}
+{% from "macros" import figure, reason_table, settings with context %}
+{% block content %}
 {%- macro change(before, after, name) -%}
 {%- set old = value_of(before, name) -%}{%- set new = value_of(after, name) -%}
 {%- if old is none and new is none -%}
@@ -35,16 +99,16 @@ PAGE = (
 <tbody>
 {%- for name, node in nodes %}
 <tr><th scope="row" title="{{ name }}">{{ name }}</th>
-<td>{{ node[scope].count if node[scope] else "–" }}</td>
+<td>{{ at(node, scope).count if at(node, scope) else "–" }}</td>
 {%- for share_name in shares %}
-<td>{{ change(node.before.get(scope), node[scope], share_name) }}</td>
+<td>{{ change(at(node.before, scope), at(node, scope), share_name) }}</td>
 {%- endfor %}</tr>
 {%- endfor %}
 </tbody>
 <tfoot><tr><th scope="row">Mean</th>
-<td>{{ summary[scope].count if summary[scope] else "–" }}</td>
+<td>{{ at(summary, scope).count if at(summary, scope) else "–" }}</td>
 {%- for share_name in shares %}
-<td>{{ change(summary.before.get(scope), summary[scope], share_name) }}</td>
+<td>{{ change(at(summary.before, scope), at(summary, scope), share_name) }}</td>
 {%- endfor %}</tr></tfoot>
 </table>
 </div>
@@ -57,9 +121,9 @@ PAGE = (
 {{- share(neutral.perplexity_after) }}</td></tr>
 {%- endmacro -%}
 
-{%- macro slot_row(title, record, seconds) -%}
+{%- macro slot_row(title, record) -%}
 <tr><th scope="row" title="{{ title }}">{{ title }}</th>
-{{- cost_cells(record, seconds) }}</tr>
+{{- cost_cells(record) }}</tr>
 {%- endmacro -%}
 
 {%- macro cost_heads() -%}
@@ -68,35 +132,17 @@ PAGE = (
 <th scope="col">Edit</th><th scope="col">Re-edit</th><th scope="col">Evaluate</th>
 {%- endmacro -%}
 
-{%- macro cost_cells(record, seconds) -%}
-{%- for name in counts %}<td>{{ "{:,}".format(record.get(name, 0)) }}</td>{% endfor %}
-<td>{{ byte_size(record.get("bytes_up", 0)) }}</td>
-<td>{{ byte_size(record.get("bytes_down", 0)) }}</td>
-{%- for stage in stages %}<td>{{ duration(seconds.get(stage)) }}</td>{% endfor %}
+{%- macro cost_cells(record) -%}
+{%- for name in counts %}<td>{{ "{:,}".format(at(record, name)) }}</td>{% endfor %}
+<td>{{ byte_size(record.bytes_up) }}</td>
+<td>{{ byte_size(record.bytes_down) }}</td>
+{%- for stage in stages %}<td>{{ duration(at(record.seconds, stage)) }}</td>{% endfor %}
 {%- endmacro -%}
 
 
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>FedEdit run: {{ strategy }} on {{ model.name }}</title>
-<style>{{ styles }}</style>
-</head>
-<body>
-<main>
-<header>
-<p class="eyebrow">FedEdit run report · {{ strategy }} · {{ editor }} · {{ model.name }}</p>
-<div class="heading"><h1>{{ headline }}</h1>
-<span class="status {{ status_class }}">{{ status_text }}</span></div>
-<p class="lead">{{ lead }}</p>
-</header>
-
 <dl class="tiles">
-{%- for tile in tiles %}
-<div><dt>{{ tile.label }}</dt><dd>{{ tile.value }}<small>{{ tile.detail }}</small></dd></div>
+{%- for label, value, detail in tiles %}
+<div><dt>{{ label }}</dt><dd>{{ value }}<small>{{ detail }}</small></dd></div>
 {%- endfor %}
 </dl>
 
@@ -109,7 +155,7 @@ A dash means that nothing was measured. Means are taken over edit requests. {{ m
 {%- if has_federation %}
 <div class="card"><h3>The whole federation's facts</h3>
 {{ change_table("federation") }}</div>
-{%- if summary.get("received") %}
+{%- if summary.received %}
 <div class="card"><h3>Facts that nodes received from others</h3>
 {{ change_table("received") }}</div>
 {%- endif %}
@@ -128,17 +174,17 @@ deployment no node sees the requests of another.</p>
 <thead><tr><th scope="col">Facts</th>
 {%- for heading in further.values() %}<th scope="col">{{ heading }}</th>{% endfor %}</tr></thead>
 <tbody>
-{%- for scope in ("own", "received", "federation") if summary.get(scope) %}
+{%- for scope in scopes if at(summary, scope) %}
 <tr><th scope="row">{{ scope|capitalize }}</th>
 {%- for name in further %}
-<td>{{ change(summary.before.get(scope), summary[scope], name) }}</td>
+<td>{{ change(at(summary.before, scope), at(summary, scope), name) }}</td>
 {%- endfor %}</tr>
 {%- endfor %}
 </tbody>
 </table>
 </div></div>
 {%- endif %}
-{%- if summary.get("neutral") %}
+{%- if summary.neutral %}
 <div class="card"><h3>Neutral text, which no edit should change</h3>
 <div class="scroll" tabindex="0" role="region" aria-label="Neutral text per node">
 <table>
@@ -186,12 +232,12 @@ deployment no node sees the requests of another.</p>
 <thead><tr><th scope="col">Slot</th>{{ cost_heads() }}</tr></thead>
 <tbody>
 {%- for slot in slots %}
-{{ slot_row(slot.slot, slot, slot.seconds) }}
+{{ slot_row(slot.slot, slot) }}
 {%- endfor %}
 </tbody>
 {%- if slots|length > 1 %}
 <tfoot>
-{{ slot_row("All", totals, totals.seconds) }}
+{{ slot_row("All", totals) }}
 </tfoot>
 {%- endif %}
 </table>
@@ -206,9 +252,9 @@ deployment no node sees the requests of another.</p>
 <tbody>
 {%- for name, node in slot.nodes|dictsort %}
 <tr><th scope="row" title="{{ name }}">{{ name }}</th>
-{{- cost_cells(node, node.get("seconds", {})) }}
+{{- cost_cells(node) }}
 <td>{{ share(value_of(node.own, "score")) }}</td>
-<td>{{ share(value_of(node.get("received"), "score")) }}</td>
+<td>{{ share(value_of(node.received, "score")) }}</td>
 <td>{{ share(value_of(node.federation, "score")) }}</td></tr>
 {%- endfor %}
 </tbody>
@@ -222,18 +268,8 @@ deployment no node sees the requests of another.</p>
 {%- endif %}
 
 <h2>Failures</h2>
-{%- if failed_nodes %}
-<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Failed nodes">
-<table class="text failures">
-<thead><tr><th scope="col">Node</th><th scope="col">Slot</th><th scope="col">Stage</th>
-<th scope="col">Reason</th></tr></thead>
-<tbody>
-{%- for failure in failed_nodes %}
-<tr><th scope="row">{{ failure.node }}</th><td>{{ failure.slot or "–" }}</td>
-<td>{{ failure.stage }}</td><td class="wide">{{ failure.reason }}</td></tr>
-{%- endfor %}
-</tbody>
-</table></div></div>
+{%- if failures %}
+{{ reason_table(["Node", "Slot", "Stage", "Reason"], failures) }}
 {%- else %}
 <p>No node failed.</p>
 {%- endif %}
@@ -247,11 +283,7 @@ deployment no node sees the requests of another.</p>
 <dt>Time</dt><dd>{{ times }}</dd>
 </dl></div>
 <div class="card"><h3>Run configuration</h3>
-<dl class="settings">
-{%- for key, value in config %}
-<div><dt><code>{{ key }}</code></dt><dd><code>{{ value }}</code></dd></div>
-{%- endfor %}
-</dl></div>
+{{ settings(config) }}</div>
 
 <h2>How to read this page</h2>
 <div class="card"><dl class="terms">
@@ -279,8 +311,37 @@ nodes exchange.</dd>
 from another one as a start, or taken over from another node.</dd>
 <dt>Conflict</dt><dd>Two nodes want different answers to the same question; each keeps its own.</dd>
 </dl></div>
-</main>
-</body>
-</html>
+{% endblock %}
 """
-)
+
+_COMPARISON = """\
+{% extends "page" %}
+{% from "macros" import figure, number_table, reason_table, settings with context %}
+{% block content %}
+<div class="plots">
+{{ figure(plots.axis, "Score over " ~ axis, "Mean over seeds; bars: sample standard deviation.") }}
+{{ figure(plots.method, "Score by method" ~ at_last,
+          "On the federation's facts; mean over seeds, bars: sample standard deviation.") }}
+{{ figure(plots.slots, "Score over slots" ~ at_last,
+          "On the federation's facts so far, mean over seeds.") }}
+</div>
+<h2>All methods</h2>
+<p class="note">Mean ± sample standard deviation over n seeds; shares from 0 to 1, on the
+federation's facts unless the column says own. Of central: the score as a share of that of the
+central run with the same editor and seed. x FedAvg: as a multiple of that of fedavg. v* computed:
+optimisations that a run did itself; it found the others in the comparison's work-cache, or reused
+an MKV.</p>
+{{ number_table(methods, "All methods") }}
+{%- if failures %}
+<h2>Runs that failed</h2>
+{{ reason_table(["Run", "Reason"], failures) }}
+{%- endif %}
+<h2>Runs</h2>
+{{ number_table(runs, "Runs") }}
+<h2>What all runs have in common</h2>
+<div class="card">{{ settings(config) }}</div>
+{% endblock %}
+"""
+
+TEMPLATES = {"macros": _MACROS, "page": _PAGE, "run": _RUN, "comparison": _COMPARISON}
+"""Name -> template."""

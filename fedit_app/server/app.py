@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -15,6 +14,7 @@ from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import FEDERATION_KEY
+from fedit_app.report import Results
 from fedit_app.server.greeting import gather, welcome
 from fedit_app.server.grid import RunGrid
 from fedit_app.server.record import RunRecord
@@ -34,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     run_federation(grid, context)
 
 
-def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
+def run_federation(grid: Grid, context: Context) -> Results:
     """Run a strategy over all slots and write the run folder.
 
     Args:
@@ -42,7 +42,7 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         context: Flower's context with the run configuration and the run id.
 
     Returns:
-        The results, as `results.json` holds them.
+        The run, as `results.json` holds it.
 
     Raises:
         FedEditError: wrong run configuration, or no node can take part or answers.
@@ -61,7 +61,7 @@ def run_federation(grid: Grid, context: Context) -> dict[str, Any]:
         reference = gather(run_grid, config)
         fingerprint = fingerprint_of(reference["components"])
         connected = len(run_grid.all_node_ids())
-        record.met(fingerprint, connected, reference["simulated"], len(reference["layers"]))
+        record.met(fingerprint, connected, reference["simulated"])
         same = SameFact(same_key=config.same_key_threshold)
         pool = MKVPool(pool_location(config, context.run_id), same)
         strategy = factory(config, pool, fingerprint)

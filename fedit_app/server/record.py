@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,32 @@ import filelock
 import tomli_w
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.evaluation.metrics import Metrics
-from fedit_app.report import (
+from fedit_app.protocol.metrics import mean_metrics, mean_neutral
+from fedit_app.report import load_results, summary_table, write_report, write_results
+from fedit_app.report.results import (
+    COUNTS,
     SCHEMA,
-    append_jsonl,
-    load_results,
-    mean_metrics,
-    mean_neutral,
-    summary_table,
-    write_report,
-    write_results,
+    Before,
+    ConflictPair,
+    Costs,
+    Failure,
+    Measured,
+    ModelName,
+    NodeResult,
+    Outcome,
+    Results,
+    RunSeconds,
+    SlotFailure,
+    SlotLine,
+    SlotResult,
+    append_line,
 )
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = (
-    "requests",
-    "optimised",
-    "cached",
-    "warm_started",
-    "reused",
-    "uploaded",
-    "offered",
-    "accepted",
-    "rejected",
-    "quarantined",
-    "conflicts",
-)
-_PER_SLOT = ("bytes_up", "bytes_down", "seconds", "nodes")
-_STAGES = ("edit", "reedit", "evaluate")
-_SCOPES = ("own", "received", "federation")
-_BEFORE = ("own", "federation")
-# What may be another when a run is resumed; everything else makes its results.
+# Keys that may differ when a run is resumed; all others determine its results.
 _MAY_CHANGE = (
     *("output-dir", "resume", "num-slots", "evaluate-every", "metrics", "slot-timeout"),
     *("device", "device-map", "edit-batch", "work-cache"),
@@ -59,30 +50,28 @@ class RunRecord:
     """Collects a run's figures and keeps `metrics.jsonl`, `results.json`, `report.html` current.
 
     Args:
-        config: the run configuration; with `resume`, an unfinished run of the folder is gone on
-            with, from its first unfinished slot.
+        config: the run configuration; with `resume`, an unfinished run of the folder is resumed
+            from its first unfinished slot.
         folder: the run folder; made if it does not exist.
 
     Raises:
-        FedEditError: the folder holds a run already, or one that cannot be resumed like this, or
-            is in use, or cannot be written.
+        FedEditError: the folder holds a run already, or one that cannot be resumed with this
+            configuration, or is in use, or cannot be written.
     """
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._config, self.folder = config.model_copy(update={"resume": False}), folder
         self._started = time.perf_counter()
-        self._seconds = {"hello": 0.0, "before": 0.0}
-        self._model: dict[str, Any] = {"name": config.model, "fingerprint": None}
-        self._before: dict[str, dict[str, Metrics | None]] = {}
-        self._slots: dict[int, dict[str, Any]] = {}
-        self._failures: list[dict[str, Any]] = []
-        self._complete: set[int] = set()
-        self._connected = self._layers = 0
-        self._seconds_before = 0.0
+        self._seconds = RunSeconds(total=0.0, hello=0.0, before=0.0, slots=0.0)
+        self._model = ModelName(name=config.model, fingerprint=None)
+        self._before: dict[str, Before] = {}
+        self._slots: dict[int, SlotResult] = {}
+        self._failures: list[Failure] = []
+        self._connected = 0
         holds_run = (folder / "results.json").exists()
         if holds_run and not config.resume:
             raise FedEditError(
-                f"output-dir: {folder} holds a run already; name another folder, or go on with it: "
+                f"output-dir: {folder} holds a run already; name another folder, or resume it: "
                 f"fedit run --resume {folder}"
             )
         results = resumable_results(config, folder) if holds_run else None
@@ -106,52 +95,45 @@ class RunRecord:
     @property
     def first_slot(self) -> int:
         """The first slot that is not complete."""
-        return max(self._complete, default=0) + 1
+        return max((n for n, slot in self._slots.items() if slot.complete), default=0) + 1
 
-    def _restore(self, results: Mapping[str, Any]) -> None:
+    def _restore(self, results: Results) -> None:
         """Take over what an earlier, unfinished run of this folder has recorded."""
-        self._model = dict(results["model"])
-        self._connected = results["connected"]
-        if results["config"]["num-slots"] == self._config.num_slots:
+        self._model, self._connected = results.model, results.connected
+        self._seconds = results.seconds
+        if results.config["num-slots"] == self._config.num_slots:
             # Otherwise it was measured on the facts of fewer, or more, slots.
-            self._before = {name: node["before"] for name, node in results["nodes"].items()}
-        self._seconds_before = results["seconds"]["total"]
-        self._seconds = {name: results["seconds"][name] or 0.0 for name in self._seconds}
-        for slot in results["slots"]:
-            if slot["complete"]:
-                self._complete.add(slot["slot"])
-                self._slot(slot["slot"]).update({key: slot[key] for key in _PER_SLOT})
-        self._failures = [f for f in results["failed_nodes"] if f["slot"] in self._complete]
+            self._before = {name: node.before for name, node in results.nodes.items()}
+        self._slots = {slot.slot: slot for slot in results.slots if slot.complete}
+        self._failures = [f for f in results.failed_nodes if f.slot in self._slots]
         file = self.folder / "metrics.jsonl"
         if file.exists():
             # A killed run may have left lines of a slot that it did not complete.
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
-            kept = [line for line in lines if _slot_of(line) in self._complete]
+            kept = [line for line in lines if _slot_of(line) in self._slots]
             with replace_file(file) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        logger.info("run folder %s: going on with slot %d", self.folder, self.first_slot)
+        logger.info("run folder %s: resumed with slot %d", self.folder, self.first_slot)
 
     def _write_config(self, comment: str) -> None:
         with replace_file(self.folder / "config.toml") as temporary:
             text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
             temporary.write_text(text, encoding="utf-8")
 
-    def met(self, fingerprint: str, nodes: int, simulated: bool, layers: int) -> None:
+    def met(self, fingerprint: str, nodes: int, simulated: bool) -> None:
         """Note what the federation agreed on, and write down how to repeat the run.
 
         Args:
             fingerprint: of the MKVs.
             nodes: how many nodes said hello or failed to.
             simulated: whether they are virtual; real ones get new ledgers when a run is repeated.
-            layers: how many layers are edited.
         """
-        if self._model["fingerprint"] not in (None, fingerprint):
+        if self._model.fingerprint not in (None, fingerprint):
             raise FedEditError(
-                f"run folder {self.folder}: begun with fingerprint {self._model['fingerprint']}, "
+                f"run folder {self.folder}: begun with fingerprint {self._model.fingerprint}, "
                 f"the nodes now have {fingerprint}; resume it with the same models and settings"
             )
-        self._model["fingerprint"], self._connected = fingerprint, nodes
-        self._layers = layers
+        self._model.fingerprint, self._connected = fingerprint, nodes
         where = "" if simulated else "--superlink SUPERLINK -c federation= "
         command = f"fedit run {where}--config config.toml --nodes {nodes} --output-dir NEW"
         self._write_config(f"# Repeat this run: {command}")
@@ -162,7 +144,7 @@ class RunRecord:
         return [name for name in names if name not in self._before]
 
     def failed(self, node: str, slot: int, stage: str, reason: str) -> None:
-        """Note that a node did not do its part; once, if it says the same of the same again.
+        """Note that a node did not do its part; the same failure is noted once.
 
         Args:
             node: its name, or what is known of it.
@@ -171,79 +153,82 @@ class RunRecord:
             reason: why, in one line.
         """
         reason = " ".join(reason.split())
-        failure = {"node": node, "slot": slot, "stage": stage, "reason": reason}
+        failure = Failure(node=node, slot=slot, stage=stage, reason=reason)
         if failure not in self._failures:
             self._failures.append(failure)
         logger.error("slot %d %s: node %s is missing: %s", slot, stage, node, reason)
 
     def count(self, slot: int, node: str, **counts: int) -> None:
         """Add to a node's counts of a slot (requests, optimised, reused, ...)."""
-        for name, value in counts.items():
-            self._node(slot, node)[name] += value
+        _add(self._node(slot, node), **counts)
 
     def received(
         self, slot: int, node: str, received_from: dict[str, int], rejections: dict[str, int]
     ) -> None:
         """Note whose MKVs a node accepted and why it rejected others."""
         entry = self._node(slot, node)
-        entry["received_from"] = dict(sorted(received_from.items()))
-        entry["rejections"] = dict(sorted(rejections.items()))
-        entry["accepted"] += sum(received_from.values())
-        entry["rejected"] += sum(rejections.values())
+        entry.received_from = dict(sorted(received_from.items()))
+        entry.rejections = dict(sorted(rejections.items()))
+        _add(entry, accepted=sum(received_from.values()), rejected=sum(rejections.values()))
 
     def conflict(self, slot: int, node: str, held: str, gave_way: str) -> None:
         """Note which of two MKVs that want different targets for one subject holds at a node."""
         entry = self._node(slot, node)
-        entry["conflicts"] += 1
-        entry["conflict_pairs"].append({"held": held, "gave_way": gave_way})
+        _add(entry, conflicts=1)
+        entry.conflict_pairs.append(ConflictPair(held=held, gave_way=gave_way))
         logger.info(
             "slot %d: conflict at node %s: MKV %s holds, %s gave way", slot, node, held, gave_way
         )
 
     def traffic(self, slot: int, up: int = 0, down: int = 0) -> None:
         """Add bytes that nodes sent (up) and received (down)."""
-        entry = self._slot(slot)
-        entry["bytes_up"] += up
-        entry["bytes_down"] += down
+        _add(self._slot(slot), bytes_up=up, bytes_down=down)
 
     def cost(self, slot: int, node: str, stage: str, up: int, down: int, seconds: float) -> None:
         """Note what a node's answer of a slot's stage took: bytes, and its own seconds."""
         entry = self._node(slot, node)
-        entry["bytes_up"] += up
-        entry["bytes_down"] += down
-        entry["seconds"][stage] = round(seconds, 3)
+        _add(entry, bytes_up=up, bytes_down=down)
+        setattr(entry.seconds, stage, round(seconds, 3))
 
     def took(self, slot: int, stage: str, seconds: float) -> None:
         """Note the seconds of a stage; slot 0 for hello and before."""
         if slot:
-            self._slot(slot)["seconds"][stage] = round(seconds, 3)
+            setattr(self._slot(slot).seconds, stage, round(seconds, 3))
         else:
-            self._seconds[stage] = round(self._seconds[stage] + seconds, 3)
+            earlier = getattr(self._seconds, stage) or 0.0
+            setattr(self._seconds, stage, round(earlier + seconds, 3))
 
-    def measured(self, slot: int, node: str, found: dict[str, Metrics | None]) -> None:
-        """Note a node's metrics, see `Participant.evaluate`; slot 0 for the unedited model."""
+    def measured(self, slot: int, node: str, found: Mapping[str, Any]) -> None:
+        """Note a node's metrics; slot 0 for the unedited model.
+
+        Args:
+            slot: the slot.
+            node: the node.
+            found: the fields of `Measured`, as the node's answer has them.
+        """
+        metrics = Measured.model_validate(found)
         if slot:
-            self._node(slot, node).update(found)
+            entry = self._node(slot, node)
+            for name, value in metrics:
+                setattr(entry, name, value)
         else:
-            self._before[node] = {scope: found[scope] for scope in _BEFORE}
+            self._before[node] = Before(own=metrics.own, federation=metrics.federation)
 
     def close_slot(self, slot: int) -> None:
         """Append the slot's lines to metrics.jsonl and write results so far."""
-        self._complete.add(slot)
+        entry = self._slot(slot)
+        entry.complete = True
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        for node, entry in sorted(self._slot(slot)["nodes"].items()):
-            line = {"time": now, "slot": slot, "node": node, **entry}
-            append_jsonl(self.folder / "metrics.jsonl", line)
+        for name, node in sorted(entry.nodes.items()):
+            line = SlotLine(time=now, slot=slot, node=name, **dict(node))
+            append_line(self.folder / "metrics.jsonl", line)
         write_results(self.folder / "results.json", self.results("running"))
 
-    def finish(self, status: str) -> dict[str, Any]:
+    def finish(self, status: str) -> Results:
         """Write results.json and report.html.
 
         Args:
             status: completed or failed.
-
-        Returns:
-            The results.
         """
         results = self.results(status)
         write_results(self.folder / "results.json", results)
@@ -253,86 +238,76 @@ class RunRecord:
         logger.info("run folder %s, report %s", self.folder, self.folder / "report.html")
         return results
 
-    def results(self, status: str) -> dict[str, Any]:
+    def results(self, status: str) -> Results:
         """The run as `results.json` holds it, see docs/results.md."""
-        slots = [self._closed(slot) for slot in sorted(self._slots) if slot]
+        # What happens before the first slot is noted as slot 0, which no file shows.
+        slots = [self._summed(slot) for number, slot in sorted(self._slots.items()) if number]
         nodes = self._nodes(slots)
-        return {
-            "schema": SCHEMA,
-            "status": status,
-            "strategy": self._config.strategy,
-            "editor": self._config.editor,
-            "model": self._model,
-            "config": self._config.as_dict(),
-            "connected": self._connected,
-            "nodes": nodes,
-            "summary": {
-                **_means(list(nodes.values()), _SCOPES),
-                "neutral": mean_neutral(node["neutral"] for node in nodes.values()),
-                "before": _means([node["before"] for node in nodes.values()], _BEFORE),
-            },
-            "slots": slots,
-            "failed_nodes": self._failures,
-            "seconds": {
-                "total": round(self._seconds_before + time.perf_counter() - self._started, 3),
-                **self._seconds,
-                "slots": round(sum(sum(s["seconds"].values()) for s in slots), 3),
-            },
+        spent = self._seconds.total + time.perf_counter() - self._started
+        seconds = {
+            "total": round(spent, 3),
+            "slots": round(sum(slot.seconds.total for slot in slots), 3),
         }
+        return Results(
+            schema=SCHEMA,
+            status=status,
+            strategy=self._config.strategy,
+            editor=self._config.editor,
+            model=self._model,
+            config=self._config.as_dict(),
+            connected=self._connected,
+            nodes=nodes,
+            summary=_mean(nodes.values()),
+            slots=slots,
+            failed_nodes=self._failures,
+            seconds=self._seconds.model_copy(update=seconds),
+        )
 
-    def _nodes(self, slots: list[dict[str, Any]]) -> dict[str, Any]:
+    def _nodes(self, slots: list[SlotResult]) -> dict[str, Outcome]:
         """Per node the metrics of the last slot in which it was evaluated."""
         nodes = {}
         for name, before in sorted(self._before.items()):
-            nodes[name] = {**dict.fromkeys((*_SCOPES, "neutral")), "before": before}
-            for slot in slots:
-                entry = slot["nodes"].get(name)
-                if entry and entry["own"]:
-                    nodes[name] |= {part: entry.get(part) for part in (*_SCOPES, "neutral")}
+            entries = [slot.nodes[name] for slot in slots if name in slot.nodes]
+            evaluated: list[Measured] = [entry for entry in entries if entry.own]
+            last = evaluated[-1] if evaluated else Measured(own=None, federation=None)
+            found = {field: getattr(last, field) for field in Measured.model_fields}
+            nodes[name] = Outcome(**found, before=before)
         return nodes
 
-    def _closed(self, slot: int) -> dict[str, Any]:
-        entry = self._slot(slot)
-        totals: Counter[str] = Counter()
-        for node in entry["nodes"].values():
-            totals.update({name: node.get(name, 0) for name in _COUNTS})
-        return {
-            "slot": slot,
-            "complete": slot in self._complete,
-            **{name: totals[name] for name in _COUNTS},
-            **{name: entry[name] for name in ("bytes_up", "bytes_down", "seconds")},
-            "failed_nodes": [
-                {key: failure[key] for key in ("node", "stage", "reason")}
-                for failure in self._failures
-                if failure["slot"] == slot
-            ],
-            "nodes": dict(sorted(entry["nodes"].items())),
-        }
+    def _summed(self, slot: SlotResult) -> SlotResult:
+        """A slot with the counts of all its nodes together, and its failures."""
+        totals = Costs.summed(slot.nodes.values())
+        failures = [
+            SlotFailure(node=failure.node, stage=failure.stage, reason=failure.reason)
+            for failure in self._failures
+            if failure.slot == slot.slot
+        ]
+        changes = {name: getattr(totals, name) for name in COUNTS}
+        nodes = dict(sorted(slot.nodes.items()))
+        return slot.model_copy(update={**changes, "failed_nodes": failures, "nodes": nodes})
 
-    def _slot(self, slot: int) -> dict[str, Any]:
-        empty = {
-            "bytes_up": 0,
-            "bytes_down": 0,
-            "seconds": dict.fromkeys(_STAGES, 0.0),
-            "nodes": {},
-        }
-        return self._slots.setdefault(slot, empty)
+    def _slot(self, slot: int) -> SlotResult:
+        if slot not in self._slots:
+            self._slots[slot] = SlotResult(
+                slot=slot, complete=False, failed_nodes=[], nodes={}, **Costs.zero()
+            )
+        return self._slots[slot]
 
-    def _node(self, slot: int, node: str) -> dict[str, Any]:
-        empty = {
-            **dict.fromkeys(_COUNTS, 0),
-            "received_from": {},
-            "rejections": {},
-            "conflict_pairs": [],
-            "bytes_up": 0,
-            "bytes_down": 0,
-            "seconds": dict.fromkeys(_STAGES, 0.0),
-            **dict.fromkeys((*_SCOPES, "neutral")),
-        }
-        return self._slot(slot)["nodes"].setdefault(node, empty)
+    def _node(self, slot: int, node: str) -> NodeResult:
+        nodes = self._slot(slot).nodes
+        if node not in nodes:
+            nodes[node] = NodeResult(
+                own=None,
+                federation=None,
+                received_from={},
+                rejections={},
+                conflict_pairs=[],
+                **Costs.zero(),
+            )
+        return nodes[node]
 
 
-def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
+def resumable_results(config: RunConfig, folder: Path) -> Results:
     """The results so far of an unfinished run.
 
     Args:
@@ -340,11 +315,11 @@ def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
         folder: the run folder.
 
     Raises:
-        FedEditError: they cannot be read, the run is complete, or the configuration is another.
+        FedEditError: they cannot be read, the run is complete, or the configuration differs.
     """
     results = load_results(folder / "results.json")
     values = config.as_dict()
-    begun = RunConfig.parse(results["config"]).as_dict()
+    begun = RunConfig.parse(results.config).as_dict()
     changed = [
         f"{key} = {value!r} (the run was begun with {begun[key]!r})"
         for key, value in values.items()
@@ -354,8 +329,7 @@ def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
         raise FedEditError(
             f"run folder {folder}: cannot be resumed with another {', '.join(changed)}"
         )
-    done = sum(slot["complete"] for slot in results["slots"])
-    if done >= config.num_slots:
+    if results.slots_complete >= config.num_slots:
         raise FedEditError(
             f"run folder {folder}: all {config.num_slots} slots are complete; nothing is left to "
             "resume, unless num-slots is raised (-c num-slots=N)"
@@ -363,13 +337,29 @@ def resumable_results(config: RunConfig, folder: Path) -> dict[str, Any]:
     return results
 
 
+def _add(entry: Costs, **numbers: int) -> None:
+    for name, number in numbers.items():
+        setattr(entry, name, getattr(entry, name) + number)
+
+
+def _mean(nodes: Iterable[Outcome]) -> Outcome:
+    nodes = list(nodes)
+    return Outcome(
+        own=mean_metrics(node.own for node in nodes),
+        received=mean_metrics(node.received for node in nodes),
+        federation=mean_metrics(node.federation for node in nodes),
+        neutral=mean_neutral(node.neutral for node in nodes),
+        before=Before(
+            own=mean_metrics(node.before.own for node in nodes),
+            federation=mean_metrics(node.before.federation for node in nodes),
+        ),
+    )
+
+
 def _slot_of(line: str) -> int | None:
     """The slot of a line of metrics.jsonl; None of a line that was cut off."""
     try:
-        return json.loads(line)["slot"]
+        slot: int = json.loads(line)["slot"]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _means(records: list[dict[str, Any]], scopes: Sequence[str]) -> dict[str, Metrics | None]:
-    return {scope: mean_metrics([record[scope] for record in records]) for scope in scopes}
+    return slot

@@ -16,6 +16,8 @@ def shown(value: object) -> str:
     """
     if isinstance(value, str):
         return repr(value[:80])
+    if isinstance(value, bool | float) or value is None:
+        return repr(value)
     if type(value) is int and value.bit_length() <= 64:
         return repr(value)
     return f"a {type(value).__name__}"

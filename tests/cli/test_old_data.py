@@ -52,9 +52,9 @@ def fedit(capsys):
 
 def test_results_are_read(run):
     results = load_results(run / "results.json")
-    assert results["status"] == "completed"
-    assert len(results["slots"]) == 2
-    assert sorted(results["nodes"]) == list(NODES)
+    assert results.status == "completed"
+    assert len(results.slots) == 2
+    assert sorted(results.nodes) == list(NODES)
 
 
 def test_the_table_has_a_row_for_each_run(unpacked, fedit):

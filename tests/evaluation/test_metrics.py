@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedit_app.evaluation.metrics import Metrics, RequestScore, aggregate, harmonic_mean
+from fedit_app.evaluation.metrics import RequestScore, aggregate
+from fedit_app.protocol.metrics import Metrics, harmonic_mean
 
 
 def score(efficacy, paraphrase=None, neighborhood=None, accuracy=0.0, metric="likelihood"):

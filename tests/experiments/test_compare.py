@@ -17,7 +17,7 @@ STRATEGIES = "fedit,fedit[selection=none],fedavg,local,central"
 
 
 def results(folder, name):
-    return load_results(folder / name / "results.json")
+    return load_results(folder / name / "results.json").as_json()
 
 
 def figures(found):

@@ -6,20 +6,19 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from fedit_app.experiments.comparison_page import render_comparison
-from fedit_app.experiments.comparison_plots import axis_plot, method_plot, slots_plot
-from fedit_app.experiments.comparison_tables import (
-    csv_table,
-    failed_runs,
-    methods_table,
-)
 from fedit_app.experiments.plan import make_plan, parse_axis
 from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
-from fedit_app.experiments.summary import figure_of, spread, summarise
+from fedit_app.experiments.summary import summarise
+from fedit_app.report import methods_table, render_comparison
+from fedit_app.report.comparison import Axis, Spread
+from fedit_app.report.plots import axis_plot, method_plot, slots_plot
+from fedit_app.report.tables import figures_csv
 from fedit_app.support.errors import FedEditError
 
 SCORES = {"fedit[selection=majority]": 0.8, "fedavg": 0.4, "local": 0.5, "central": 1.0}
 ALL = ",".join(SCORES)
+PERPLEXITIES = {"perplexity_before": 9.0, "perplexity_after": 9.5}
+NEUTRAL = {"kl": 0.125, "top10_overlap": 0.9, "tokens": 100, **PERPLEXITIES}
 
 
 def metrics(score, **more):
@@ -70,51 +69,49 @@ def plan(tmp_path):
         made = make_plan(tmp_path / "all", {"num-slots": 2}, None, strategies, "memit", seeds, axis)
         for run in made.runs:
             (tmp_path / "all" / run.name).mkdir(parents=True)
-            score = SCORES[run.strategy] - 0.1 * (run.seed - 1) + 0.01 * float(run.value or 0)
-            write_results(run, score, neutral={"kl": 0.125, "tokens": 100})
+            score = SCORES[run.strategy] - 0.1 * (run.seed - 1) - 0.01 * float(run.value or 0)
+            write_results(run, score, neutral=NEUTRAL)
         return made
 
     return plan
 
 
 def row_of(comparison, strategy, value=None):
-    (row,) = [
-        row for row in comparison["rows"] if row["strategy"] == strategy and row["value"] == value
-    ]
+    (row,) = [row for row in comparison.rows if row.strategy == strategy and row.value == value]
     return row
 
 
 def test_mean_and_spread_over_seeds(plan):
     comparison = summarise(plan(), {})
     row = row_of(comparison, "fedit[selection=majority]")
-    assert (row["runs"], row["completed"], row["failed"]) == (2, 2, [])
-    score = figure_of(row, "score")
-    assert score["mean"] == pytest.approx(0.75) and score["n"] == 2
-    assert score["sd"] == pytest.approx(math.sqrt(2 * 0.05**2)), "the sample standard deviation"
-    assert row["retention"]["mean"] == pytest.approx((0.8 / 1.0 + 0.7 / 0.9) / 2)
-    assert row["ratio_to_fedavg"]["mean"] == pytest.approx((0.8 / 0.4 + 0.7 / 0.3) / 2)
-    assert figure_of(row, "own.score")["mean"] == pytest.approx(0.75)
-    assert figure_of(row, "exact_match")["mean"] == pytest.approx(0.375)
-    assert figure_of(row, "neutral.kl") == {"mean": 0.125, "sd": 0.0, "n": 2}
-    assert figure_of(row, "own.exact_match") is None and figure_of(row, "none.kl") is None
-    assert row["costs"]["optimised"]["mean"] == 8 and row["costs"]["edit_seconds"]["mean"] == 3
+    assert (row.runs, row.completed, row.failed) == (2, 2, [])
+    score = row.figure("score")
+    assert score.mean == pytest.approx(0.75) and score.n == 2
+    assert score.sd == pytest.approx(math.sqrt(2 * 0.05**2)), "the sample standard deviation"
+    assert row.retention.mean == pytest.approx((0.8 / 1.0 + 0.7 / 0.9) / 2)
+    assert row.ratio_to_fedavg.mean == pytest.approx((0.8 / 0.4 + 0.7 / 0.3) / 2)
+    assert row.figure("own.score").mean == pytest.approx(0.75)
+    assert row.figure("exact_match").mean == pytest.approx(0.375)
+    assert row.figure("neutral.kl") == Spread(mean=0.125, sd=0.0, n=2)
+    assert row.figure("own.exact_match") is None and row.figure("none.kl") is None
+    assert row.costs["optimised"].mean == 8 and row.costs["edit_seconds"].mean == 3
     unedited = row_of(comparison, "unedited")
-    assert figure_of(unedited, "score") == {"mean": 0.25, "sd": 0.0, "n": 2}
-    assert unedited["retention"]["n"] == 0
+    assert unedited.figure("score") == Spread(mean=0.25, sd=0.0, n=2)
+    assert unedited.retention.n == 0
 
 
 def test_a_run_is_compared_at_its_own_value_of_the_axis(plan):
     comparison = summarise(plan("1", "overlap=0,1", "local,central"), {})
-    retained = [row_of(comparison, "local", value)["retention"]["mean"] for value in (0, 1)]
-    assert retained == [pytest.approx(0.5), pytest.approx(0.51 / 1.01)]
-    assert all(row["ratio_to_fedavg"]["n"] == 0 for row in comparison["rows"])
-    assert comparison["axis"] == {"key": "overlap", "values": [0, 1]}
+    retained = [row_of(comparison, "local", value).retention.mean for value in (0, 1)]
+    assert retained == [pytest.approx(0.5), pytest.approx(0.49 / 0.99)]
+    assert all(row.ratio_to_fedavg.n == 0 for row in comparison.rows)
+    assert comparison.axis == Axis(key="overlap", values=[0, 1])
 
 
 def test_one_seed_has_no_spread():
-    assert spread([0.5]) == {"mean": 0.5, "sd": None, "n": 1}
-    assert spread([None, 0.5, 0.7])["n"] == 2
-    assert spread([]) == {"mean": None, "sd": None, "n": 0}
+    assert Spread.of([0.5]) == Spread(mean=0.5, sd=None, n=1)
+    assert Spread.of([None, 0.5, 0.7]).n == 2
+    assert Spread.of([]) == Spread(mean=None, sd=None, n=0)
 
 
 def test_what_is_missing_is_said(plan):
@@ -123,9 +120,9 @@ def test_what_is_missing_is_said(plan):
     write_results(first, 0.8, complete=1, status="failed")
     comparison = summarise(made, {first.name: "on | fire\x1b[31m"})
     row = row_of(comparison, first.strategy)
-    assert (row["completed"], row["failed"]) == (1, [first.name])
+    assert (row.completed, row.failed) == (1, [first.name])
     assert "1 of 2, 1 failed" in methods_table(comparison).text()
-    assert failed_runs(comparison) == [(first.name, "on | fire\x1b[31m")]
+    assert [run.name for run in comparison.failed] == [first.name]
     page = render_comparison(comparison)
     assert "7 of 8 runs" in page and "on | fire [31m" in page
 
@@ -135,7 +132,7 @@ def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
     failures = [{"node": node, "slot": 2, "stage": "evaluate", "reason": "slow"} for node in "aab"]
     write_results(made.runs[0], 0.8, failures=failures)
     comparison = summarise(made, {})
-    assert row_of(comparison, made.runs[0].strategy)["failed_nodes"] == 2
+    assert row_of(comparison, made.runs[0].strategy).failed_nodes == 2
     assert methods_table(comparison).text().count("2, 2 nodes failed") == 1
 
 
@@ -164,6 +161,7 @@ def test_what_is_left_of_a_run_without_results(plan, tmp_path):
     assert what_is_left(run) is Todo.START
 
 
+@pytest.mark.integration
 @pytest.mark.integration
 def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
     made = plan("1", strategies="local,central")
@@ -203,7 +201,7 @@ def test_the_tables(plan):
     assert latex.startswith("\\begin{tabular}{llrrrrr}\n\\toprule\n")
     assert r"fedit[selection=majority] & memit & 2 & 0.750 $\pm$ 0.071 &" in latex
     assert r"unedited &  & 2 & 0.250 $\pm$ 0.000 & -- & -- & -- \\" in latex
-    figures = csv_table(comparison).splitlines()
+    figures = figures_csv(comparison).splitlines()
     assert figures[0] == "run,strategy,editor,seed,value,scope,metric,figure"
     place = "local_memit_seed-2,local,memit,2,"
     for line in ("federation,score,0.4", "neutral,kl,0.125", "costs,cached,2", "before own,score"):
@@ -212,7 +210,7 @@ def test_the_tables(plan):
 
 def test_signs_that_latex_and_markdown_obey(plan):
     comparison = summarise(plan("1", strategies="local,central"), {})
-    comparison["rows"][1]["strategy"] = r"50%_a|b&\x"
+    comparison.rows[1].strategy = r"50%_a|b&\x"
     assert r"50\%\_a|b\&\textbackslash{}x &" in methods_table(comparison).latex()
     assert r"| 50%\_a\|b&\\x |" in methods_table(comparison).markdown()
 
@@ -234,14 +232,14 @@ def test_the_plot_of_an_axis(plan, axis, monkeypatch):
     made = plan("1,2", axis.replace("layers=1-2,2-3", "nodes=2,4"), "local,central")
     comparison = summarise(made, {})
     if axis.startswith("layers"):
-        comparison["axis"] = {"key": "layers", "values": ["1-2", "2-3"]}
-        for record in (*comparison["rows"], *comparison["runs"]):
-            record["value"] = {2: "1-2", 4: "2-3"}[record["value"]]
+        comparison.axis = Axis(key="layers", values=["1-2", "2-3"])
+        for record in (*comparison.rows, *comparison.runs):
+            record.value = {2: "1-2", 4: "2-3"}[record.value]
     drawn = axis_plot(comparison)
-    for value in comparison["axis"]["values"]:
+    for value in comparison.axis.values:
         assert f">{value}<" in drawn
     page = render_comparison(comparison)
-    assert f"Score over {comparison['axis']['key']}" in page and page.count("<svg") == 3
+    assert f"Score over {comparison.axis.key}" in page and page.count("<svg") == 3
 
 
 def test_nothing_is_there_yet(plan, tmp_path):
@@ -249,7 +247,7 @@ def test_nothing_is_there_yet(plan, tmp_path):
     for run in made.runs:
         (tmp_path / "all" / run.name / "results.json").unlink()
     comparison = summarise(made, {})
-    assert {run["status"] for run in comparison["runs"]} == {"missing"}
+    assert {run.status for run in comparison.runs} == {"missing"}
     assert method_plot(comparison) == slots_plot(comparison) == ""
     assert "0 of 4 runs" in render_comparison(comparison)
     assert "0 of 1" in methods_table(comparison).text()

@@ -16,7 +16,6 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.settings import EditSettings, edit_settings, run_settings
-from fedit_app.evaluation.metrics import Metrics
 from fedit_app.experiments import trials as trials_module
 from fedit_app.experiments.preflight import check_simulation
 from fedit_app.experiments.search import Grid, windows
@@ -25,6 +24,7 @@ from fedit_app.experiments.tune import tune
 from fedit_app.experiments.tune_requests import requests_for
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.models.loading import load_model
+from fedit_app.protocol.metrics import Metrics
 from fedit_app.support.errors import FedEditError
 
 SMALL = Grid(

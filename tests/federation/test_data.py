@@ -142,7 +142,7 @@ def test_zsre_in_clusters(settings, zsre, strategy):
 
     assert results["status"] == "completed" and results["failed_nodes"] == []
     assert sorted(results["nodes"]) == ["cluster-1", "cluster-2"]
-    loaded = load_results(Path(config["output-dir"]) / "results.json")
+    loaded = load_results(Path(config["output-dir"]) / "results.json").as_json()
     assert loaded["summary"]["federation"]["metric"] == "tokens"
     assert loaded["summary"]["before"]["own"]["neighborhood"] is not None
     assert loaded["summary"]["own"]["count"] == loaded["slots"][0]["requests"] == 4
@@ -155,6 +155,6 @@ def test_data_that_cannot_be_dealt_out_is_every_nodes_reason(settings, zsre):
     with pytest.raises(Exception, match="no node can take part"):
         inprocess.federate(config, 21)
 
-    failures = load_results(Path(config["output-dir"]) / "results.json")["failed_nodes"]
+    failures = load_results(Path(config["output-dir"]) / "results.json").failed_nodes
     assert len(failures) == 21
-    assert all("20 requests cannot be dealt out to 21 nodes" in f["reason"] for f in failures)
+    assert all("20 requests cannot be dealt out to 21 nodes" in f.reason for f in failures)

@@ -37,7 +37,7 @@ def run(settings):
     def run(tamper=lambda node_id, message: None, nodes=4, node_config=None, **changes):
         config = settings(**{"num_slots": 2, **changes})
         results, _ = inprocess.federate(config, nodes, tamper=tamper, node_config=node_config)
-        assert load_results(Path(config["output-dir"]) / "results.json")["status"] == "completed"
+        assert load_results(Path(config["output-dir"]) / "results.json").status == "completed"
         return results
 
     return run
@@ -425,7 +425,7 @@ def test_a_run_in_which_every_node_fails_is_failed(settings, strategy, stage):
     with pytest.raises(FedEditError, match="no node"):
         inprocess.federate(config, 2, tamper=crash)
 
-    results = load_results(Path(config["output-dir"]) / "results.json")
+    results = load_results(Path(config["output-dir"]) / "results.json").as_json()
     assert results["status"] == "failed"
     assert [(f["slot"], f["stage"]) for f in results["failed_nodes"]] == [
         (0 if stage == "hello" else 1, stage)

@@ -56,7 +56,7 @@ def kill_at(monkeypatch, target: int) -> list[str]:
 def state(config) -> dict:
     """What a run leaves behind, without what the clock has to do with."""
     folder = Path(config["output-dir"])
-    results = without_clock(load_results(folder / "results.json"))
+    results = without_clock(load_results(folder / "results.json").as_json())
     for slot in results["slots"]:
         for record in (slot, *slot["nodes"].values()):
             del record["bytes_down"], record["bytes_up"]
@@ -156,7 +156,7 @@ def test_a_server_that_is_gone_without_a_word(settings, uninterrupted):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     died = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert died.returncode == 9
-    assert load_results(Path(config["output-dir"]) / "results.json")["status"] == "running"
+    assert load_results(Path(config["output-dir"]) / "results.json").status == "running"
     inprocess.federate({**config, "resume": True}, NODES)
 
     assert state(config) == uninterrupted

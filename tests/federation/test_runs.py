@@ -45,7 +45,7 @@ def without_clock(results: dict) -> dict:
 def test_results_json(demo_run):
     results, _, folder = demo_run
 
-    assert load_results(folder / "results.json") == json.loads(json.dumps(results))
+    assert load_results(folder / "results.json").as_json() == results
     assert results["status"] == "completed"
     assert results["failed_nodes"] == []
     assert sorted(results["nodes"]) == NODES
@@ -467,7 +467,7 @@ def test_no_node_connects(settings):
     context = Context(run_id=7, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     with pytest.raises(FedEditError, match="no node connected within 1 s"):
         run_federation(grid, context)
-    assert load_results(_folder(config) / "results.json")["status"] == "failed"
+    assert load_results(_folder(config) / "results.json").status == "failed"
 
 
 def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy):

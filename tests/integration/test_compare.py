@@ -35,7 +35,7 @@ def test_compare(tiny_folder, tmp_path):
     first = compare()
     assert first.returncode == 0, first.stderr
     found = {
-        name: load_results(folder / f"{name}_memit_seed-3" / "results.json")["slots"][0]
+        name: load_results(folder / f"{name}_memit_seed-3" / "results.json").as_json()["slots"][0]
         for name in ("local", "central")
     }
     requests = found["local"]["requests"]

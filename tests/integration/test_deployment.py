@@ -66,7 +66,7 @@ def test_the_run_is_the_same_as_in_simulation(finished, deployment, tiny_folder,
         "output-dir": str(tmp_path / "run"),
     }
     expected, _ = inprocess.federate(values, len(NODES))
-    results = load_results(finished[1] / "results.json")
+    results = load_results(finished[1] / "results.json").as_json()
 
     assert results["status"] == "completed"
     assert results["failed_nodes"] == []

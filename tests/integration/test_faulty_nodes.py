@@ -127,7 +127,7 @@ def fill(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return load_results(folder / "results.json")
+    return load_results(folder / "results.json").as_json()
 
 
 def test_the_report_names_node_slot_and_reason(results):

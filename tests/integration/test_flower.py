@@ -81,7 +81,7 @@ def test_a_run_goes_on_without_a_faulty_node(first):
     result, _, folder, _ = first
 
     assert result.returncode == 0, result.stdout + result.stderr
-    results = load_results(folder / "results.json")
+    results = load_results(folder / "results.json").as_json()
     assert results["status"] == "completed"
     assert sorted(results["nodes"]) == ["bank", "hospital", "newsroom"]
     (failure,) = results["failed_nodes"]
@@ -120,7 +120,7 @@ def test_a_run_in_which_every_node_fails(preset, tmp_path):
     assert result.returncode == 1, result.stdout + result.stderr
     assert "the run failed (finished:failed)" in result.stderr
     assert left_over == []
-    results = load_results(tmp_path / "run" / "results.json")
+    results = load_results(tmp_path / "run" / "results.json").as_json()
     assert results["status"] == "failed"
     failed = {f["node"]: f["reason"] for f in results["failed_nodes"] if f["stage"] == "edit"}
     assert sorted(failed) == ["bank", "hospital", "newsroom"]

@@ -125,7 +125,7 @@ def server_app(deployment: Deployment) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def results(ended):
-    return load_results(ended[0] / "results.json")
+    return load_results(ended[0] / "results.json").as_json()
 
 
 def test_the_run_ends_all_the_same(ended, results):

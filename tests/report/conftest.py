@@ -1,6 +1,10 @@
 """Sample results of the runs that a report must be able to show."""
 
+import json
+
 import pytest
+
+from fedit_app.report import Results
 
 FINGERPRINT = "3f6c1e0b9a7d4825c1f07e2b6d9a4c8e5f1b3a7092d4c6e8f0a1b2c3d4e5f607"
 REQUESTS = {"clinic-north": 12, "library": 8, "museum": 10, "town-hall": 10}
@@ -239,13 +243,24 @@ SAMPLES = {
 }
 
 
+def as_results(found):
+    """Results from the object of JSON that a file would hold."""
+    return Results.model_validate_json(json.dumps(found))
+
+
+@pytest.fixture
+def raw():
+    """`raw("completed")` builds a fresh JSON object; the names are the keys of SAMPLES."""
+    return lambda name: SAMPLES[name]()
+
+
 @pytest.fixture
 def sample():
-    """`sample("completed")` builds a fresh results dict; the names are the keys of SAMPLES."""
-    return lambda name: SAMPLES[name]()
+    """`sample("completed")` builds fresh results; the names are the keys of SAMPLES."""
+    return lambda name: as_results(SAMPLES[name]())
 
 
 @pytest.fixture(params=sorted(SAMPLES))
 def any_results(request):
     """Every sample in turn."""
-    return SAMPLES[request.param]()
+    return as_results(SAMPLES[request.param]())

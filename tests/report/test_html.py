@@ -74,7 +74,7 @@ def test_content_of_a_completed_run(sample):
     assert "Nodes accepted 108 of 138 vectors offered to them, with 10 conflicts." in text
     assert re.search(r"town-hall\s*2\s*reedit\s*no reply within 600 s", text)
     assert "reuse-threshold" in text and "own-wins" in text
-    assert sample("completed")["model"]["fingerprint"] in text
+    assert sample("completed").model.fingerprint in text
     assert "Why offered MKVs were rejected" in text and "no improvement" in text
     assert "Slot 3, node by node" in text
     assert render_report(sample("completed")).count("<svg") == 3
@@ -112,7 +112,8 @@ def test_run_without_exchange(sample):
 @pytest.mark.parametrize(("after", "words_used"), [(0.1, "down from 0.33"), (0.3285, "as before,")])
 def test_headline_does_not_praise_a_loss(sample, after, words_used):
     results = sample("completed")
-    results["summary"]["federation"]["score"] = after
+    summary = results.summary
+    summary.federation = summary.federation.model_copy(update={"score": after})
     assert words_used in words(results)
 
 

@@ -50,11 +50,11 @@ def test_score_plot_names_the_last_means(sample):
 
 def test_exchange_plot_sums_over_slots(sample):
     results = sample("completed")
-    for slot in results["slots"]:
-        for node in slot["nodes"].values():
-            node["received_from"] = {}
-    results["slots"][0]["nodes"]["museum"]["received_from"] = {"library": 20}
-    results["slots"][2]["nodes"]["museum"]["received_from"] = {"library": 22, "gone": 7}
+    for slot in results.slots:
+        for node in slot.nodes.values():
+            node.received_from = {}
+    results.slots[0].nodes["museum"].received_from = {"library": 20}
+    results.slots[2].nodes["museum"].received_from = {"library": 22, "gone": 7}
     labels = texts(exchange_plot(results))
     assert "42" in labels and "7" in labels and "gone" in labels
 
@@ -73,8 +73,8 @@ def test_nothing_to_draw(sample):
 
 def test_a_score_of_zero_is_drawn(sample):
     results = sample("central")
-    results["nodes"]["central"]["own"]["score"] = 0.0
-    results["slots"][0]["nodes"]["central"]["own"]["score"] = 0.0
+    for node in (results.nodes["central"], results.slots[0].nodes["central"]):
+        node.own = node.own.model_copy(update={"score": 0.0})
     assert score_plot(results) and change_plot(results)
 
 
@@ -90,5 +90,5 @@ def test_foreign_text_stays_text(sample, plot):
 @pytest.mark.filterwarnings("error")
 def test_names_are_no_formulas_and_need_no_glyphs(sample):
     results = sample("completed")
-    results["nodes"] = {"$x^2$ 図書館": results["nodes"]["museum"]}
+    results.nodes = {"$x^2$ 図書館": results.nodes["museum"]}
     assert "$x^2$ 図書館" in texts(change_plot(results))

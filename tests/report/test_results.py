@@ -3,8 +3,15 @@ import os
 
 import pytest
 
-from fedit_app.report import append_jsonl, load_results, write_results
+from fedit_app.report import Results, load_results, write_results
+from fedit_app.report.results import Costs, NodeResult, SlotLine, append_line
 from fedit_app.support.errors import FedEditError
+
+
+def line(**values):
+    empty = {"received_from": {}, "rejections": {}, "conflict_pairs": []}
+    node = NodeResult(own=None, federation=None, **empty, **Costs.zero())
+    return SlotLine(**{**dict(node), "time": "", "slot": 1, "node": "museum", **values})
 
 
 def test_round_trip(any_results, tmp_path):
@@ -14,14 +21,28 @@ def test_round_trip(any_results, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
 
 
+def test_every_key_of_the_file_is_kept(raw):
+    found = Results.model_validate(raw("full")).as_json()
+
+    def keys(record):
+        return {key: keys(value) for key, value in record.items()} if type(record) is dict else 0
+
+    def within(few, many):
+        return all(key in many and within(few[key], many[key]) for key in few if few[key])
+
+    assert within(keys(raw("full")), keys(found))
+
+
+def test_keys_of_a_later_version_are_ignored(raw):
+    found = raw("completed") | {"weather": "fine"}
+    assert Results.model_validate(found) == Results.model_validate(raw("completed"))
+
+
 def test_not_a_number_becomes_null(sample, tmp_path):
     results = sample("completed")
-    results["summary"]["own"]["score"] = float("nan")
-    results["slots"][0]["seconds"]["edit"] = float("inf")
+    results.slots[0].seconds.edit = float("inf")
     write_results(tmp_path / "results.json", results)
-    loaded = load_results(tmp_path / "results.json")
-    assert loaded["summary"]["own"]["score"] is None
-    assert loaded["slots"][0]["seconds"]["edit"] is None
+    assert load_results(tmp_path / "results.json").slots[0].seconds.edit is None
 
 
 def test_failed_write_keeps_the_old_file(sample, tmp_path, monkeypatch):
@@ -34,26 +55,26 @@ def test_failed_write_keeps_the_old_file(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_results(path, sample("central"))
-    assert load_results(path)["strategy"] == "local"
+    assert load_results(path).strategy == "local"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_append_jsonl(tmp_path):
+def test_lines_are_appended(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
-    append_jsonl(path, {"slot": 1, "node": "図書館\n", "own": None})
-    append_jsonl(path, {"slot": 2, "score": float("nan")})
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"slot": 1, "node": "図書館\n", "own": None},
-        {"slot": 2, "score": None},
-    ]
+    append_line(path, line(node="図書館\n"))
+    append_line(path, line(slot=2))
+    found = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    assert [(entry["slot"], entry["node"]) for entry in found] == [(1, "図書館\n"), (2, "museum")]
+    assert found[0]["own"] is None and found[0]["requests"] == 0
 
 
-def test_append_jsonl_after_a_torn_line(tmp_path):
+def test_a_line_after_a_torn_one_stands_alone(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"slot": 1}\n{"slot": 2, "no')
-    append_jsonl(path, {"slot": 3})
-    assert path.read_text().splitlines() == ['{"slot": 1}', '{"slot": 2, "no', '{"slot": 3}']
+    append_line(path, line(slot=3))
+    *before, last = path.read_text().splitlines()
+    assert before == ['{"slot": 1}', '{"slot": 2, "no']
+    assert json.loads(last)["slot"] == 3
 
 
 def spoil(results, place, value=None):
@@ -72,26 +93,23 @@ def spoil(results, place, value=None):
         (["schema"], 1, r"schema is 1, this version of FedEdit reads 2"),
         (["schema"], None, r"schema is None"),
         (["slots"], None, r"lacks 'slots'"),
-        (["slots"], {"1": 2}, r"'slots' is of type dict, expected list"),
+        (["slots"], {"1": 2}, r"'slots' is a dict: Input should be a valid array"),
         (["model", "fingerprint"], None, r"lacks 'model.fingerprint'"),
         (["summary", "before"], None, r"lacks 'summary.before'"),
         (["summary", "before", "own"], None, r"lacks 'summary.before.own'"),
         (["nodes", "museum", "own"], None, r"lacks 'nodes.museum.own'"),
-        (["nodes", "museum", "before"], "x", r"'nodes.museum.before' is of type str"),
+        (["nodes", "museum", "before"], "x", r"'nodes.museum.before' is 'x': Input should be an"),
         (["nodes", "museum", "own", "score"], None, r"lacks 'nodes.museum.own.score'"),
-        (
-            ["nodes", "museum", "own", "metric"],
-            "x",
-            r"'nodes.museum.own.metric' is 'x', known: like",
-        ),
+        (["nodes", "museum", "own", "score"], 1.5, r"'nodes.museum.own.score' is 1.5: .* 1"),
+        (["nodes", "museum", "own", "metric"], "x", r"own.metric' is 'x': .* 'likelihood', 'tok"),
         (["slots", 1, "bytes_up"], None, r"lacks 'slots\[1\].bytes_up'"),
         (["slots", 1, "seconds", "edit"], None, r"lacks 'slots\[1\].seconds.edit'"),
-        (["slots", 0, "nodes", "museum"], 3, r"'slots\[0\].nodes.museum' is of type int"),
+        (["slots", 0, "nodes", "museum"], 3, r"'slots\[0\].nodes.museum' is 3: Input should"),
         (["failed_nodes", 0, "reason"], None, r"lacks 'failed_nodes\[0\].reason'"),
     ],
 )
-def test_incomplete_results_are_refused(sample, tmp_path, place, value, message):
-    results = sample("completed")
+def test_damaged_results_are_refused_with_the_place(raw, tmp_path, place, value, message):
+    results = raw("completed")
     spoil(results, place, value)
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))

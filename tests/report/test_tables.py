@@ -16,9 +16,9 @@ def test_summary_table(sample):
 
 def test_values_that_were_found_are_not_passed_off_as_computed(sample):
     results = sample("completed")
-    for slot in results["slots"]:
-        slot["cached"] = 2
-    found = 2 * len(results["slots"])
+    for slot in results.slots:
+        slot.cached = 2
+    found = 2 * len(results.slots)
     assert f"25 optimised ({found} of them found in the work-cache), 9" in summary_table(results)
     page = render_report(results)
     assert f"{25 - found} computed, 9 reused, {found} from the work-cache" in page
