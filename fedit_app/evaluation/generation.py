@@ -132,7 +132,7 @@ def continuations(
             **how,
         )
         for i, row in zip(chosen, written[:, ids.shape[1] :].tolist(), strict=True):
-            texts[i] = model.tokenizer.decode(row[: lengths[i]], skip_special_tokens=True)
+            texts[i] = str(model.tokenizer.decode(row[: lengths[i]], skip_special_tokens=True))
     return [texts[i] for i in range(len(rows))]
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.facts.request import EditRequest
@@ -41,7 +42,7 @@ class ScoreFile:
         ]
         name = hashlib.sha256(json.dumps(state).encode()).hexdigest()
         self._file = folder / f"{name}.json"
-        self._kept: dict[str, dict] = {}
+        self._kept: dict[str, dict[str, Any]] = {}
         try:
             self._kept = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -50,7 +50,9 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
         requests: n requests.
     """
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
-    scores = dict(zip(unique, score_targets(model, unique), strict=True))
+    scores: dict[tuple[str, str | None], TargetScore] = dict(
+        zip(unique, score_targets(model, unique), strict=True)
+    )
     return [_score(request, scores) for request in requests]
 
 
@@ -70,7 +72,7 @@ def _pairs(request: EditRequest) -> list[tuple[str, str]]:
     return [*itertools.product(asked, targets), *beside]
 
 
-def _score(request: EditRequest, scores: dict[tuple[str, str], TargetScore]) -> RequestScore:
+def _score(request: EditRequest, scores: dict[tuple[str, str | None], TargetScore]) -> RequestScore:
     compared = request.target_true is not None
     asked, around = request.paraphrase_prompts, request.neighborhood_prompts
 
@@ -140,18 +142,19 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
             for number in users[row_ids]
             for position in range(rows[number].target, len(rows[number].ids))
         ]
-        line, position, token, number = zip(*wanted, strict=True)
-        scores = model.log_probabilities(final[list(line), list(position)])
-        token_ids = torch.tensor(token, device=scores.device)
+        lines, positions, tokens, numbers = zip(*wanted, strict=True)
+        scores = model.log_probabilities(final[list(lines), list(positions)])
+        token_ids = torch.tensor(tokens, device=scores.device)
         nll = -scores.gather(1, token_ids[:, None])[:, 0]
         found: dict[int, list[tuple[float, bool]]] = {}
         for of, value, hit in zip(
-            number, nll.tolist(), (scores.argmax(-1) == token_ids).tolist(), strict=True
+            numbers, nll.tolist(), (scores.argmax(-1) == token_ids).tolist(), strict=True
         ):
             found.setdefault(of, []).append((value, hit))
-        for of, tokens in found.items():
+        for of, outcomes in found.items():
             result[of] = TargetScore(
-                *(sum(values) / len(tokens) for values in zip(*tokens, strict=True))
+                nll=sum(value for value, _ in outcomes) / len(outcomes),
+                correct=sum(hit for _, hit in outcomes) / len(outcomes),
             )
     return [result[number] for number in range(len(rows))]
 

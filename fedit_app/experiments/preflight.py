@@ -13,6 +13,7 @@ from fedit_app.facts.partition import default_node_count, simulated_nodes
 from fedit_app.facts.partitioning import check_partition, is_dealt_out
 from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.flower_compat.registry import ONLINE, registered_nodes
+from fedit_app.models.embedding import resolve_embedding_model
 from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
 from fedit_app.server.record import resumable_results
 from fedit_app.server.strategies import strategy_named
@@ -113,7 +114,8 @@ def _check_source(source: str) -> None:
 def _check_data(config: RunConfig, nodes: int | None) -> int:
     count = nodes or default_node_count(config)
     if is_dealt_out(config):
-        check_partition(config, count)
+        if check_partition(config, count) and config.embedding_model:
+            resolve_embedding_model(config.embedding_model)
         return count
     problems = []
     for node in simulated_nodes(config, count, Path(config.output_dir)):

@@ -46,11 +46,11 @@ def spectral_clusters(vectors: np.ndarray, count: int, seed: int) -> list[int]:
     with warnings.catch_warnings():
         # Parts without a connection between them are simply clusters.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
-        labels = clustering.fit_predict(directions)
-    found = len(set(labels.tolist()))
+        labels: list[int] = clustering.fit_predict(directions).tolist()
+    found = len(set(labels))
     if found < count:
         raise FedEditError(
             f"partition: the texts fall into {found} clusters, too few for {count} nodes; use "
             "fewer nodes, or another partition"
         )
-    return labels.tolist()
+    return labels

@@ -51,7 +51,7 @@ def read_requests(source: Source) -> list[EditRequest]:
             message may travel to the server.
     """
     if is_hub(source):
-        records = enumerate(hub_records(source), start=1)
+        records = enumerate(hub_records(str(source)), start=1)
         requests = parse_records(source, records, _request)
     elif Path(source).suffix.lower() == ".csv":
         rows = read_table(Path(source), _FIELDS, _LISTS)

@@ -156,13 +156,16 @@ def _given(
 def _copied(
     request: EditRequest, copy: Copy, overlap: Overlap, generator: np.random.Generator
 ) -> EditRequest:
-    changes: dict[str, object] = {"id": copy.id, "slot": copy.slot}
-    if overlap.form == "paraphrase":
-        (paraphrase,) = _draw(sorted(paraphrase_templates(request)), 1, generator)
-        others = [prompt for prompt in request.paraphrase_prompts if prompt != paraphrase]
-        changes["prompt"] = paraphrase_templates(request)[paraphrase]
-        changes["paraphrase_prompts"] = (request.text, *others)
-    return dataclasses.replace(request, **changes)
+    copied = dataclasses.replace(request, id=copy.id, slot=copy.slot)
+    if overlap.form != "paraphrase":
+        return copied
+    (paraphrase,) = _draw(sorted(paraphrase_templates(request)), 1, generator)
+    others = [prompt for prompt in request.paraphrase_prompts if prompt != paraphrase]
+    return dataclasses.replace(
+        copied,
+        prompt=paraphrase_templates(request)[paraphrase],
+        paraphrase_prompts=(request.text, *others),
+    )
 
 
 def paraphrase_templates(request: EditRequest) -> dict[str, str]:

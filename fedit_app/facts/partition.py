@@ -10,7 +10,13 @@ from fedit_app.config.node_config import is_simulated
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.facts.dealing import by_slot
 from fedit_app.facts.overlap import Slots
-from fedit_app.facts.partitioning import is_dealt_out, partitioned_nodes, request_file
+from fedit_app.facts.partitioning import (
+    Embed,
+    is_dealt_out,
+    no_embeddings,
+    partitioned_nodes,
+    request_file,
+)
 from fedit_app.facts.request import EditRequest
 from fedit_app.facts.sources import READERS, in_slots, node_files
 from fedit_app.support.errors import FedEditError
@@ -42,7 +48,7 @@ class NodeData:
         return READERS[self.dataset](self.file)
 
     def slots(self, config: RunConfig) -> Slots:
-        """The node's requests per slot; what lies behind the last slot is left out.
+        """The node's requests per slot; what lies after the last slot is left out.
 
         Args:
             config: the run configuration.
@@ -55,20 +61,23 @@ class NodeData:
         return in_slots(self.read(), config)
 
 
-def simulated_nodes(config: RunConfig, count: int, run_folder: Path) -> list[NodeData]:
+def simulated_nodes(
+    config: RunConfig, count: int, run_folder: Path, embed: Embed = no_embeddings
+) -> list[NodeData]:
     """The data of every virtual node, in the order of their partition ids.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
-        run_folder: where a partition is kept; the first to ask writes it.
+        run_folder: where a partition is kept; the first caller writes it.
+        embed: see `partitioned_nodes`.
 
     Raises:
         FedEditError: there is no such data, it has too few files, or cannot be dealt out.
     """
     if not is_dealt_out(config):
         return [NodeData(file.stem, file, config.dataset) for file in node_files(config, count)]
-    names = partitioned_nodes(config, count, run_folder)
+    names = partitioned_nodes(config, count, run_folder, embed)
     return [NodeData(name, request_file(run_folder, name), slots_given=True) for name in names]
 
 
@@ -100,7 +109,10 @@ def default_node_count(config: RunConfig) -> int:
 
 
 def own_data(
-    config: RunConfig, node_config: Mapping[str, ConfigValue], run_folder: Path
+    config: RunConfig,
+    node_config: Mapping[str, ConfigValue],
+    run_folder: Path,
+    embed: Embed = no_embeddings,
 ) -> NodeData:
     """The data of the node that runs this.
 
@@ -109,13 +121,14 @@ def own_data(
         node_config: Flower's node configuration: partition-id and num-partitions in a simulation,
             name and data-path on a real node.
         run_folder: the run folder.
+        embed: see `partitioned_nodes`.
 
     Raises:
         FedEditError: a real node without name or data path; see `simulated_nodes`.
     """
     if is_simulated(node_config):
         count = int(node_config["num-partitions"])
-        return simulated_nodes(config, count, run_folder)[int(node_config["partition-id"])]
+        return simulated_nodes(config, count, run_folder, embed)[int(node_config["partition-id"])]
     missing = [key for key in ("name", "data-path") if not node_config.get(key)]
     if missing:
         raise FedEditError(

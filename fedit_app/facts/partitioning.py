@@ -1,4 +1,4 @@
-"""A simulation's partition: worked out once, kept in the run folder, read by every virtual node.
+"""A simulation's partition: computed once, kept in the run folder, read by every virtual node.
 
 `RUN/requests/NAME.jsonl` are the nodes' requests with their slots, `RUN/partition.json` says how
 they came about and holds no text. The folder of requests can serve another run as its data.
@@ -11,11 +11,12 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 
 from fedit_app.config.run_config import RunConfig
@@ -36,6 +37,9 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file, write_json_atomic
 
 logger = logging.getLogger(__name__)
+
+Embed = Callable[[RunConfig, Sequence[str]], np.ndarray]
+"""(run configuration, n texts) -> their embeddings (n, width); see `models.embedding.embed`."""
 
 # What the outcome depends on. Where the data lies is not part of it: a run may be moved.
 _KEYS = (
@@ -65,15 +69,27 @@ def request_file(run_folder: Path, node: str) -> Path:
     return run_folder / "requests" / f"{node}.jsonl"
 
 
-def partitioned_nodes(config: RunConfig, count: int, run_folder: Path) -> list[str]:
+def no_embeddings(config: RunConfig, texts: Sequence[str]) -> np.ndarray:
+    """An `Embed` for callers that have no model.
+
+    Raises:
+        FedEditError: always.
+    """
+    raise FedEditError(f"partition: {config.partition} needs embeddings, and no model is at hand")
+
+
+def partitioned_nodes(
+    config: RunConfig, count: int, run_folder: Path, embed: Embed = no_embeddings
+) -> list[str]:
     """Names of the nodes of a partition, in the order of their partition ids.
 
-    Whoever asks first works the partition out and writes it; others wait, and read it.
+    The first caller computes the partition and writes it; others wait, and read it.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
         run_folder: the run folder.
+        embed: called if texts have to be compared to deal them out.
 
     Raises:
         FedEditError: the data cannot be read or dealt out, or the folder holds another partition.
@@ -83,7 +99,7 @@ def partitioned_nodes(config: RunConfig, count: int, run_folder: Path) -> list[s
         run_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(run_folder / ".partition.lock"):
             if not index.exists():
-                _write(config, count, run_folder, index)
+                _write(config, count, run_folder, index, embed)
     kept = json.loads(index.read_text(encoding="utf-8"))
     made_with = _made_with(config, count)
     other = [key for key, value in made_with.items() if kept["made_with"].get(key) != value]
@@ -118,12 +134,15 @@ def take_over_partition(config: RunConfig, count: int, source: Path, run_folder:
     return True
 
 
-def check_partition(config: RunConfig, count: int) -> None:
-    """Find out what is wrong with a partition, as far as that is possible without a model.
+def check_partition(config: RunConfig, count: int) -> bool:
+    """Check a partition, as far as that is possible without a model.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
+
+    Returns:
+        Whether dealing it out needs embeddings of the texts.
 
     Raises:
         FedEditError: see `partitioned_nodes`.
@@ -131,14 +150,11 @@ def check_partition(config: RunConfig, count: int) -> None:
     requests = read_data(config) if config.partition in ("cluster", "dirichlet") else []
     if not _needs_clusters(config, requests):
         make_partition(config, count)
-        return
+        return False
     require_enough(requests, count)
     require_others(_overlap(config), count)
     in_slots(requests, config)
-    if config.embedding_model:
-        from fedit_app.models.embedding import resolve_embedding_model
-
-        resolve_embedding_model(config.embedding_model)
+    return True
 
 
 @dataclass(frozen=True)
@@ -173,17 +189,18 @@ class Partition:
         }
 
 
-def make_partition(config: RunConfig, count: int) -> Partition:
+def make_partition(config: RunConfig, count: int, embed: Embed = no_embeddings) -> Partition:
     """Deal a data set out to nodes and slots, and give copies to other nodes.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
+        embed: called if texts have to be compared to deal them out.
 
     Raises:
         FedEditError: the data cannot be read or dealt out.
     """
-    dealt = _dealt(config, count)
+    dealt = _dealt(config, count, embed)
     slots = {name: in_slots(part, config) for name, part in dealt.items()}
     for name, own in slots.items():
         taken = sum(map(len, own))
@@ -212,7 +229,7 @@ def _overlap(config: RunConfig) -> Overlap:
     )
 
 
-def _dealt(config: RunConfig, count: int) -> Dealt:
+def _dealt(config: RunConfig, count: int, embed: Embed) -> Dealt:
     if config.partition == "file":
         read = READERS[config.dataset]
         return {file.stem: read(file) for file in node_files(config, count)}
@@ -221,17 +238,15 @@ def _dealt(config: RunConfig, count: int) -> Dealt:
         return deal_at_random(requests, count, config.seed)
     if config.partition == "relation":
         return deal_by_relation(requests, count)
-    groups: list[str | int] = [request.relation or "" for request in requests]
-    if _needs_clusters(config, requests):
-        require_enough(requests, count)
-        # Imports torch, which the process of a message on a real node does without.
-        from fedit_app.models.embedding import embed
-
-        vectors = embed(config, [request.text for request in requests])
-        groups = spectral_clusters(vectors, count, config.seed)
+    if not _needs_clusters(config, requests):
+        relations = [request.relation or "" for request in requests]
+        return deal_by_dirichlet(requests, relations, count, config.dirichlet_alpha, config.seed)
+    require_enough(requests, count)
+    vectors = embed(config, [request.text for request in requests])
+    clusters = spectral_clusters(vectors, count, config.seed)
     if config.partition == "cluster":
-        return deal_by_cluster(requests, groups)
-    return deal_by_dirichlet(requests, groups, count, config.dirichlet_alpha, config.seed)
+        return deal_by_cluster(requests, clusters)
+    return deal_by_dirichlet(requests, clusters, count, config.dirichlet_alpha, config.seed)
 
 
 def _needs_clusters(config: RunConfig, requests: Sequence[EditRequest]) -> bool:
@@ -239,8 +254,8 @@ def _needs_clusters(config: RunConfig, requests: Sequence[EditRequest]) -> bool:
     return config.partition == "cluster" or (config.partition == "dirichlet" and not related)
 
 
-def _write(config: RunConfig, count: int, run_folder: Path, index: Path) -> None:
-    partition = make_partition(config, count)
+def _write(config: RunConfig, count: int, run_folder: Path, index: Path, embed: Embed) -> None:
+    partition = make_partition(config, count, embed)
     for name, slots in partition.nodes.items():
         requests = [
             dataclasses.replace(request, slot=slot)

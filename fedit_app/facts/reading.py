@@ -50,11 +50,12 @@ def json_records(source: Source) -> list[Any]:
         FedEditError: it cannot be read, or the file is not JSON.
     """
     if is_hub(source):
-        return hub_records(source)
+        return hub_records(str(source))
     file = Path(source)
     text = read_text(file)
     if text.lstrip().startswith("["):
-        return _json(file, text)
+        records: list[Any] = _json(file, text)
+        return records
     lines = enumerate(text.split("\n"), start=1)
     return [_json(file, line, number) for number, line in lines if line.strip()]
 
@@ -152,7 +153,7 @@ def text_at(record: Any, path: str) -> str:
         FedEditError: it is missing or something else.
     """
     value = member(record, path)
-    if not is_text(value):
+    if not isinstance(value, str) or not is_text(value):
         found = "an empty one" if isinstance(value, str) else type(value).__name__
         raise FedEditError(f"{path} must be a non-empty string, found {found}")
     return value

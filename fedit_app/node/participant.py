@@ -30,6 +30,7 @@ from fedit_app.ledger.ledger import Ledger, fulfilled_requests
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_withdrawn
 from fedit_app.mkv import MKV
+from fedit_app.models.embedding import embed
 from fedit_app.node.edit_stage import EditOutcome, EditStage
 from fedit_app.node.envelope import Envelope, SealedEnvelope, federation_key
 from fedit_app.node.identity import identity_of
@@ -58,13 +59,14 @@ class Participant:
         self.config, self._run_id = config, run_id
         self.policy = site_policy(node_config)
         folder = run_folder(config, run_id)
-        self._data = own_data(config, node_config, folder)
+        self._data = own_data(config, node_config, folder, embed)
         self.name = self._data.name
         self._key = federation_key(config, node_config, run_id, self.policy)
         self._identity = identity_of(self.name, node_config, self.policy)
         self._peers: list[NodeData] = []
         if is_simulated(node_config):
-            self._peers = simulated_nodes(config, int(node_config["num-partitions"]), folder)
+            count = int(node_config["num-partitions"])
+            self._peers = simulated_nodes(config, count, folder, embed)
 
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:

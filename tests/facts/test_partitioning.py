@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.experiments.preflight import check_simulation
 from fedit_app.facts import partitioning
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.partition import default_node_count, finished_node, own_data, simulated_nodes
 from fedit_app.facts.partitioning import check_partition, partitioned_nodes
-from fedit_app.models import embedding
+from fedit_app.models.embedding import embed
 from fedit_app.support.errors import FedEditError
 
 SECRETS = ("Subject", "seat of", "sits in", "Oldenmoor", "new-")
@@ -98,13 +99,13 @@ def test_nodes_take_their_first_requests_and_the_rest_is_counted(config, tmp_pat
 )
 def test_every_virtual_node_sees_the_same_partition(config, tmp_path, changes, names):
     config = config(**changes)
-    nodes = simulated_nodes(config, 3, tmp_path)
+    nodes = simulated_nodes(config, 3, tmp_path, embed)
 
     assert [node.name for node in nodes] == names
     for number in range(3):
         node_config = {"partition-id": number, "num-partitions": 3}
         assert own_data(config, node_config, tmp_path) == nodes[number]
-    again = simulated_nodes(config, 3, tmp_path / "again")
+    again = simulated_nodes(config, 3, tmp_path / "again", embed)
     assert [node.read() for node in again] == [node.read() for node in nodes]
     ids = [(node.name, request.id) for node in nodes for request in node.read()]
     assert len(ids) == len(set(ids))
@@ -225,39 +226,43 @@ def test_nodes_with_too_few_requests_are_warned_of(config, tmp_path, log):
             "overlap-clients = 1 is too much for 1 nodes",
         ),
         ({"partition": "cluster", "requests_per_slot": ""}, 3, "needs requests-per-slot"),
-        ({"partition": "cluster", "embedding_model": "/no/such"}, 3, "embedding-model: folder /no"),
         ({"requests_per_slot": ""}, 3, "needs requests-per-slot"),
         ({"overlap": 0.5, "overlap_clients": 3}, 3, "overlap-clients = 3 is too much for 3 nodes"),
         ({"overlap": 0.5, "overlap_slot": "later", "num_slots": 1}, 3, "num-slots = 2 at least"),
         ({"data_path": "/no/such.json"}, 3, "/no/such.json does not exist"),
     ],
 )
-def test_what_is_wrong_is_found_before_the_run(config, monkeypatch, changes, count, told):
-    monkeypatch.setattr(embedding, "embed", lambda *_: pytest.fail("no model is needed"))
+def test_what_is_wrong_is_found_before_the_run(config, changes, count, told):
     with pytest.raises(FedEditError, match=told):
         check_partition(config(**changes), count)
 
 
-def test_a_partition_that_can_be_made_passes_the_check(config, monkeypatch):
-    monkeypatch.setattr(embedding, "embed", lambda *_: pytest.fail("no model is needed"))
+def test_a_partition_that_can_be_made_passes_the_check_without_a_model(config):
     for partition in ("relation", "random", "dirichlet", "cluster"):
-        check_partition(config(partition=partition, overlap=0.5), 3)
+        needs_model = check_partition(config(partition=partition, overlap=0.5), 3)
+        assert needs_model == (partition == "cluster")
 
 
-def test_without_relations_dirichlet_mixes_clusters(config, tmp_path, facts, monkeypatch):
+def test_an_embedding_model_that_is_missing_is_found_before_the_run(config, tiny_folder):
+    given = config(partition="cluster", embedding_model="/no/such", model=str(tiny_folder))
+    with pytest.raises(FedEditError, match="embedding-model: folder /no/such does not exist"):
+        check_simulation(given, 3)
+
+
+def test_without_relations_dirichlet_mixes_clusters(config, tmp_path, facts):
     lines = facts.read_text(encoding="utf-8").replace('"P3"', "null")
     (tmp_path / "some.json").write_text(lines, encoding="utf-8")
-    asked, embed = [], embedding.embed
-    monkeypatch.setattr(
-        embedding,
-        "embed",
-        lambda config, texts: asked.append(len(texts)) or embed(config, texts),
-    )
+    asked = []
+
+    def counted(config, texts):
+        asked.append(len(texts))
+        return embed(config, texts)
+
     changed = config(partition="dirichlet", data_path=str(tmp_path / "some.json"))
 
-    assert len(simulated_nodes(changed, 3, tmp_path / "run")) == 3
+    assert len(simulated_nodes(changed, 3, tmp_path / "run", counted)) == 3
     assert asked == [60]
-    simulated_nodes(config(partition="dirichlet"), 3, tmp_path / "related")
+    simulated_nodes(config(partition="dirichlet"), 3, tmp_path / "related", counted)
     assert asked == [60]
 
 
