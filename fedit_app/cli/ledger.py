@@ -10,7 +10,7 @@ import typer
 from fedit_app.cli.options import Federation, Node, Place, only_id
 from fedit_app.cli.output import Format, FormatOption, Part, write, write_findings
 from fedit_app.support.formats import byte_size, printable
-from fedit_app.support.tables import Cell, Change, Table
+from fedit_app.support.tables import Cell, Change, Shown, Table
 
 if TYPE_CHECKING:
     from fedit_app.ledger.journal import Record
@@ -43,7 +43,7 @@ def list_(
             entry.slot,
             entry.mkv.node,
             id_,
-            accepted[id_]["time"],
+            _time(accepted[id_]),
             entry.mkv.author is not None,
             f"no: {entry.overruled_by[:_SHORT]} does" if entry.overruled_by else "yes",
             _probe_change(accepted[id_]["probes"]),
@@ -60,12 +60,17 @@ def list_(
             "records in the journal": len(records),
             "head of the journal": ledger.head,
         },
-        "mkvs": Table(columns, sorted(rows, key=lambda row: row[:3])),
+        "mkvs": Table(columns, sorted(rows, key=lambda row: row[:3]), code=("id",)),
     }
     if refused:
         parts["title"] = "Not accepted again:"
-        parts["refused"] = Table(("origin", "id", "why"), refused)
+        parts["refused"] = Table(("origin", "id", "why"), refused, code=("id",))
     write(parts, form)
+
+
+def _time(record: Record) -> Shown:
+    """When a record was made, to the minute."""
+    return Shown(record["time"], record["time"][:16].replace("T", " "), right=False)
 
 
 def _probe_change(probes: Mapping[str, Any] | None) -> Cell:
@@ -92,7 +97,7 @@ def show(
         "mkv": {"id": id_, "origin": history[-1]["node"], **_state(ledger, id_)},
         "history": Table(
             ("record", "time", "slot", "change", "what"),
-            [(r["sequence"], r["time"], r["slot"], r["change"], _said(r)) for r in history],
+            [(r["sequence"], _time(r), r["slot"], r["change"], _said(r)) for r in history],
         ),
     }
     measured = [record for record in history if record["probes"]]

@@ -123,7 +123,7 @@ def _bytes(count: int) -> Shown:
 
 def _bar(share: float) -> Shown:
     """A share with a bar: `25.0% ########`."""
-    return Shown(share, f"{share:6.1%} {'#' * round(_BAR * share)}")
+    return Shown(share, f"{share:6.1%} {'#' * round(_BAR * share)}", right=False)
 
 
 def _node_table(found: Overview) -> Table:
@@ -186,7 +186,10 @@ def list_(
     columns = ("slot", "node", "id", "stands for its fact", "uploaded by, too", "fingerprint")
     total = next(counter)
     shown = "" if total <= limit else f"; the first {limit:,} are shown (--limit)"
-    write({"mkvs": Table(columns, rows), "count": f"{plural(total, 'MKV')}{shown}"}, form)
+    write(
+        {"mkvs": Table(columns, rows, code=("id",)), "count": f"{plural(total, 'MKV')}{shown}"},
+        form,
+    )
 
 
 @app.command()
@@ -222,7 +225,7 @@ def show(
             "same fact": ", ".join(members) or "no other MKV",
         },
         "vectors": _vectors(mkv),
-        "similar": Table(("most similar by", "id", "cosine"), near),
+        "similar": Table(("most similar by", "id", "cosine"), near, code=("id",)),
     }
     write(parts, form)
 

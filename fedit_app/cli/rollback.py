@@ -118,7 +118,7 @@ def _changes(before: Ledger, plan: Rollback) -> dict[str, Part]:
     return {
         "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
         f"{len(before):,} held before, {len(plan.after):,} hold now",
-        "removed": Table(("slot", "origin", "id"), sorted(rows)),
+        "removed": Table(("slot", "origin", "id"), sorted(rows), code=("id",)),
         "consequences": "\n".join(lines),
     }
 

@@ -90,7 +90,7 @@ def nodes(folder: Folder, form: FormatOption = Format.AUTO) -> None:
     if not rows and form is not Format.JSON:
         say("no node is registered yet")
         return
-    write({"nodes": Table(("node", "status", "key"), rows)}, form)
+    write({"nodes": Table(("node", "status", "key"), rows, code=("key",))}, form)
 
 
 @app.command()

@@ -24,6 +24,7 @@ _LATEX = {
     NOT_MEASURED: "--",
 }
 _UNLIMITED = 10_000
+_SHORT = 40
 
 Value = str | int | float | bool | None
 Json = Value | Sequence["Json"] | Mapping[str, "Json"]
@@ -36,10 +37,12 @@ class Shown:
     Attributes:
         value: what JSON holds.
         text: what people read.
+        right: whether its column is aligned to the right, as columns of numbers are.
     """
 
     value: Json
     text: str
+    right: bool = True
 
     def __str__(self) -> str:
         """What people read."""
@@ -158,14 +161,19 @@ class Table:
         grid = RichTable(
             title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
         )
-        for name, right in zip(self.columns, self.numeric, strict=True):
+        texts = self.texts
+        for i, (name, right) in enumerate(zip(self.columns, self.numeric, strict=True)):
+            code = name in self.code
+            # Ids and keys stay in one line if they can; paths are folded, to be read whole.
+            short = code and all(len(row[i]) <= _SHORT for row in texts)
             grid.add_column(
                 Text(printable(name)),
                 justify="right" if right else "left",
-                overflow="fold",
-                style="cyan" if name in self.code else None,
+                overflow="ellipsis" if short else "fold",
+                no_wrap=short,
+                style="cyan" if code else None,
             )
-        for row in self.texts:
+        for row in texts:
             grid.add_row(*map(Text, row))
         return grid
 
@@ -198,7 +206,7 @@ def value_of(cell: Cell) -> Json:
 
 def _is_number(cell: Cell) -> bool:
     if isinstance(cell, Shown):
-        return isinstance(cell.value, int | float)
+        return cell.right
     return isinstance(cell, int | float | Figure | Change) and not isinstance(cell, bool)
 
 

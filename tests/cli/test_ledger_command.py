@@ -36,7 +36,7 @@ def test_list(fedit, after_a_run):
         assert rows[id_]["score_on_probes"] is None, "the edit stage measures no probes"
     table = fedit("ledger", "list", after_a_run.root / "bank")[1]
     assert "| slot | origin | id |" in table and all(
-        f"| hospital | {i} |" in table for i in after_a_run.of("bank", "hospital")
+        f"| hospital | `{i}` |" in table for i in after_a_run.of("bank", "hospital")
     )
 
 
@@ -47,7 +47,9 @@ def test_show(fedit, after_a_run):
     assert status == 0
     assert f"- id: {id_}\n- origin: hospital\n" in out
     assert "- here: it holds" in out
-    assert re.search(r"\d \| 20\d\d-.*Z \| 1 \| accepted \| re-edit; fulfils no own request", out)
+    assert re.search(
+        r"\d \| 20\d\d-\d\d-\d\d \d\d:\d\d \| 1 \| accepted \| re-edit; fulfils no own request", out
+    )
     assert "On the node's probes, by the re-edit of slot 1" in out
     status, _, err = fedit("ledger", "show", after_a_run.root / "bank", "nothing")
     assert status == 2 and "no MKV with an id that begins with 'nothing'" in err

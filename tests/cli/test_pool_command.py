@@ -168,7 +168,7 @@ def test_list(fedit, folder, mkvs):
 def test_list_shows_what_meets_all_criteria(fedit, folder, mkvs, options, names):
     _, out, _ = fedit("list", folder, *options)
 
-    assert {one for one in mkvs.values() if f" {one.id} " in out.replace("\n", " ")} >= {
+    assert {one for one in mkvs.values() if f"| `{one.id}` |" in out} >= {
         mkvs[name] for name in names
     }
     assert f"{len(names)} MKV" in out
@@ -190,7 +190,7 @@ def test_show(fedit, folder, mkvs):
     assert shown["fact"] == mkvs["bank-0"].id
     assert set(shown["same fact"].split(", ")) == {mkvs["bank-0"].id, mkvs["school-0"].id}
     assert cells(out, r"v\* - h0") == ["8", f"{np.linalg.norm(one.delta):.3f}"]
-    similar = [line.split(" | ")[1] for line in out.splitlines() if line.startswith("| delta |")]
+    similar = [line.split("`")[1] for line in out.splitlines() if line.startswith("| delta |")]
     assert similar[0] == mkvs["bank-0"].id and len(similar) == 4, "the facts of its fingerprint"
 
 
