@@ -48,8 +48,9 @@ def export(
     found = find_place(place, node, federation)
     ledger = found.open()
     # A whole model keeps the precision of its checkpoint.
-    whole = form is Form.HF and found.config is not None
-    dtype = stored_dtype(resolve_model(found.config.model)) if whole else ""
+    dtype = ""
+    if form is Form.HF and found.config is not None:
+        dtype = stored_dtype(resolve_model(found.config.model))
     adapter = write_export(found.workbench(ledger, dtype), ledger, form.value, output, rank)
     parts: dict[str, Part] = {"said": f"{output}: {plural(len(ledger), 'MKV')} as {form.value}"}
     if adapter is not None:

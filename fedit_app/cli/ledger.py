@@ -48,7 +48,9 @@ def list_(
             f"no: {entry.overruled_by[:_SHORT]} does" if entry.overruled_by else "yes",
             _probe_change(accepted[id_]["probes"]),
         )
-        for id_, entry in ledger.entries.items()
+        for id_, entry in sorted(
+            ledger.entries.items(), key=lambda item: (item[1].slot, item[1].mkv.node, item[0])
+        )
     ]
     refused = [(r.node, id_, r.reason) for id_, r in sorted(ledger.refused.items())]
     columns = ("slot", "origin", "id", "accepted", "signed", "holds", "score on probes")
@@ -60,7 +62,7 @@ def list_(
             "records in the journal": len(records),
             "head of the journal": ledger.head,
         },
-        "mkvs": Table(columns, sorted(rows, key=lambda row: row[:3]), code=("id",)),
+        "mkvs": Table(columns, rows, code=("id",)),
     }
     if refused:
         parts["title"] = "Not accepted again:"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import click
@@ -40,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for panel, commands in {
+_COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     RUNNING: {"run": run.run, "ask": ask.ask, "config": config.config},
     LOOKING: {"table": table.table, "rollback": rollback.rollback, "export": export.export},
     DEPLOYING: {"doctor": doctor.doctor},
@@ -50,7 +50,8 @@ for panel, commands in {
         "tune": tune.tune,
         "stats": stats.stats,
     },
-}.items():
+}
+for panel, commands in _COMMANDS.items():
     for name, command in commands.items():
         app.command(name, rich_help_panel=panel)(command)
 for group, panel in (

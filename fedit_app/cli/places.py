@@ -1,14 +1,15 @@
-"""Where a ledger lies, and what is known around it: model, settings, requests, probes."""
+"""Finds the ledger that a command is about, and its model, settings, requests and probes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedit_app.config.folders import ledger_folder, nodes_with_ledger
 from fedit_app.config.node_config import node_run_config
-from fedit_app.config.run_config import RunConfig
+from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.facts.partition import NodeData, finished_node
@@ -20,12 +21,12 @@ from fedit_app.support.files import read_toml
 
 @dataclass(frozen=True)
 class Place:
-    """A ledger and what is known around it.
+    """A ledger with what is known about its node.
 
     Attributes:
         ledger: its folder.
-        node: the name of its node; "" if nobody noted it.
-        config: the run configuration with which it was last used; None if nobody noted it.
+        node: the name of its node; "" if it is not recorded.
+        config: the run configuration with which it was last used; None if it is not recorded.
         simulated: whether the node is a virtual one.
         probes: the node's file of probes; None if it has none.
     """
@@ -37,7 +38,7 @@ class Place:
     probes: str | None = None
 
     def open(self) -> Ledger:
-        """The ledger, every MKV of it read and checked.
+        """Read the ledger and check every MKV.
 
         Raises:
             FedEditError: see `Ledger.open`.
@@ -45,33 +46,34 @@ class Place:
         return Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"])
 
     def workbench(self, ledger: Ledger, dtype: str = "") -> Workbench:
-        """The model that a ledger of this place edits, with its tools.
+        """Load the model that a ledger of this place edits, with its tools.
 
         Args:
             ledger: the ledger.
             dtype: of the weights in memory; "": as in the run.
 
         Raises:
-            FedEditError: it is not known, cannot be loaded, or is another than the ledger's.
+            FedEditError: it is unknown, cannot be loaded, or is not the ledger's.
         """
         if self.config is None:
             raise FedEditError(
-                f"ledger {self.ledger}: no run has noted its model and settings beside it"
+                f"ledger {self.ledger}: its model and settings are unknown, as no run used it; "
+                "name the ledger of a run or a node"
             )
         config = self.config.model_copy(update={"dtype": dtype} if dtype else {})
         bench = workbench_for(config)
         if bench.fingerprint != ledger.fingerprint:
             raise FedEditError(
                 f"ledger {self.ledger}: made with fingerprint {ledger.fingerprint}; model "
-                f"{config.model} and the settings noted beside it have {bench.fingerprint}"
+                f"{config.model} and the recorded settings have {bench.fingerprint}"
             )
         return bench
 
     def data(self) -> NodeData | None:
-        """Where the node's own requests are; None if they are not known here.
+        """Where the node's own requests are; None if that is unknown on this machine.
 
         Raises:
-            FedEditError: the data path of the run does not exist any more.
+            FedEditError: the data path of the run no longer exists.
         """
         if self.config is None:
             return None
@@ -82,15 +84,15 @@ class Place:
 
 
 def find_place(folder: Path, node: str = "", federation: str = "") -> Place:
-    """The ledger that a command is about.
+    """Find the ledger that a command is about.
 
     Args:
         folder: of the ledger, of a node (its node.toml), or of a run.
-        node: whose ledger; needed for the folder of a run, and for no other.
-        federation: which ledger of a node's folder; may be empty if there is one only.
+        node: whose ledger; required for the folder of a run, and not allowed otherwise.
+        federation: which ledger of a node's folder; may be empty if there is only one.
 
     Raises:
-        FedEditError: there is no such ledger; says which there are.
+        FedEditError: there is no such ledger; the message names those that exist.
     """
     folder = folder.expanduser()
     if (folder / "config.toml").exists():
@@ -131,15 +133,16 @@ def _of_node(found: NodeFolder, federation: str) -> Place:
     known = {index.parent.parent.name: index.parent for index in root.glob(f"*/ledger/{INDEX}")}
     chosen = federation or (next(iter(known)) if len(known) == 1 else "")
     if chosen not in known:
-        have = f"--federation is one of {', '.join(sorted(known))}" if known else "there is none"
-        raise FedEditError(f"{found.folder}: which ledger is meant? {have}")
+        have = f"there are {', '.join(sorted(known))}" if known else "there is none"
+        wanted = federation or "NAME"
+        raise FedEditError(f"--federation {wanted}: no such ledger in {found.folder}; {have}")
     origin = read_origin(known[chosen])
     values = {} if origin is None else node_run_config(origin.run, found.node_config())
     place = _place(known[chosen], origin, values)
     return dataclasses.replace(place, node=found.settings.name, probes=found.policy.probes)
 
 
-def _place(ledger: Path, origin: Origin | None, values: dict) -> Place:
+def _place(ledger: Path, origin: Origin | None, values: Mapping[str, ConfigValue]) -> Place:
     if origin is None:
         return Place(ledger, "", RunConfig.parse(values) if values else None)
     return Place(ledger, origin.node, RunConfig.parse(values), origin.simulated)

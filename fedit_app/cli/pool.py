@@ -152,7 +152,7 @@ def _title(found: CosineHistogram, fingerprint: str, seed: int) -> str:
 
 
 def _histogram_table(found: CosineHistogram) -> Table:
-    rows = [
+    rows: list[list[Cell]] = [
         [f"{low:+.1f} to {high:+.1f}", *map(_bar, shares)]
         for (low, high), *shares in zip(found.bins, *found.shares.values(), strict=True)
     ]

@@ -114,7 +114,7 @@ def _changes(before: Ledger, plan: Rollback) -> dict[str, Part]:
         lines.append(f"Own requests that stay unfulfilled (take them out of the data): {shown}")
     if plan.reopened:
         shown = ", ".join(map(printable, plan.reopened))
-        lines.append(f"Own requests that the next run fulfils anew: {shown}")
+        lines.append(f"Own requests that the next run fulfils again: {shown}")
     return {
         "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
         f"{len(before):,} held before, {len(plan.after):,} hold now",
@@ -166,7 +166,7 @@ def _allow(ledger: Ledger, beginnings: Sequence[str], dry_run: bool) -> None:
     if len(own) < len(ids):
         lines.append("Those of other nodes come with the next run that serves them.")
     if own:
-        lines.append("Those of this node are computed and uploaded anew for their requests.")
+        lines.append("Those of this node are computed and uploaded again for their requests.")
     if dry_run:
         lines.append("dry run: nothing was changed")
     else:

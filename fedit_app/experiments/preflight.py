@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a run before it starts."""
+"""Checks of a run before it starts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 def check_simulation(config: RunConfig, nodes: int | None) -> int:
     """Check a run configuration against data, model and device, without loading the model.
 
-    A node whose data file is faulty will be left out of the run; it is warned of here.
+    A node whose data file is invalid will be left out of the run; a warning names it.
 
     Args:
         config: the run configuration.
-        nodes: how many virtual nodes the user wants; None for one per data file, or for as many
-            as the run had that is to be resumed.
+        nodes: how many virtual nodes the user wants; None for one per data file, or for those of
+            the run to be resumed.
 
     Returns:
         The number of virtual nodes.
@@ -48,20 +48,19 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
     return count
 
 
-def check_deployment(config: RunConfig, superlink: SuperLink, nodes: int | None, here: bool) -> int:
-    """Check what the server's side can know of a run on real nodes.
+def check_deployment(
+    config: RunConfig, superlink: SuperLink, nodes: int | None, here: bool
+) -> None:
+    """Check what can be checked of a run on real nodes from the server's side.
 
-    Model, data and device are the nodes' own; they are checked there (`fedit doctor`), and a node
-    with which something is wrong is left out by name.
+    Model, data and device are the nodes' own. They are checked there (`fedit doctor`), and the run
+    leaves out a node with an error and names it.
 
     Args:
         config: the run configuration.
         superlink: the server that will run it.
         nodes: how many nodes must be online; None for at least one.
         here: whether the run folder will be on this machine.
-
-    Returns:
-        How many nodes are online.
 
     Raises:
         FedEditError: what is wrong, and what would be right.
@@ -77,13 +76,12 @@ def check_deployment(config: RunConfig, superlink: SuperLink, nodes: int | None,
     online = [node.name for node in found if node.status == ONLINE]
     offline = [node.name for node in found if node.status != ONLINE]
     if offline:
-        logger.warning("not online, so not in this run: %s", ", ".join(offline))
+        logger.warning("not in this run, as they are not online: %s", ", ".join(offline))
     if len(online) < (nodes or 1):
         raise FedEditError(
-            f"--nodes: {nodes or 1} must be online; online are {', '.join(online) or 'none'}, "
-            f"offline {', '.join(offline) or 'none'}; start them: fedit node start"
+            f"--nodes: {nodes or 1} must be online; online: {', '.join(online) or 'none'}, "
+            f"offline: {', '.join(offline) or 'none'}; start them with fedit node start"
         )
-    return len(online)
 
 
 def _check_names(config: RunConfig, nodes: int | None) -> None:
@@ -94,7 +92,7 @@ def _check_names(config: RunConfig, nodes: int | None) -> None:
 
 
 def _check_output(config: RunConfig) -> int | None:
-    """How many nodes the run had that is to be resumed; None for a new one."""
+    """The number of nodes of the run to be resumed; None for a new run."""
     folder = Path(config.output_dir)
     if config.resume and (folder / "results.json").exists():
         return resumable_results(config, folder).connected

@@ -33,7 +33,7 @@ class Adapter:
         rank: r, of every layer.
         exact: whether no Delta had to be truncated.
         factors: layer -> B (d_model, r) and A (r, d_ff), float32.
-        errors: layer -> |B A - Delta| / |Delta| in the Frobenius norm, as it is written.
+        errors: layer -> |B A - Delta| / |Delta| in the Frobenius norm, of the float32 factors.
         error: the same over all layers.
     """
 
@@ -62,8 +62,8 @@ def adapter(deltas: Mapping[int, Tensor], shifts: Tensor, rank: int | None = Non
     Args:
         deltas: layer -> Delta_l (d_model, d_ff).
         shifts: (n, n_layers, d_model), of the MKVs that hold, layers in rising order.
-        rank: truncate to this; None, or more than is needed: exact, with the smaller of n, d_model
-            and d_ff.
+        rank: truncate to this rank; None or more than necessary: exact, with the smallest of n,
+            d_model and d_ff.
     """
     needed = min(len(shifts), *next(iter(deltas.values())).shape)
     chosen = min(rank or needed, needed)

@@ -33,12 +33,12 @@ for name, delta in load_file(f"{FOLDER}/deltas.safetensors").items():
 _WHAT = {
     "hf": "The whole model with the edits in its weights.",
     "lora": "A LoRA adapter that adds the edits to the base model.",
-    "delta": "The changes of the edited weights, each as its parameter lies in the base model.",
+    "delta": "The changes of the edited weights, each in the layout of its parameter.",
 }
 
 
 def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> str:
-    """The README.md of an export. No text and no id of an edit request is in it.
+    """The README.md of an export. It contains no text and no id of an edit request.
 
     Args:
         form: hf, lora or delta.

@@ -23,7 +23,7 @@ class Rollback:
         withdrawn: those among the removed that the node itself has computed: the other nodes take
             them out in the next run in which the node takes part.
         set_aside: own requests that stay unfulfilled, as their MKV is withdrawn.
-        reopened: own requests that the next run fulfils anew.
+        reopened: own requests that the next run fulfils again.
     """
 
     removed: list[str]

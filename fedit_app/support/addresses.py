@@ -14,7 +14,7 @@ _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 
 
 class Unreachable(FedEditError):
-    """A server does not answer at all; it may later."""
+    """A server does not answer; trying again later can help."""
 
 
 def is_ip(host: str) -> bool:

@@ -1,16 +1,16 @@
-"""The one error type that a user of FedEdit is meant to read, and how it shows values."""
+"""The error type whose message is meant for the user, and how it shows values."""
 
 
 class FedEditError(Exception):
-    """Something the user can mend: the message names the place, what was found and the remedy.
+    """An error that the user can correct: the message names the place, the value and the remedy.
 
     The command line prints it as one line without a traceback; the federation reports it as the
-    reason why a node was left out.
+    reason why a node is left out.
     """
 
 
 def shown(value: object) -> str:
-    """A short text of any value for an error message, safe for what others sent as well.
+    """A short text of any value for an error message, also of a value that somebody else sent.
 
     `repr` fails on integers of many thousand digits and on deeply nested lists.
     """

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and the folders in which FedEdit keeps its own."""
+"""Files that are either complete or absent, private files, TOML, and FedEdit's cache folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 
 from fedit_app.support.errors import FedEditError
 
-# What a disk says that takes nothing more.
-_TAKES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Errors of a full or read-only disk.
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Write a file next to `path` and rename it into place when the block ends well.
+    """Write a file next to `path` and rename it into place if the block raises no error.
 
     Args:
         path: the file to create or replace; missing parent folders are made.
@@ -30,7 +30,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         The temporary file to write to, in the same folder.
 
     Raises:
-        FedEditError: the disk is full or read-only; what was there before is left as it was.
+        FedEditError: the disk is full or read-only; an existing file stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,7 +40,7 @@ def replace_file(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in _TAKES_NOTHING:
+        if error.errno not in _NOT_WRITABLE:
             raise
         raise FedEditError(
             f"{path}: cannot be written ({error.strerror}); free some space, or make the disk "
@@ -53,16 +53,16 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder next to `path` and rename it into place when the block ends well.
+    """Fill a folder next to `path` and rename it into place if the block raises no error.
 
     Args:
         path: the folder to create; missing parent folders are made.
 
     Yields:
-        The temporary folder to write to; it is gone after an error.
+        The temporary folder to write to; it is removed after an error.
 
     Raises:
-        FedEditError: there is something at `path` already.
+        FedEditError: `path` exists already.
     """
     if path.exists():
         raise FedEditError(f"{path}: exists already; name a folder that does not")
@@ -94,10 +94,10 @@ def write_private(file: Path, content: bytes, replace: bool = False) -> None:
     Args:
         file: the file.
         content: what goes into it.
-        replace: whether a file that is there already is replaced.
+        replace: whether an existing file is replaced.
 
     Raises:
-        FedEditError: there is one already.
+        FedEditError: the file exists already.
     """
     if file.exists() and not replace:
         raise FedEditError(f"{file} exists already; keys are never overwritten")
@@ -107,10 +107,10 @@ def write_private(file: Path, content: bytes, replace: bool = False) -> None:
 
 
 def check_private(file: Path) -> None:
-    """Make sure that nobody but its owner may read a private key.
+    """Check that only its owner can read a private key.
 
     Raises:
-        FedEditError: others may, or it is missing.
+        FedEditError: others can read it, or it is missing.
     """
     if not file.is_file():
         raise FedEditError(f"{file}: no such file")
@@ -119,7 +119,7 @@ def check_private(file: Path) -> None:
 
 
 def read_toml(file: Path, place: str) -> dict[str, Any]:
-    """The content of a TOML file.
+    """Read a TOML file.
 
     Args:
         file: the file.
@@ -137,7 +137,7 @@ def read_toml(file: Path, place: str) -> dict[str, Any]:
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again (models, covariances): `$FEDIT_CACHE` or the user's."""
+    """Folder of models and covariances: `$FEDIT_CACHE`, else fedit/ in the user's cache folder."""
     chosen = os.environ.get("FEDIT_CACHE")
     if chosen:
         return Path(chosen).expanduser()

@@ -29,7 +29,7 @@ def byte_size(count: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in the two units that matter: `754.2 -> "12 min 34 s"`."""
+    """A time span in its two largest units: `754.2 -> "12 min 34 s"`."""
     if seconds is None:
         return NOT_MEASURED
     if seconds < 59.95:
@@ -54,10 +54,10 @@ def listing(names: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of another node made safe to show: control characters and line breaks become spaces.
+    """Make text of another node safe to show: control characters and line breaks become spaces.
 
-    A node chooses its own name and words its own errors; a terminal would obey escape sequences
-    in them, and XML cannot hold them.
+    A node chooses its own name and error texts. A terminal would execute escape sequences in them,
+    and XML cannot represent them.
     """
     return "".join(
         " " if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") else char

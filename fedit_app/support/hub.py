@@ -1,4 +1,4 @@
-"""Data sets by name, from the Hugging Face hub or a folder that looks like one of its data sets."""
+"""Data sets of the Hugging Face hub by name, or of a folder with the same layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "hub:"
 
 
 def load_rows(key: str, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data set, one after another.
+    """Yield the rows of a data set.
 
     Args:
         key: the run-config key that names it, for the error.
@@ -25,7 +25,7 @@ def load_rows(key: str, name: str) -> Iterator[dict[str, Any]]:
 
     dataset, config, split, *more = [*name.removeprefix(PREFIX).split(":"), "", ""]
     if any(more) or not dataset:
-        raise FedEditError(f"{key}: {name!r} is no data set; write hub:DATASET[:CONFIG[:SPLIT]]")
+        raise FedEditError(f"{key}: {name!r} is not a data set; write hub:DATASET[:CONFIG[:SPLIT]]")
     try:
         yield from load_dataset(dataset, config or None, split=split or "train", streaming=True)
     except Exception as error:

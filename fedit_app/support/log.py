@@ -1,4 +1,4 @@
-"""Plain log lines of FedEdit, for server and nodes alike."""
+"""The log of FedEdit: plain lines on standard error, the same for server and nodes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 
 
 def set_up_logging(dated: bool = False) -> None:
-    """Write FedEdit's log lines to stderr; calling it again changes nothing.
+    """Write FedEdit's log lines to standard error; further calls have no effect.
 
     Args:
-        dated: begin each line with the date, for a log that is kept.
+        dated: begin each line with the date, for a log that is kept for days.
     """
     root = logging.getLogger("fedit_app")
     if root.handlers:

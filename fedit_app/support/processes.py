@@ -27,8 +27,8 @@ def flower_home(home: Path) -> Path:
 def environment(home: Path) -> dict[str, str]:
     """The environment of Flower's processes that run in a folder.
 
-    The variables that turn off telemetry, the look for updates and the installation of
-    dependencies at run time have to stand there before the first call of Flower's.
+    The variables that turn off telemetry, the update check and the installation of dependencies at
+    run time must be set before the first call of Flower.
     """
     return {
         **os.environ,
@@ -40,7 +40,7 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(home),
         # How often Flower looks for a task to start, in seconds; its own default is 1.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        # Threads that spin long starve each other when somebody else uses a core, too.
+        # Threads that spin for long starve each other when another process uses a core as well.
         "GOMP_SPINCOUNT": "2000",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
@@ -50,7 +50,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def tool(name: str) -> str:
-    """Path of a command that is installed beside this Python."""
+    """Path of a command that is installed with this Python."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -79,12 +79,12 @@ def start(
 def family(home: Path, root: int | None = None) -> list[psutil.Process]:
     """The processes that run with a folder as Flower's home, and the descendants of `root`.
 
-    Some of Flower's processes leave the family tree, and some hide their environment from a user
-    who is not root, so both are looked at.
+    Both are searched, as some of Flower's processes leave the process tree, and some hide their
+    environment from a user who is not root.
 
     Args:
         home: the folder, see `environment`.
-        root: process id whose descendants belong to the family as well.
+        root: id of a process that is included with its descendants.
     """
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["pid"]):
@@ -102,14 +102,14 @@ def family(home: Path, root: int | None = None) -> list[psutil.Process]:
 
 
 def stop_family(home: Path, root: int | None = None) -> int:
-    """End the processes of a folder: ask first, then kill.
+    """Terminate the processes of a folder; kill those that still run after ten seconds.
 
     Args:
         home: see `family`.
         root: see `family`.
 
     Returns:
-        How many there were.
+        The number of processes.
     """
     members = family(home, root)
     for member in members:
@@ -124,11 +124,11 @@ def _signal(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
-        logger.debug("process %d has ended by itself", process.pid)
+        logger.debug("process %d has exited already", process.pid)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on."""
+    """A TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

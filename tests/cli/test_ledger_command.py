@@ -198,7 +198,7 @@ def test_an_index_from_before_is_noted(fedit, sites):
 def test_a_node_with_several_ledgers(fedit, sites):
     shutil.copytree(sites.folder("bank").parent, sites.folder("bank").parents[1] / "other")
     status, _, err = fedit("ledger", "list", sites.root / "bank")
-    assert status == 2 and "--federation is one of other, sites" in err
+    assert status == 2 and "there are other, sites" in err
     assert fedit("ledger", "list", sites.root / "bank", "--federation", "other")[0] == 0
 
 
@@ -221,4 +221,4 @@ def test_a_ledger_that_no_run_made(fedit, tmp_path, after_a_run):
     ledger.accept([entry.mkv for entry in after_a_run.ledger("bank").entries.values()], 1)
     output = tmp_path / "out"
     status, _, err = fedit("export", tmp_path, "--format", "delta", "--output", output)
-    assert status == 2 and "no run has noted its model" in err
+    assert status == 2 and "its model and settings are unknown" in err

@@ -61,7 +61,7 @@ def test_a_run_on_the_nodes_of_a_server_folder(fedit, server, started, tmp_path,
     assert config == {"model": "org/name", "num-slots": 2}
     assert str(folder / "results.json") in out
     told = err + caplog.text  # whoever of the two listens to the log
-    assert "not online, so not in this run: court" in told
+    assert "not in this run, as they are not online: court" in told
 
 
 def test_every_run_has_ledgers_of_its_own_unless_it_names_some(fedit, server, started):
@@ -99,7 +99,7 @@ def test_a_superlink_that_is_not_known(name, told):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--nodes", "3"), "3 must be online; online are bank, museum, offline court"),
+        (("--nodes", "3"), "3 must be online; online: bank, museum, offline: court"),
         (("--nodes", "0"), "--nodes 0 must be at least 1"),
         (("-c", "strategy=central"), "runs in simulation only"),
         (("-c", "strategy=fedbest"), "strategy = 'fedbest' must be one of"),

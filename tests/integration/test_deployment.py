@@ -89,7 +89,7 @@ def test_the_user_sees_the_run(finished):
     assert "3 nodes take part: bank, hospital, museum" in result.stdout
     assert "slot 1 evaluate: museum answered" in result.stdout
     assert str(folder / "results.json") in result.stdout
-    assert "not online, so not in this run: misled" in result.stderr
+    assert "not in this run, as they are not online: misled" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
 
 
