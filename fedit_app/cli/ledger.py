@@ -102,12 +102,11 @@ def show(
             [(r["sequence"], _time(r), r["slot"], r["change"], _said(r)) for r in history],
         ),
     }
-    measured = [record for record in history if record["probes"]]
-    for record in measured[-1:]:
+    measured = [(record, probes) for record in history if (probes := record["probes"])]
+    for record, probes in measured[-1:]:
         step = f"{printable(record['reason'])} of slot {record['slot']}"
         parts["title"] = f"On the node's probes, by the {step}:"
-        before, after = record["probes"]["before"], record["probes"]["after"]
-        parts["probes"] = metrics_table([("probes", before, after)])
+        parts["probes"] = metrics_table([("probes", probes["before"], probes["after"])])
     write(parts, form)
 
 

@@ -78,8 +78,8 @@ class Place:
         if self.config is None:
             return None
         if self.simulated:
-            return finished_node(self.config, Path(self.config.output_dir), self.node)
-        file = Path(self.config.data_path)
+            return finished_node(self.config, Path(self.config.output_dir or ""), self.node)
+        file = Path(self.config.data_path or "")
         return NodeData(self.node, file, self.config.dataset) if file.is_file() else None
 
 
