@@ -101,7 +101,7 @@ def test_run_config_keys_are_completed():
 
 def test_config_lists_every_key(capsys):
     assert main(["config"]) == 0
-    assert '| `strategy` | `"fedit"` |' in capsys.readouterr().out
+    assert '| `strategy` | "fedit" |' in capsys.readouterr().out
     assert main(["config", "--format", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)["keys"]
     assert [row["key"] for row in listed] == list(RunConfig().as_dict())

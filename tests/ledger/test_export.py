@@ -98,6 +98,7 @@ def test_a_hugging_face_folder(run, exported, expected):
     assert [file.suffix for file in folder.glob("model*")] == [".safetensors"]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
 def test_an_adapter(run, exported, expected):
     folder, said = exported("lora")
     bench, ledger = opened(run)
