@@ -24,10 +24,10 @@ PLAN_FILE = "plan.json"
 _LOCK = ".lock"
 NODES = "nodes"  # the one axis that is not a run-config key
 _VERSION = 1
-# What the runs differ in, or what they may not share.
+# Keys in which the runs differ, or that they may not share.
 _PER_RUN = ("strategy", "editor", "seed", "output-dir", "resume", "state-dir", "federation")
 _TAKEN = (*_PER_RUN, "pool-uri", "work-cache")
-# What may be another when a comparison goes on.
+# Keys that may differ when a comparison is resumed.
 _MAY_CHANGE = ("work-cache", "device", "device-map", "slot-timeout")
 
 
@@ -72,7 +72,7 @@ class PlannedRun:
 
     @property
     def title(self) -> str:
-        """The run as people say it."""
+        """The run in words."""
         value = "" if self.value is None else f", {self.value}"
         return f"{self.strategy}, {self.editor}, seed {self.seed}{value}"
 
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """All runs, seed by seed, so that what is there early is balanced.
+        """All runs, seed by seed: an unfinished comparison is balanced.
 
         Raises:
             FedEditError: two of them would share a folder.
@@ -214,7 +214,7 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise FedEditError(f"--seeds: {text!r}: write numbers such as 1,2,3")
     seeds = [int(part) for part in text.split(",")]
     if len(set(seeds)) < len(seeds):
-        raise FedEditError(f"--seeds: {text!r}: one is there twice")
+        raise FedEditError(f"--seeds: {text!r}: a seed is given twice")
     return tuple(seeds)
 
 
@@ -229,7 +229,7 @@ def parse_axis(text: str) -> Axis:
     if not equals or not rest or any(value == "" for value in values):
         raise FedEditError(f"--axis {text}: write KEY=VALUE,VALUE,... such as overlap=0,0.25,0.5")
     if len(set(values)) < len(values):
-        raise FedEditError(f"--axis {text}: a value is there twice")
+        raise FedEditError(f"--axis {text}: a value is given twice")
     if key in _TAKEN:
         raise FedEditError(f"--axis {text}: {key} cannot be an axis; see --strategies and --seeds")
     if key == NODES:
@@ -323,7 +323,7 @@ def load_plan(folder: Path) -> Plan:
 
 
 def _joined(begun: Plan, wanted: Plan) -> Plan:
-    before = {**RunConfig().as_dict(), **begun.values}  # a key may be newer than the folder
+    before = {**RunConfig().as_dict(), **begun.values}  # the folder may be older than a key
     differences = [
         f"{key} = {value!r} (begun with {before[key]!r})"
         for key, value in sorted(wanted.values.items())

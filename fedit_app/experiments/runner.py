@@ -1,4 +1,4 @@
-"""Doing the runs of a comparison, each in a folder of its own, and none of them twice."""
+"""Runs of a comparison: each in a folder of its own, resumed or restarted where needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Todo(Enum):
     DONE = "complete"
     START = "to be started"
     RESUME = "to be resumed"
-    RESTART = "to be started anew"
+    RESTART = "to be restarted"
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
 
 
 def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:
-    """Take over who edits what from a run that has worked it out; a cluster takes a while."""
+    """Copy the partition of a run that has computed it; clustering takes a while."""
     config = RunConfig.parse(step.run.values)
     for other in all_runs:
         if other.values["data-path"] == step.run.values["data-path"]:

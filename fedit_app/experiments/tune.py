@@ -86,7 +86,7 @@ def tune(
     with replace_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return (
-        f"{trial_table(trials, null_space)}\n\n"
+        f"{trial_table(trials, null_space).markdown()}\n\n"
         f"best: {trial_line(best, null_space)}\n"
         f"began at: {trial_line(trials[0], null_space)}\n"
         f"preset: {output}\n"

@@ -13,7 +13,8 @@ from fedit_app.config.model import ModuleNames
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.settings import EditSettings
 from fedit_app.experiments.trials import Trial
-from fedit_app.support.formats import NOT_MEASURED, plural, printable
+from fedit_app.support.formats import plural, printable
+from fedit_app.support.tables import Cell, Figure, Table
 
 _PARTS = ("score", "efficacy", "paraphrase", "neighborhood")
 # Beside the searched ones, what the scores hold for: these go into the preset if they were given.
@@ -50,25 +51,23 @@ def trial_line(trial: Trial, null_space: bool) -> str:
     )
     if trial.metrics is None:
         return f"{trial.stage}: {candidate}: not possible: {trial.problem}"
-    score, *parts = (f"{name} {_figure(trial.metrics.value(name))}" for name in _PARTS)
+    score, *parts = (f"{name} {Figure(trial.metrics.value(name), digits=3)}" for name in _PARTS)
     return (
         f"{trial.stage}: {candidate}: {score} ({', '.join(parts)}), "
         f"{trial.mean_steps:.1f} steps, |Delta|/|W| {trial.change:.4f}"
     )
 
 
-def trial_table(trials: Sequence[Trial], null_space: bool) -> str:
-    """All trials in their order, as a Markdown table without a trailing line break.
+def trial_table(trials: Sequence[Trial], null_space: bool) -> Table:
+    """All trials in their order.
 
     Args:
         trials: the trials.
         null_space: as for `trial_line`.
     """
     weights = ("l2", "threshold") if null_space else ("lambda",)
-    header = ("stage", "layers", *weights, "step size", *_PARTS, "steps", r"\|Delta\|/\|W\|")
-    rule = ("---", "---", *["---:"] * (len(header) - 2))
-    lines = [header, rule, *(_row(trial, null_space) for trial in trials)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    columns = ("stage", "layers", *weights, "step size", *_PARTS, "steps", "|Delta|/|W|")
+    return Table(columns, [_row(trial, null_space) for trial in trials])
 
 
 def preset_values(
@@ -117,16 +116,17 @@ def preset_text(
     )
 
 
-def _row(trial: Trial, null_space: bool) -> tuple[str, ...]:
-    return (
+def _row(trial: Trial, null_space: bool) -> list[Cell]:
+    metrics = trial.metrics
+    return [
         trial.stage,
         layers_text(trial.settings.layers),
         *(f"{value:g}" for value in _weights(trial.settings, null_space)),
         f"{trial.settings.learning_rate:g}",
-        *(_figure(trial.metrics and trial.metrics.value(name)) for name in _PARTS),
-        NOT_MEASURED if trial.mean_steps is None else f"{trial.mean_steps:.1f}",
-        NOT_MEASURED if trial.change is None else f"{trial.change:.4f}",
-    )
+        *(Figure(metrics and metrics.value(name), digits=3) for name in _PARTS),
+        Figure(trial.mean_steps, digits=1),
+        Figure(trial.change, digits=4),
+    ]
 
 
 def _weights(settings: EditSettings, null_space: bool) -> tuple[float, ...]:
@@ -136,8 +136,4 @@ def _weights(settings: EditSettings, null_space: bool) -> tuple[float, ...]:
 
 
 def _score(trial: Trial) -> str:
-    return _figure(trial.metrics.score) if trial.metrics else "not possible"
-
-
-def _figure(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.3f}"
+    return f"{Figure(trial.metrics.score, digits=3)}" if trial.metrics else "not possible"

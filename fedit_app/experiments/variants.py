@@ -18,9 +18,9 @@ class Variant:
     """One strategy or editor in a comparison.
 
     Attributes:
-        label: as it was written, and as tables show it.
+        label: as given on the command line, and as tables show it.
         name: of the strategy or editor.
-        changes: run-config keys that are other than in the rest of the comparison.
+        changes: run-config keys in which it differs from the rest of the comparison.
     """
 
     label: str
@@ -54,7 +54,7 @@ def parse_variants(text: str, option: str, taken: Collection[str]) -> list[Varia
     labels = [variant.label for variant in variants]
     for label in labels:
         if labels.count(label) > 1:
-            raise FedEditError(f"{option}: {label} is there twice")
+            raise FedEditError(f"{option}: {label} is given twice")
     return variants
 
 

@@ -98,7 +98,7 @@ class RunRecord:
         return max((n for n, slot in self._slots.items() if slot.complete), default=0) + 1
 
     def _restore(self, results: Results) -> None:
-        """Take over what an earlier, unfinished run of this folder has recorded."""
+        """Restore what an earlier, unfinished run of this folder has recorded."""
         self._model, self._connected = results.model, results.connected
         self._seconds = results.seconds
         if results.config["num-slots"] == self._config.num_slots:

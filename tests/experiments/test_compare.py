@@ -68,7 +68,7 @@ def test_compare(fedit, simulated, compared, tmp_path):
         (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
         assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
     lines = said.out.splitlines()
-    assert lines[0].split()[:3] == ["Strategy", "Editor", "n"] and lines[2].startswith("unedited")
+    assert lines[0].startswith("| Strategy | Editor | n |") and lines[2].startswith("| unedited")
     assert (folder / "comparison.md").read_text().count("\n") == 2 + 6
     assert r"fedit[selection=none] & memit & 2" in (folder / "comparison.tex").read_text()
     page = (folder / "comparison.html").read_text()
@@ -101,9 +101,9 @@ def test_the_requests_are_dealt_out_once_a_seed(fedit, simulated, tmp_path, monk
     written = []
     plain = partitioning._write
 
-    def write(config, count, run_folder, index):
+    def write(config, count, run_folder, *rest):
         written.append(run_folder.name)
-        plain(config, count, run_folder, index)
+        plain(config, count, run_folder, *rest)
 
     monkeypatch.setattr(partitioning, "_write", write)
     options = ("--nodes", 2, "--strategies", "local,fedit,local[requests-per-slot=1]")
@@ -162,7 +162,7 @@ def test_what_is_complete_is_not_repeated(fedit, simulated, compared, tmp_path):
     anew = tmp_path / "all" / "fedavg_memit_seed-1" / "results.json"
     anew.write_text(json.dumps({**json.loads(anew.read_text()), "slots": cut["slots"]}))
     _, said = fedit("compare", *options, "--seeds", "1,2", "--dry-run")
-    assert said.out.count("to be resumed") == said.out.count("to be started anew") == 1
+    assert said.out.count("to be resumed") == said.out.count("to be restarted") == 1
     assert said.out.count("complete") == 8 and simulated == []
     assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
     assert [(run["strategy"], run["resume"]) for run in simulated] == [
@@ -179,9 +179,9 @@ def test_one_that_fails_does_not_stop_the_others(fedit, simulated, tmp_path):
     status, said = fedit("compare", *options)
     assert status == 1 and len(simulated) == 4
     log = "logs/fedit_memit_seed-1.log"
-    assert f"fedit_memit_seed-1: the machine is on fire (log: {log})" in said.out
+    assert f"| fedit_memit_seed-1 | the machine is on fire (log: {log}) |" in said.out
     assert "on fire" in (tmp_path / "all" / log).read_text()
-    (row,) = [line for line in said.out.splitlines() if line.startswith("fedit ")]
+    (row,) = [line for line in said.out.splitlines() if line.startswith("| fedit |")]
     assert "1 of 2, 1 failed" in row
     simulated.clear()
     simulated.broken = None

@@ -53,7 +53,7 @@ def test_variants(text, expected):
         ("fedit,,local", "not a list of names"),
         ("fedit[selection=all", "not a list of names"),
         ("fedit]", "not a list of names"),
-        ("fedit,fedit", "fedit is there twice"),
+        ("fedit,fedit", "fedit is given twice"),
         ("fedit[selection]", r"write NAME\[KEY=VALUE"),
         ("fedit[]", r"write NAME\[KEY=VALUE"),
         ("fedit[seed=2]", "seed cannot be changed here"),
