@@ -24,7 +24,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from fedit_app.deployment.node_folder import NodeFolder
-from fedit_app.flower_compat.fleet import read_private_key
+from fedit_app.mkv.node_key import read_private_key
 from fedit_app.node.app import app
 
 _SECONDS_BETWEEN_PULLS = 3.0  # as a SuperNode
@@ -37,7 +37,7 @@ def serve(node: NodeFolder) -> None:
     Args:
         node: the folder of a node that the server knows.
     """
-    secret = read_private_key(node)
+    secret = read_private_key(node.node_key)
     contexts: dict[int, Context] = {}
     with http_request_response(
         node.settings.superlink,

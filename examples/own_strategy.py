@@ -1,9 +1,10 @@
 """A federation strategy of one's own: a node is served at most five MKVs per slot.
 
-Its place is `fedit_app/server/strategies.py`; then `fedit run -c strategy=frugal` runs it.
+Copied to `fedit_app/server/frugal.py`, it is run by
+`fedit run -c strategy=fedit_app.server.frugal:Frugal`.
 """
 
-from fedit_app.server.strategies import STRATEGIES, FedEdit
+from fedit_app.server.strategies import FedEdit
 
 
 class Frugal(FedEdit):
@@ -14,6 +15,3 @@ class Frugal(FedEdit):
     def select(self, own):
         """Which MKVs of the pool every node is served, the most similar first."""
         return {node: ranking[: self.most] for node, ranking in super().select(own).items()}
-
-
-STRATEGIES["frugal"] = Frugal

@@ -11,7 +11,6 @@ from ledger.test_editor import STRONG, folder  # noqa: F401 (a fixture)
 
 from fedit_app import Editor, EditRequest
 from fedit_app.editing import editors
-from fedit_app.server import strategies
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODEL = '"smollm2-135m"'
@@ -25,14 +24,16 @@ def test_an_editor_of_ones_own_edits(folder, monkeypatch):  # noqa: F811
     assert editor.edit([fact]).decoded == 1
 
 
-def test_a_strategy_of_ones_own_decides_what_nodes_are_served(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(strategies, "STRATEGIES", dict(strategies.STRATEGIES))
-    frugal = runpy.run_path(str(EXAMPLES / "own_strategy.py"))["Frugal"]
-    monkeypatch.setattr(frugal, "most", 2)
+def test_a_strategy_of_ones_own_is_one_file_and_decides_what_nodes_are_served(
+    tiny_folder, tmp_path, monkeypatch
+):
+    shown = (EXAMPLES / "own_strategy.py").read_text()
+    (tmp_path / "my_strategy.py").write_text(shown.replace("most = 5", "most = 2"))
+    monkeypatch.syspath_prepend(tmp_path)
     run = {
         **tiny.RUN_CONFIG,
         "model": str(tiny_folder),
-        "strategy": "frugal",
+        "strategy": "my_strategy:Frugal",
         "num-slots": 1,
         "output-dir": str(tmp_path / "run"),
     }

@@ -81,9 +81,9 @@ def unregister(folder: Folder, name: NodeName) -> None:
 @app.command()
 def nodes(folder: Folder, form: FormatOption = Format.AUTO) -> None:
     """List the registered nodes."""
-    from fedit_app.deployment.certificates import key_fingerprint
     from fedit_app.deployment.server_folder import ServerFolder
     from fedit_app.flower_compat.registry import registered_nodes
+    from fedit_app.mkv.node_key import key_fingerprint
 
     found = registered_nodes(ServerFolder.open(folder).superlink)
     rows = [(node.name, node.status, key_fingerprint(node.public_key)) for node in found]

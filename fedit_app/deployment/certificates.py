@@ -1,16 +1,10 @@
-"""TLS certificates of a federation's server, and the keys by which its nodes are known.
-
-All keys are elliptic: P-384, which is what Flower asks of a SuperNode's key.
-"""
+"""TLS certificates of a federation's server; their keys are elliptic (P-384)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,27 +14,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedit_app.mkv.authorship import openssh_line
+from fedit_app.mkv.node_key import Pair
 from fedit_app.support.errors import FedEditError
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _EARLIER = timedelta(hours=1)  # clocks of nodes that are somewhat slow
-_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A certificate or public key with its private key.
-
-    Attributes:
-        public: PEM certificate, or public key in OpenSSH's form.
-        private: PEM.
-    """
-
-    public: bytes
-    private: bytes
 
 
 def make_authority(name: str) -> Pair:
@@ -84,7 +64,7 @@ def issue_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
     builder = builder.add_extension(usage, critical=False)
     builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
     )
     return _signed(builder, key, issuer_key)
 
@@ -209,57 +189,3 @@ def handshake_problem(certificate: Path, key: Path, authority: Path, host: str) 
             except ssl.SSLError as error:
                 return str(error)
     return None
-
-
-def make_node_key() -> Pair:
-    """The key pair by which a server knows a node, in OpenSSH's form."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    return Pair(openssh_line(key.public_key()).encode() + b"\n", private)
-
-
-def read_public_key(file: Path) -> str:
-    """The public key of a node, one line in OpenSSH's form without a comment.
-
-    Raises:
-        FedEditError: the file cannot be read, or holds no key that Flower takes.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FedEditError(f"node key {file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        text = ""
-    if "PRIVATE KEY" in text:
-        raise FedEditError(
-            f"node key {file}: this is a private key, which never leaves its node; take the .pub "
-            "file beside it"
-        )
-    try:
-        key = serialization.load_ssh_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        raise FedEditError(
-            f"node key {file}: holds no public key; take the NAME.pub file of `fedit node init`"
-        ) from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
-        raise FedEditError(
-            f"node key {file}: Flower wants an elliptic key (NIST P-384); take the NAME.pub file "
-            "of `fedit node init`"
-        )
-    return openssh_line(key)
-
-
-def key_fingerprint(public: str) -> str:
-    """What two people compare to know that they hold the same public key: SHA256:...
-
-    It is what `ssh-keygen -l` prints.
-
-    Args:
-        public: the key in OpenSSH's form.
-    """
-    digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")

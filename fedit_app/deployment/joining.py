@@ -9,9 +9,11 @@ import tomli_w
 
 from fedit_app.deployment.foreground import alone, foreground
 from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.facts.jsonl import read_requests
-from fedit_app.flower_compat.fleet import check_clock, clock_offset, is_registered, read_private_key
+from fedit_app.flower_compat.fleet import is_registered
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import read_private_key
 from fedit_app.support.addresses import Unreachable
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import check_private, replace_file
@@ -43,7 +45,7 @@ def join_federation(node: NodeFolder) -> int:
     """
     name = node.settings.name
     with alone(node.home):
-        read_private_key(node)
+        read_private_key(node.node_key)
         check_private(node.node_key)
         if node.federation_key is not None:
             FederationKey.read(node.federation_key)
@@ -87,8 +89,9 @@ def wait_for_server(node: NodeFolder) -> None:
 
 
 def _check_server(node: NodeFolder) -> None:
-    check_clock(clock_offset(node))
-    if not is_registered(node):
+    check_clock(clock_offset(node.superlink))
+    key = read_private_key(node.node_key)
+    if not is_registered(node.superlink, key, node.registration):
         raise FedEditError(
             f"node {node.settings.name}: the server {node.settings.superlink} does not know its "
             f"key.\n   {handover(node)}"

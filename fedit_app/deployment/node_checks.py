@@ -13,16 +13,22 @@ import psutil
 import torch
 from safetensors import safe_open
 
-from fedit_app.deployment.certificates import expires, key_fingerprint, read_public_key
+from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.findings import FAIL, GIGABYTE, OK, WARN, Finding, attempt
 from fedit_app.deployment.foreground import is_running
 from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.deployment.serving import SOON
 from fedit_app.facts.jsonl import read_requests
-from fedit_app.flower_compat.fleet import check_clock, clock_offset, is_registered, read_private_key
+from fedit_app.flower_compat.fleet import is_registered
 from fedit_app.ledger.ledger import Ledger, read_index
-from fedit_app.mkv.authorship import openssh_line
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import (
+    key_fingerprint,
+    openssh_line,
+    read_private_key,
+    read_public_key,
+)
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import DTYPES, model_shape, resolve_device, resolve_model
 from fedit_app.node.identity import read_peers
@@ -52,7 +58,7 @@ def node(found: NodeFolder) -> list[Finding]:
 
 
 def _key(found: NodeFolder) -> Iterable[Finding]:
-    private, public = read_private_key(found), read_public_key(found.public_key)
+    private, public = read_private_key(found.node_key), read_public_key(found.public_key)
     check_private(found.node_key)
     if openssh_line(private.public_key()) == public:
         yield Finding(OK, "key", f"{found.public_key.name} {key_fingerprint(public)}")
@@ -128,11 +134,12 @@ def _state(found: NodeFolder) -> Iterable[Finding]:
 
 def _model(found: NodeFolder) -> Iterable[Finding]:
     device = resolve_device(found.settings.device)
-    if not found.settings.model:
+    model = found.model()
+    if model is None:
         text = "the run says which; name it in node.toml to have it checked here"
         yield Finding(WARN, "model", text)
         return
-    folder = resolve_model(found.model())
+    folder = resolve_model(model)
     shape = model_shape(folder)
     fingerprint = model_fingerprint(folder, cache_dir() / "fingerprints.json")
     text = f"{shape.model_type} of {shape.n_layers} layers, fingerprint {fingerprint[:12]}"
@@ -177,12 +184,12 @@ def _port(found: NodeFolder) -> Iterable[Finding]:
 
 def _server(found: NodeFolder) -> Iterable[Finding]:
     name, server = found.settings.name, found.settings.superlink
-    ahead = clock_offset(found)
+    ahead = clock_offset(found.superlink)
     check_clock(ahead)
     yield Finding(OK, "server", f"{server} answers over TLS; clocks differ by {abs(ahead):.0f} s")
     if is_running(found.home):
         yield Finding(OK, "server", f"{name} is running")
-    elif is_registered(found):
+    elif is_registered(found.superlink, read_private_key(found.node_key), found.registration):
         yield Finding(OK, "server", f"knows the key of {name}")
     else:
         yield Finding(FAIL, "server", f"does not know the key of {name}. {handover(found)}")

@@ -11,9 +11,10 @@ from fedit_app.config.node_config import NODE_KEYS
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.config.settings import NAME_RULE, Settings, is_name, key
-from fedit_app.deployment.certificates import key_fingerprint, make_node_key, read_public_key
 from fedit_app.deployment.services import write_services
+from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
@@ -161,6 +162,16 @@ class NodeFolder:
         return self.path(self.settings.ca_cert) if self.settings.ca_cert else None
 
     @property
+    def superlink(self) -> SuperLink:
+        """The federation's server."""
+        return SuperLink(self.settings.superlink, self.ca_cert)
+
+    @property
+    def registration(self) -> Path:
+        """JSON file with the id that the server has given the node."""
+        return self.home / "registration.json"
+
+    @property
     def node_key(self) -> Path:
         """The node's private key."""
         return self.path(self.settings.node_key)
@@ -204,26 +215,27 @@ class NodeFolder:
 
     def node_config(self) -> dict[str, ConfigValue]:
         """What the app is told of this node: Flower's node configuration."""
-        given = {name: getattr(self.settings, name.replace("-", "_")) for name in NODE_KEYS}
-        if self.settings.device_map and self.path(self.settings.device_map).is_file():
-            given["device-map"] = str(self.path(self.settings.device_map))
-        if self.settings.work_cache:
-            given["work-cache"] = str(self.path(self.settings.work_cache))
-        given |= {
+        settings = self.settings
+        device_map, work_cache = settings.device_map, settings.work_cache
+        if device_map and self.path(device_map).is_file():
+            device_map = str(self.path(device_map))
+        told: dict[str, ConfigValue | None] = {
+            "name": settings.name,
+            "node-file": str(self.folder / NODE_FILE),
+            FEDERATION_KEY: str(self.federation_key) if self.federation_key else None,
+            "node-key": str(self.node_key),
+            "worker-idle-seconds": settings.worker_idle_seconds,
+            "worker-memory-gb": settings.worker_memory_gb,
+        }
+        told |= {name: getattr(settings, name.replace("-", "_")) or None for name in NODE_KEYS}
+        told |= {
+            "device-map": device_map,
+            "work-cache": str(self.path(work_cache)) if work_cache else None,
             "model": self.model(),
             "data-path": str(self.data_path),
             "state-dir": str(self.state_dir),
         }
-        own = {"name": self.settings.name, "node-file": str(self.folder / NODE_FILE)}
-        if self.federation_key is not None:
-            own[FEDERATION_KEY] = str(self.federation_key)
-        own["node-key"] = str(self.node_key)
-        worker = {
-            "worker-idle-seconds": self.settings.worker_idle_seconds,
-            "worker-memory-gb": self.settings.worker_memory_gb,
-        }
-        own |= {name: value for name, value in worker.items() if value is not None}
-        return own | {name: value for name, value in given.items() if value}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 def init_node(
@@ -265,13 +277,14 @@ def init_node(
     for option, file in (("--ca-cert", ca_cert), ("--data", data)):
         if file is not None and not file.expanduser().is_file():
             raise FedEditError(f"{option} {file}: no such file")
-    local_model = bool(model) and Path(model).expanduser().is_dir()
+    if model and Path(model).expanduser().is_dir():
+        model = str(Path(model).expanduser().absolute())
     settings = NodeSettings(
         name=name,
         superlink=superlink,
         node_key=f"{name}.key",
         data_path=str(data.expanduser().absolute()) if data else "",
-        model=str(Path(model).expanduser().absolute()) if local_model else model,
+        model=model,
         device=device,
     )
     node = NodeFolder(folder, settings, Policy())
@@ -282,7 +295,7 @@ def init_node(
         _write(folder / "ca.crt", ca_cert.expanduser().read_bytes())
     if not node.node_key.exists():
         _make_key(node)
-    if not node.federation_key.exists():
+    if node.federation_key is not None and not node.federation_key.exists():
         shared.write(node.federation_key)
     write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
     text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
@@ -326,17 +339,21 @@ def take_federation_key(node: NodeFolder, file: Path) -> FederationKey:
     Raises:
         FedEditError: the file holds no key, or node.toml says that the node has none.
     """
+    own, taken = _federation_key_file(node), FederationKey.read(file.expanduser())
+    if own.exists():
+        if FederationKey.read(own) == taken:
+            return taken
+        own.replace(own.with_suffix(".key.old"))
+    taken.write(own)
+    return taken
+
+
+def _federation_key_file(node: NodeFolder) -> Path:
     if node.federation_key is None:
         raise FedEditError(
             f"{node.folder / NODE_FILE}: federation-key is empty; name a file there first"
         )
-    taken = FederationKey.read(file.expanduser())
-    if node.federation_key.exists():
-        if FederationKey.read(node.federation_key) == taken:
-            return taken
-        node.federation_key.replace(node.federation_key.with_suffix(".key.old"))
-    taken.write(node.federation_key)
-    return taken
+    return node.federation_key
 
 
 def _make_key(node: NodeFolder) -> None:
@@ -358,14 +375,15 @@ def _write(file: Path, content: bytes) -> None:
 def next_steps(node: NodeFolder) -> str:
     """What to do with a new node's folder, for its operator."""
     where, missing = node.folder, _to_be_given(node)
-    key = FederationKey.read(node.federation_key)
+    file = _federation_key_file(node)
+    key = FederationKey.read(file)
     first = f"Write into {NODE_FILE}: {', '.join(missing)}" if missing else f"Read {NODE_FILE}"
     return f"""\
 node folder {where}
 
 1. {first}
 2. {handover(node)}
-3. All nodes need the same federation key; {node.federation_key.name} has the id {key.id}.
+3. All nodes need the same federation key; {file.name} has the id {key.id}.
    The first organisation gives its file to the others, but not to the server's operator; there:
      fedit node key take DIR FILE
 4. Check:  fedit doctor {where}

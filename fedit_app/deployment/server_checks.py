@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.findings import FAIL, OK, WARN, Finding, attempt
 from fedit_app.deployment.foreground import is_running
+from fedit_app.deployment.reaching import check_gate
 from fedit_app.deployment.server_folder import ServerFolder
-from fedit_app.deployment.serving import SOON, check_gate
+from fedit_app.deployment.serving import SOON
 from fedit_app.flower_compat.registry import ONLINE, registered_nodes
 from fedit_app.support.addresses import is_free, is_ip, join
 from fedit_app.support.files import check_private
@@ -68,7 +69,7 @@ def _names(found: ServerFolder) -> Iterable[Finding]:
 def _port(found: ServerFolder) -> Iterable[Finding]:
     bind, port = found.settings.bind, found.settings.port
     if is_running(found.home):
-        check_gate(found)
+        check_gate(found.local_address, found.ca_cert)
         yield Finding(OK, "port", f"the server answers on {found.local_address}, over TLS")
         open_to = ", ".join(["this machine", *found.settings.control_from])
         yield Finding(OK, "control API", f"closed to all but {open_to}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from fedit_app.config.documentation import commented_keys
 from fedit_app.config.settings import Settings, key
 from fedit_app.deployment.certificates import (
-    Pair,
     expires,
     handshake_problem,
     issue_server_certificate,
@@ -19,6 +18,7 @@ from fedit_app.deployment.certificates import (
 )
 from fedit_app.deployment.services import write_services
 from fedit_app.flower_compat.connection import SuperLink
+from fedit_app.mkv.node_key import Pair
 from fedit_app.support.addresses import DEFAULT_PORT, check_host, join, reached_locally
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml, replace_file, write_private
@@ -112,6 +112,11 @@ class ServerFolder:
     def cert(self) -> Path:
         """The server's certificate."""
         return self.path(self.settings.cert)
+
+    @property
+    def ca_key(self) -> Path | None:
+        """The authority's private key; None if somebody else makes the certificate."""
+        return self.path(self.settings.ca_key) if self.settings.ca_key else None
 
     @property
     def cert_key(self) -> Path:
@@ -246,15 +251,12 @@ def _with_given(
 
 def _make_certificates(server: ServerFolder) -> None:
     """Make what is not there yet: an authority, and a certificate that it signs."""
-    ca_key = server.path(server.settings.ca_key)
-    if not ca_key.exists():
+    if server.ca_key is not None and not server.ca_key.exists():
         authority = make_authority(f"FedEdit authority of {server.settings.hosts[0]}"[:64])
         _write_public(server.ca_cert, authority.public)
-        write_private(ca_key, authority.private)
+        write_private(server.ca_key, authority.private)
     if not server.cert_key.exists():
-        made = issue_server_certificate(_authority(server), server.settings.hosts)
-        _write_public(server.cert, made.public)
-        write_private(server.cert_key, made.private)
+        _issue_certificate(server)
 
 
 def renew_certificate(server: ServerFolder) -> None:
@@ -263,18 +265,19 @@ def renew_certificate(server: ServerFolder) -> None:
     Raises:
         FedEditError: the authority's key is not here.
     """
-    if not server.settings.ca_key or not server.path(server.settings.ca_key).is_file():
+    _issue_certificate(server)
+
+
+def _issue_certificate(server: ServerFolder) -> None:
+    if server.ca_key is None or not server.ca_key.is_file():
         raise FedEditError(
             f"{server.folder / SERVER_FILE}: ca-key names no file; get a new certificate from "
-            f"whoever made {server.cert}, put it in its place and start the server anew"
+            f"whoever made {server.cert}, put it in its place and restart the server"
         )
-    made = issue_server_certificate(_authority(server), server.settings.hosts)
+    authority = Pair(server.ca_cert.read_bytes(), server.ca_key.read_bytes())
+    made = issue_server_certificate(authority, server.settings.hosts)
     write_private(server.cert_key, made.private, replace=True)
     _write_public(server.cert, made.public)
-
-
-def _authority(server: ServerFolder) -> Pair:
-    return Pair(server.ca_cert.read_bytes(), server.path(server.settings.ca_key).read_bytes())
 
 
 def _write_public(file: Path, content: bytes) -> None:

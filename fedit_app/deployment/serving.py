@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
 
-import httpx
-
 from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.foreground import alone, foreground
+from fedit_app.deployment.reaching import check_gate
 from fedit_app.deployment.server_folder import ServerFolder
-from fedit_app.flower_compat.gate import GATE_PATH
 from fedit_app.flower_compat.registry import registered_nodes
 from fedit_app.flower_compat.superlink import OPTION
 from fedit_app.support.addresses import Unreachable, is_free, join
@@ -87,30 +84,7 @@ def _wait_for_gate(server: ServerFolder, process: subprocess.Popen[bytes]) -> No
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return check_gate(server)
+            return check_gate(server.local_address, server.ca_cert)
         except Unreachable:
             time.sleep(0.2)
     raise FedEditError(f"the SuperLink does not answer on {server.local_address}, see above")
-
-
-def check_gate(server: ServerFolder) -> None:
-    """Make sure that a running server's control API is closed.
-
-    Args:
-        server: the server's folder.
-
-    Raises:
-        Unreachable: it does not answer.
-        FedEditError: it answers, but not from behind the gate.
-    """
-    url = f"https://{server.local_address}{GATE_PATH}"
-    context = ssl.create_default_context(cafile=server.ca_cert)
-    try:
-        answer = httpx.get(url, timeout=5, verify=context)
-    except httpx.TransportError as error:
-        raise Unreachable(f"server {server.local_address}: does not answer ({error})") from None
-    if not answer.is_success:
-        raise FedEditError(
-            "the SuperLink runs without the gate that closes its control API; this version of "
-            "flwr is not one that FedEdit knows (fedit doctor)"
-        )

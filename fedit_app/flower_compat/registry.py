@@ -9,16 +9,27 @@ from pathlib import Path
 
 import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
 from fedit_app.config.settings import NAME_RULE, is_name
-from fedit_app.deployment.certificates import key_fingerprint, openssh_line, read_public_key
 from fedit_app.flower_compat.connection import SuperLink
+from fedit_app.flower_compat.contract import require
+from fedit_app.mkv.node_key import (
+    key_fingerprint,
+    load_public_key,
+    openssh_line,
+    read_public_key,
+)
 from fedit_app.support.errors import FedEditError
+
+with require("the registry of a server's nodes"):
+    from flwr.proto.control_pb2 import (
+        ListNodesRequest,
+        RegisterNodeRequest,
+        UnregisterNodeRequest,
+    )
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
 
 ONLINE = "online"
 _GONE = "unregistered"
@@ -85,7 +96,7 @@ def register_node(superlink: SuperLink, key_file: Path, name: str) -> str:
             )
         if node.public_key == public:
             raise FedEditError(f"--node-key {key_file}: is registered as {node.name!r} already")
-    encoded = public_key_to_bytes(load_ssh_public_key(public.encode()))
+    encoded = public_key_to_bytes(load_public_key(public))
     with _control(superlink) as client:
         client.RegisterNode(RegisterNodeRequest(public_key=encoded, name=name))
     return key_fingerprint(public)

@@ -10,12 +10,16 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from flwr.superlink import main as superlink
-from flwr.superlink.cli import flower_superlink
-from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
-
+from fedit_app.flower_compat.contract import require
 from fedit_app.flower_compat.gate import Gate
 from fedit_app.flower_compat.turns import take_turns
+
+with require("the gate before the SuperLink"):
+    from fastapi import FastAPI
+    from flwr.superlink import main as superlink
+    from flwr.superlink.cli import flower_superlink
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig
 
 logger = logging.getLogger("flwr")
 
@@ -24,18 +28,17 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 
 
 class Lifespan(SuperLinkLifespan):
-    """What belongs to a SuperLink, with a SuperExec that is started again if it has ended.
+    """What belongs to a SuperLink, with a SuperExec that is restarted if it has ended.
 
     The SuperExec starts the ServerApps. Flower starts it once; without one the server looks sound,
     but no run would ever begin.
     """
 
-    def __init__(self, *given) -> None:
-        super().__init__(*given)
-        self._ending = threading.Event()
+    _ending: threading.Event
 
     def startup(self) -> None:
         """Start everything, and watch over the SuperExec."""
+        self._ending = threading.Event()
         super().startup()
         if self.superexec_process is not None:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -50,7 +53,7 @@ class Lifespan(SuperLinkLifespan):
             process = self.superexec_process
             status = process.poll() if process is not None else None
             if status is not None:
-                logger.error("the SuperExec has ended (status %d); it is started again", status)
+                logger.error("the SuperExec has ended (status %d); restarting it", status)
                 self._start_superexec_if_needed()
 
 
@@ -66,7 +69,10 @@ def main(arguments: Sequence[str]) -> None:
         rest = rest[2:]
     create_app = superlink.create_app
 
-    def create_gated(config, _):
+    def create_gated(
+        config: SuperLinkLifespanConfig | None = None,
+        superlink_lifespan_class: type[SuperLinkLifespan] | None = None,
+    ) -> FastAPI:
         app = create_app(config, Lifespan)
         app.add_middleware(Gate, control_from=control_from)
         return app

@@ -12,12 +12,12 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedit_app.mkv.node_key import load_public_key, openssh_line, read_private_key
 from fedit_app.mkv.record import MKV, Authorship
-from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import check_private
 
 
@@ -40,15 +40,7 @@ class SigningKey:
             FedEditError: the file is missing, others may read it, or it holds no such key.
         """
         check_private(file)
-        try:
-            key = serialization.load_ssh_private_key(file.read_bytes(), None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise FedEditError(f"node key {file}: cannot be read ({error})") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise FedEditError(
-                f"node key {file}: has to be an elliptic key, as `fedit node init` makes"
-            )
-        return SigningKey(key)
+        return SigningKey(read_private_key(file))
 
     def sign(self, mkv: MKV) -> MKV:
         """The MKV with a signature; the same one again for the same MKV (RFC 6979)."""
@@ -67,20 +59,12 @@ def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
     if mkv.author is None or mkv.author.public_key not in keys:
         return False
     try:
-        key = serialization.load_ssh_public_key(mkv.author.public_key.encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            return False
+        key = load_public_key(mkv.author.public_key)
         signature = base64.b64decode(mkv.author.signature, validate=True)
         key.verify(signature, _statement(mkv), ec.ECDSA(hashes.SHA384()))
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+    except (InvalidSignature, ValueError):
         return False
     return True
-
-
-def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
-    """A public key in OpenSSH's form, one line without a comment."""
-    encoded = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return encoded.decode()
 
 
 def _statement(mkv: MKV) -> bytes:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -25,7 +24,7 @@ from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.node.identity import Identity
-from fedit_app.protocol.messages import FEDERATION_KEY, pack, unpack_mkvs
+from fedit_app.protocol.messages import FEDERATION_KEY, unpack_mkvs
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +61,9 @@ class Envelope:
         self.components = dict(components)
         self._precision, self._identity = precision, identity
 
-    def pack(self, info: Mapping[str, Any], mkvs: Sequence[MKV] = ()) -> RecordDict:
-        """A message's content with MKVs of this node, see `protocol.pack`."""
-        return pack(info, self._sealed([self._identity.signed(mkv) for mkv in mkvs]))
+    def sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
+        """MKVs of this node as they go out: signed, and sealed in a sealed run."""
+        return self._sealed([self._identity.signed(mkv) for mkv in mkvs])
 
     def unpack(self, content: RecordDict) -> Unpacked:
         """The MKVs that the server sends.

@@ -17,26 +17,36 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.ledger.conflicts import Conflict
-from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node.envelope import Envelope
 from fedit_app.node.participant import Participant
-from fedit_app.protocol.checks import count, flag, listed, named, require, slot_up_to, text
 from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
     HELLO,
     REEDIT,
     TRAIN,
-    VERSION,
     Call,
     arrays_record,
     note_seconds,
-    pack,
     pack_error,
     unpack_arrays,
     unpack_info,
+    with_lookup,
 )
-from fedit_app.support.errors import FedEditError, shown
+from fedit_app.protocol.schema import (
+    ConflictIds,
+    EditAnswer,
+    EditAsk,
+    EvaluateAnswer,
+    EvaluateAsk,
+    HelloAnswer,
+    HelloAsk,
+    ReeditAnswer,
+    ReeditAsk,
+    RoundAsk,
+    TrainAnswer,
+)
+from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
@@ -95,64 +105,51 @@ def _slot(content: RecordDict) -> str:
 
 def hello(content: RecordDict, participant: Participant) -> RecordDict:
     """Introduce the node, and send the lookup keys of the slot with which it begins."""
-    asked = unpack_info(content)
-    theirs = asked.get("version"), asked.get("numerics")
-    if theirs != (VERSION, NUMERICS_VERSION):
-        protocol, numerics = map(shown, theirs)
-        raise FedEditError(
-            f"{_SERVER}: protocol version {protocol}, numerics version {numerics}; this node has "
-            f"protocol version {VERSION}, numerics version {NUMERICS_VERSION}: install the same "
-            "version of FedEdit on both"
-        )
-    require(asked, {"first_slot": slot_up_to(participant.config.num_slots)}, _SERVER)
-    slot, envelope = asked["first_slot"], participant.envelope
+    asked = HelloAsk.read(content)
+    slot, envelope = _of_the_run(asked.first_slot, participant), participant.envelope
     info = participant.hello(slot)
     lists = ("wants", "holds", "withdrawn")
     info |= {name: [*map(envelope.id_out, info[name])] for name in lists}
-    return _with_keys(pack(info), participant, slot)
+    return _with_keys(HelloAnswer.parse(info).packed(), participant, slot)
 
 
 def edit(content: RecordDict, participant: Participant) -> RecordDict:
     """Edit stage: the node's own requests of a slot."""
-    asked, envelope = unpack_info(content), participant.envelope
-    stage = {"slot": slot_up_to(participant.config.num_slots), "missing": listed(text)}
-    stage["withdrawn"] = named(listed(text))
-    require(asked, {**stage, "central": flag, "upload": flag}, _SERVER)
+    asked, envelope = EditAsk.read(content), participant.envelope
+    slot = _of_the_run(asked.slot, participant)
     candidates = envelope.unpack(content).mkvs
-    missing = [envelope.id_in(id_) for id_ in asked["missing"]]
-    withdrawn = {envelope.id_in(id_): set(names) for id_, names in asked["withdrawn"].items()}
-    outcome = participant.edit(asked["slot"], candidates, asked["central"], missing, withdrawn)
-    info = {
-        "node": participant.name,
-        "requests": outcome.requests,
-        "optimised": len(outcome.new),
-        "cached": outcome.cached,
-        "warm_started": outcome.warm_started,
-        "reused": [envelope.id_out(id_) for id_ in outcome.reused],
-        "again": [envelope.id_out(mkv.id) for mkv in outcome.again],
-        "quarantined": outcome.quarantined,
-        "conflicts": _conflicts(outcome.conflicts, envelope),
-    }
-    upload = asked["upload"] and participant.policy.upload
-    return envelope.pack(info, [*outcome.new, *outcome.again] if upload else ())
+    missing = [envelope.id_in(id_) for id_ in asked.missing]
+    withdrawn = {envelope.id_in(id_): set(names) for id_, names in asked.withdrawn.items()}
+    outcome = participant.edit(slot, candidates, asked.central, missing, withdrawn)
+    answered = EditAnswer(
+        node=participant.name,
+        requests=outcome.requests,
+        optimised=len(outcome.new),
+        cached=outcome.cached,
+        warm_started=outcome.warm_started,
+        reused=[envelope.id_out(id_) for id_ in outcome.reused],
+        again=[envelope.id_out(mkv.id) for mkv in outcome.again],
+        quarantined=outcome.quarantined,
+        conflicts=_conflicts(outcome.conflicts, envelope),
+    )
+    upload = asked.upload and participant.policy.upload
+    return answered.packed(envelope.sealed([*outcome.new, *outcome.again] if upload else ()))
 
 
 def reedit(content: RecordDict, participant: Participant) -> RecordDict:
     """Re-edit stage: MKVs of others, and the lookup keys of the next slot."""
-    asked, envelope = unpack_info(content), participant.envelope
-    slots = slot_up_to(participant.config.num_slots)
-    require(asked, {"slot": slots, "votes": named(count)}, _SERVER)
-    slot, offered = asked["slot"], envelope.unpack(content)
-    votes = {envelope.id_in(id_): count for id_, count in asked["votes"].items()}
+    asked, envelope = ReeditAsk.read(content), participant.envelope
+    slot, offered = _of_the_run(asked.slot, participant), envelope.unpack(content)
+    votes = {envelope.id_in(id_): count for id_, count in asked.votes.items()}
     outcome = participant.reedit(slot, offered.mkvs, votes)
-    info = {
-        "node": participant.name,
-        "received_from": outcome.received_from,
-        "rejections": {**outcome.rejections, **offered.rejections},
-        "quarantined": outcome.quarantined,
-        "conflicts": _conflicts(outcome.conflicts, envelope),
-    }
-    return _with_keys(pack(info), participant, slot + 1)
+    answered = ReeditAnswer(
+        node=participant.name,
+        received_from=outcome.received_from,
+        rejections={**outcome.rejections, **offered.rejections},
+        quarantined=outcome.quarantined,
+        conflicts=_conflicts(outcome.conflicts, envelope),
+    )
+    return _with_keys(answered.packed(), participant, slot + 1)
 
 
 def train(content: RecordDict, participant: Participant) -> RecordDict:
@@ -160,8 +157,9 @@ def train(content: RecordDict, participant: Participant) -> RecordDict:
     deltas = _global_deltas(content, participant)
     slot = _server_round(content, participant)
     changed, requests, cached = participant.train(slot, deltas)
-    info = {"requests": requests, "optimised": requests, "cached": cached}
-    reply = pack({"node": participant.name, **info})
+    name = participant.name
+    answered = TrainAnswer(node=name, requests=requests, optimised=requests, cached=cached)
+    reply = answered.packed()
     reply["arrays"] = _as_arrays(changed)
     # Stock strategies divide by the sum of the weights, which may not be zero.
     reply["metrics"] = MetricRecord({"num-examples": float(requests) or 1e-9})
@@ -174,11 +172,10 @@ def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
         slot = _server_round(content, participant, first=0)
         found = participant.evaluate(slot, _global_deltas(content, participant))
     else:
-        asked = unpack_info(content)
-        slots = slot_up_to(participant.config.num_slots, first=0)
-        require(asked, {"slot": slots, "central": flag}, _SERVER)
-        found = participant.evaluate(asked["slot"], central=asked["central"])
-    reply = pack({"node": participant.name, **found})
+        asked = EvaluateAsk.read(content)
+        slot = _of_the_run(asked.slot, participant, first=0)
+        found = participant.evaluate(slot, central=asked.central)
+    reply = EvaluateAnswer.parse({"node": participant.name, **found}).packed()
     reply["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
     return reply
 
@@ -192,25 +189,31 @@ HANDLERS: dict[str, Handler] = {
 }
 
 
-def _conflicts(conflicts: Sequence[Conflict], envelope: Envelope) -> list[dict[str, str]]:
-    return [{side: envelope.id_out(id_) for side, id_ in vars(c).items()} for c in conflicts]
+def _conflicts(conflicts: Sequence[Conflict], envelope: Envelope) -> list[ConflictIds]:
+    return [
+        ConflictIds(held=envelope.id_out(c.held), gave_way=envelope.id_out(c.gave_way))
+        for c in conflicts
+    ]
 
 
 def _with_keys(reply: RecordDict, participant: Participant, slot: int) -> RecordDict:
     """The reply with the lookup keys of a slot, if it has any."""
     keys = participant.lookup_keys(slot)
-    if len(keys):
-        reply["keys"] = arrays_record({"lookup": participant.envelope.lookup(keys)})
-    return reply
+    return with_lookup(reply, participant.envelope.lookup(keys)) if len(keys) else reply
+
+
+def _of_the_run(slot: int, participant: Participant, first: int = 1) -> int:
+    """A slot that the server names, if the run has it."""
+    last = participant.config.num_slots
+    if not first <= slot <= last:
+        raise FedEditError(f"{_SERVER} has an invalid slot: {slot} found; {first} to {last} exist")
+    return slot
 
 
 def _server_round(content: RecordDict, participant: Participant, first: int = 1) -> int:
     """The slot that a stock strategy's message is about."""
-    found = dict(content.config_records.get("config", {}))
-    require(found, {"server-round": slot_up_to(participant.config.num_slots, first)}, _SERVER)
-    slot = found["server-round"]
-    assert isinstance(slot, int)  # as `require` has checked
-    return slot
+    asked = RoundAsk.parse(dict(content.config_records.get("config", {})))
+    return _of_the_run(asked.server_round, participant, first)
 
 
 def _global_deltas(content: RecordDict, participant: Participant) -> dict[int, torch.Tensor]:

@@ -1,15 +1,16 @@
-"""The messages: what travels between the server and the nodes, and nothing else.
+"""Packing and unpacking messages: the records that travel between the server and the nodes.
 
 A message has up to two records: one with arrays (`mkvs`, `sealed-mkvs` or `keys`), and `info` with
-JSON. An answer whose `info` has an `error` says why the node could not do its part. Beside the JSON
-an answer's `info` says how many seconds the node took for it.
+JSON, whose fields are in `schema`. An answer whose `info` has an `error` says why the node could
+not do its part. Beside the JSON an answer's `info` says how many seconds the node took for it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,16 +35,15 @@ FEDERATION_KEY = "federation-key"
 # Of one JSON text: what the names of 100,000 MKVs need.
 MAX_JSON_LENGTH = 16 * 2**20
 
-_META = "mkv-meta"
+_INFO, _META = "info", "mkv-meta"
 _SECONDS = "seconds"
+_KEYS, _LOOKUP = "keys", "lookup"
 _RECORDS = {kind: f"{kind}s" for kind in KINDS}
-# What numpy.save writes before the elements of an array that has some: two bytes of length, then
-# the fields in this order.
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(<f2|<f4|<f8|\|i1)', 'fortran_order': (False|True), "
-    rb"'shape': \(((?:[1-9]\d{0,17}, ?){0,8}(?:[1-9]\d{0,17})?)\), \} *\n",
-    re.DOTALL,
-)
+# Arrays of MKVs and of weights have these types and at most so many axes.
+_DTYPES = ("|i1", "<f2", "<f4", "<f8")
+_MOST_AXES = 8
+# More than numpy.save writes for such an array. Its header is a Python literal: a short one keeps
+# parsing it cheap whatever it says.
 _MOST_HEADER_BYTES = 256
 
 
@@ -81,11 +81,12 @@ def pack(info: Mapping[str, Any], mkvs: Sequence[Record] = ()) -> RecordDict:
         info: what JSON can hold; never text of a request.
         mkvs: MKVs of one fingerprint, all open (and then of one precision) or all sealed.
     """
-    content = RecordDict({"info": ConfigRecord({"json": json.dumps(dict(info))})})
+    told = ConfigRecord({"json": json.dumps(dict(info))})
+    content = RecordDict({_INFO: told})
     if mkvs:
         kind, arrays, meta = encode(mkvs)
         content[_RECORDS[kind]] = arrays_record(arrays)
-        content["info"][_META] = json.dumps(meta)
+        told[_META] = json.dumps(meta)
     return content
 
 
@@ -114,9 +115,14 @@ def unpack_info(content: RecordDict) -> dict[str, Any]:
     return _json_object(content, "json")
 
 
+def _info(content: RecordDict) -> ConfigRecord:
+    """The record `info` of a message; empty if it has none."""
+    return content.config_records.get(_INFO) or ConfigRecord()
+
+
 def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
     """A JSON text of the record `info`."""
-    text = content.config_records.get("info", {}).get(key)
+    text = _info(content).get(key)
     if not isinstance(text, str):
         raise FedEditError(f"message: no readable info `{key}`")
     if len(text) > MAX_JSON_LENGTH:
@@ -134,12 +140,12 @@ def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
 
 def note_seconds(content: RecordDict, seconds: float) -> None:
     """Write into an answer how long the node took for it, in seconds."""
-    content.config_records["info"][_SECONDS] = seconds
+    content.config_records[_INFO][_SECONDS] = seconds
 
 
 def noted_seconds(content: RecordDict) -> float:
     """How long a node took for an answer, in seconds; 0 if it does not say so."""
-    seconds = content.config_records.get("info", {}).get(_SECONDS)
+    seconds = _info(content).get(_SECONDS)
     return seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
 
 
@@ -187,23 +193,67 @@ def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
 
 
 def _elements(array: Array, place: str) -> np.ndarray:
-    """A view of an array's bytes.
+    """A view of an array's bytes, which numpy.save has written.
 
-    numpy.load would allocate whatever size the header claims, before it reads the elements.
+    numpy.load would allocate whatever size the header claims before it reads the elements.
     """
-    header = _NPY_HEADER.match(array.data, 0, _MOST_HEADER_BYTES)
-    if header is None:
-        raise FedEditError(f"{place}: not a filled array of int8, float16, float32 or float64")
-    dtype, fortran, lengths = (part.decode() for part in header.groups())
-    shape = tuple(int(length) for length in lengths.split(",") if length.strip())
-    elements = memoryview(array.data)[header.end() :]
-    expected = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        shape, fortran, dtype, start = _header(array.data[:_MOST_HEADER_BYTES])
+    except ValueError as error:
+        raise FedEditError(f"{place}: {error}") from None
+    elements = memoryview(array.data)[start:]
+    expected = math.prod(shape) * dtype.itemsize
     if len(elements) != expected:
         raise FedEditError(
             f"{place}: {len(elements)} bytes found, its shape {shape} needs {expected}"
         )
-    order = "F" if fortran == "True" else "C"
-    return np.frombuffer(elements, dtype).reshape(shape, order=order)
+    return np.frombuffer(elements, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, Fortran order, dtype, and where the elements start.
+
+    Raises:
+        ValueError: it is no header of an array that a message may hold.
+    """
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not of version 1.0")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, _MOST_HEADER_BYTES)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise ValueError(f"not an array as numpy.save writes it ({type(error).__name__})") from None
+    if dtype.str not in _DTYPES:
+        raise ValueError(f"elements should be int8, float16, float32 or float64, not {dtype.kind}")
+    if len(shape) > _MOST_AXES or any(length < 1 for length in shape):
+        raise ValueError(f"shape {shape} found; at most {_MOST_AXES} axes, none empty, are read")
+    return shape, fortran, dtype, stream.tell()
+
+
+def with_lookup(content: RecordDict, keys: np.ndarray) -> RecordDict:
+    """A node's answer with the lookup keys of its next slot.
+
+    Args:
+        content: the answer.
+        keys: (n, width); left out if n is 0.
+    """
+    if len(keys):
+        content[_KEYS] = arrays_record({_LOOKUP: keys})
+    return content
+
+
+def unpack_lookup(content: RecordDict, width: int) -> np.ndarray:
+    """The lookup keys of an answer, or sketches of them: (n, width), n = 0 if it has none.
+
+    Raises:
+        FedEditError: they are damaged, or of another width.
+    """
+    if _KEYS not in content.array_records:
+        return np.zeros((0, width), np.float32)
+    found = unpack_arrays(content, _KEYS).get(_LOOKUP, np.zeros(0))
+    if found.ndim != 2 or found.shape[1] != width:
+        raise FedEditError(f"lookup keys of shape {found.shape} found; expected (n, {width})")
+    return found
 
 
 def content_bytes(content: RecordDict) -> int:

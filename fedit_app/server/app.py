@@ -10,15 +10,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedit_app.config.folders import pool_location, run_folder
 from fedit_app.config.run_config import RunConfig
-from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.pool import MKVPool
-from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.report import Results
-from fedit_app.server.greeting import gather, welcome
+from fedit_app.server.fedit import FedEdit, evaluation_messages
+from fedit_app.server.greeting import Agreement, gather, welcome
 from fedit_app.server.grid import RunGrid
 from fedit_app.server.record import RunRecord
-from fedit_app.server.strategies import FedEdit, evaluation_messages, no_change, strategy_named
+from fedit_app.server.strategies import no_change, strategy_named
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging
 
@@ -58,37 +57,39 @@ def run_federation(grid: Grid, context: Context) -> Results:
         lambda slot: slot % config.evaluate_every == 0 or slot == config.num_slots,
     )
     try:
-        reference = gather(run_grid, config)
-        fingerprint = fingerprint_of(reference["components"])
+        agreement = gather(run_grid, config)
         connected = len(run_grid.all_node_ids())
-        record.met(fingerprint, connected, reference["simulated"])
+        record.met(agreement.fingerprint, connected, agreement.simulated)
         same = SameFact(same_key=config.same_key_threshold)
         pool = MKVPool(pool_location(config, context.run_id), same)
-        strategy = factory(config, pool, fingerprint)
-        if FEDERATION_KEY in reference["components"] and not isinstance(strategy, FedEdit):
-            raise FedEditError(
-                f"strategy {config.strategy}: averages weights, which the server has to read for "
-                "that; choose sealed = off, and unsealed = true in the policy of every node"
-            )
-        resumed = {}
-        if record.first_slot > 1:
-            if not isinstance(strategy, FedEdit):
-                raise FedEditError(
-                    f"strategy {config.strategy}: it keeps its state in memory, so a run of it "
-                    "cannot be resumed; start it anew in another folder"
-                )
-            resumed = {"first_slot": record.first_slot}
+        strategy = factory(config, pool, agreement.fingerprint)
+        if isinstance(strategy, FedEdit):
+            strategy.first_slot = record.first_slot
+        else:
+            _check_stock(config, agreement, resumed=record.first_slot > 1)
         run_grid.send_and_receive(evaluation_messages(run_grid, 0))
-        run_grid.newcomers = lambda slot: welcome(run_grid, slot, reference)
-        start = no_change(reference["layers"], reference["d_model"], reference["d_ff"])
+        run_grid.newcomers = lambda slot: welcome(run_grid, slot, agreement)
         strategy.start(
             grid=run_grid,
-            initial_arrays=start,
+            initial_arrays=no_change(agreement.layers, agreement.d_model, agreement.d_ff),
             num_rounds=config.num_slots,
             timeout=config.slot_timeout,
-            **resumed,
         )
     except BaseException:
         record.finish("failed")
         raise
     return record.finish("completed")
+
+
+def _check_stock(config: RunConfig, agreement: Agreement, resumed: bool) -> None:
+    """Raises FedEditError for a run that a strategy which averages weights cannot do."""
+    if agreement.sealed:
+        raise FedEditError(
+            f"strategy {config.strategy}: averages weights, which the server has to read for "
+            "that; choose sealed = off, and unsealed = true in the policy of every node"
+        )
+    if resumed:
+        raise FedEditError(
+            f"strategy {config.strategy}: it keeps its state in memory, so a run of it cannot be "
+            "resumed; start a new run in another folder"
+        )

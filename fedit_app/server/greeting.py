@@ -5,69 +5,115 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv.fingerprint import fingerprint_of
-from fedit_app.mkv.numerics import NUMERICS_VERSION
-from fedit_app.protocol.messages import (
-    FEDERATION_KEY,
-    HELLO,
-    VERSION,
-    pack,
-    unpack_arrays,
-    unpack_info,
-)
+from fedit_app.protocol.messages import FEDERATION_KEY, HELLO, unpack_lookup
+from fedit_app.protocol.schema import HelloAnswer, HelloAsk
 from fedit_app.server.grid import Member, RunGrid
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
 
-def gather(grid: RunGrid, config: RunConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Agreement:
+    """What all members of a run agree on: what their MKVs are measured on.
+
+    Attributes:
+        components: the parts of the fingerprint.
+        layers: the edited layers.
+        d_model: width of the model's states.
+        d_ff: width of the MLPs' inner states.
+        simulated: whether the members are virtual nodes.
+        lookup_width: number of elements of a lookup key, or of a sketch of one.
+    """
+
+    components: Mapping[str, str]
+    layers: tuple[int, ...]
+    d_model: int
+    d_ff: int
+    simulated: bool
+    lookup_width: int
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the run's MKVs."""
+        return fingerprint_of(self.components)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the nodes seal what they send."""
+        return FEDERATION_KEY in self.components
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The introduction of a node.
+
+    Attributes:
+        node_id: Flower's id of the node.
+        says: what it says of itself.
+        reply: the whole message.
+    """
+
+    node_id: int
+    says: HelloAnswer
+    reply: Message
+
+    @property
+    def measures(self) -> tuple[object, ...]:
+        """What the node's MKVs are measured on."""
+        says = self.says
+        return fingerprint_of(says.components), tuple(says.layers), says.d_model, says.d_ff
+
+
+def gather(grid: RunGrid, config: RunConfig) -> Agreement:
     """Say hello to every node and let those with the commonest fingerprint take part.
 
     Args:
         grid: the grid; its members are set.
         config: the run configuration.
 
-    Returns:
-        The introduction of one member: components, layers, d_model, d_ff; and lookup_width.
-
     Raises:
         FedEditError: no node can take part.
     """
-    replies = _greet(grid, _wait_for_nodes(grid, config.slot_timeout), grid.record.first_slot)
-    if not replies:
+    hellos = _greet(grid, _wait_for_nodes(grid, config.slot_timeout), grid.record.first_slot)
+    if not hellos:
         raise FedEditError("no node can take part; see the reasons above")
-    infos = {name: unpack_info(reply.content) for name, reply in replies.items()}
-    measures = {name: _measures(info) for name, info in infos.items()}
-    counts = Counter(measures[name] for name in sorted(measures))
-    chosen = counts.most_common(1)[0][0]
-    reference = infos[min(name for name, found in measures.items() if found == chosen)]
-    if config.strategy == "central" and not reference["simulated"]:
+    in_order = [hello for _, hello in sorted(hellos.items())]
+    (chosen, _), *_ = Counter(hello.measures for hello in in_order).most_common(1)
+    reference = next(hello.says for hello in in_order if hello.measures == chosen)
+    if config.strategy == "central" and not reference.simulated:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
-    sealed = FEDERATION_KEY in reference["components"]
-    reference["lookup_width"] = config.sketch_width if sealed else reference["d_ff"]
-    _admit(grid, replies, reference)
+    agreement = Agreement(
+        reference.components,
+        tuple(reference.layers),
+        reference.d_model,
+        reference.d_ff,
+        reference.simulated,
+        config.sketch_width if FEDERATION_KEY in reference.components else reference.d_ff,
+    )
+    _admit(grid, hellos, agreement)
     logger.info("%d nodes take part: %s", len(grid.members), ", ".join(sorted(grid.members)))
-    return reference
+    return agreement
 
 
-def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
+def welcome(grid: RunGrid, slot: int, agreement: Agreement) -> list[str]:
     """Let nodes join that were not there before, or could not take part.
 
-    Whatever kept a node out may have been mended meanwhile. A member that failed in the slot before
-    says hello again, too: it may have done its part without being heard. Until it does it is left
-    out, so that it is waited for once a slot.
+    The cause may have been fixed meanwhile. A member that failed in the slot before says hello
+    again, too: it may have done its part without being heard. Until it does it is left out, so
+    that the run waits for it once per slot.
 
     Args:
         grid: the grid; newcomers become members.
-        slot: the slot with which they begin.
-        reference: the introduction that all members agree with, see `gather`.
+        slot: the slot with which they start.
+        agreement: what all members agree on, see `gather`.
 
     Returns:
         Their names.
@@ -76,7 +122,7 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
         grid.members.pop(name, None)
     present = set(grid.all_node_ids())
     ids = sorted(present - {member.node_id for member in grid.members.values()})
-    names = _admit(grid, _greet(grid, ids, slot), reference) if ids else []
+    names = _admit(grid, _greet(grid, ids, slot), agreement) if ids else []
     if names:
         logger.info("slot %d: joined by %s", slot, ", ".join(names))
     for name, member in sorted(grid.silent.items()):
@@ -88,40 +134,24 @@ def welcome(grid: RunGrid, slot: int, reference: dict[str, Any]) -> list[str]:
     return names
 
 
-def lookup_of(content: RecordDict, width: int) -> np.ndarray:
-    """(n, width) lookup keys, or sketches of them, of an answer; none if there are none.
-
-    Raises:
-        FedEditError: what came is something else.
-    """
-    if "keys" not in content.array_records:
-        return np.zeros((0, width), np.float32)
-    found = unpack_arrays(content, "keys").get("lookup", np.zeros(0))
-    if found.ndim != 2 or found.shape[1] != width:
-        raise FedEditError(
-            f"lookup keys of shape {found.shape} found; they have to be (n, {width})"
-        )
-    return found
-
-
-def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Message]:
-    """The answers of nodes by their names; of several with one name the first by id."""
-    asked = {"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": slot}
-    messages = [Message(pack(asked), message_type=HELLO, dst_node_id=id_) for id_ in ids]
+def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Hello]:
+    """The introductions of nodes by their names; of several with one name the first by id."""
+    content = HelloAsk(first_slot=slot).packed()
+    messages = [Message(content, message_type=HELLO, dst_node_id=id_) for id_ in ids]
     present, registered = set(grid.all_node_ids()), grid.registered_names()
-    replies: dict[str, Message] = {}
+    hellos: dict[str, Hello] = {}
     for reply in sorted(grid.send_and_receive(messages), key=lambda r: r.metadata.src_node_id):
-        info = unpack_info(reply.content)
-        name, known = info["node"], registered.get(reply.metadata.src_node_id)
-        if known and known != name and not info["simulated"]:
+        hello = Hello(reply.metadata.src_node_id, HelloAnswer.read(reply.content), reply)
+        name, known = hello.says.node, registered.get(hello.node_id)
+        if known and known != name and not hello.says.simulated:
             grid.record.failed(known, 0, "hello", _misnamed(name, known))
             continue
-        taken = name in replies or (name in grid.members and grid.members[name].node_id in present)
+        taken = name in hellos or (name in grid.members and grid.members[name].node_id in present)
         if taken:
             grid.record.failed(name, 0, "hello", f"two nodes are named {name!r}; rename one")
         else:
-            replies[name] = reply
-    return replies
+            hellos[name] = hello
+    return hellos
 
 
 def _misnamed(name: str, known: str) -> str:
@@ -131,27 +161,22 @@ def _misnamed(name: str, known: str) -> str:
     )
 
 
-def _admit(grid: RunGrid, replies: dict[str, Message], reference: dict[str, Any]) -> list[str]:
-    """Make members of those who agree with the reference."""
+def _admit(grid: RunGrid, hellos: Mapping[str, Hello], agreement: Agreement) -> list[str]:
+    """Make members of the nodes that agree; returns their names."""
     names = []
-    for name, reply in sorted(replies.items()):
-        info = unpack_info(reply.content)
-        if info["components"] != reference["components"]:
-            grid.record.failed(name, 0, "hello", _difference(info, reference))
+    for name, hello in sorted(hellos.items()):
+        says = hello.says
+        if says.components != agreement.components:
+            reason = _difference(says.components, agreement.components)
+            grid.record.failed(name, 0, "hello", reason)
             continue
         try:
-            lookup = lookup_of(reply.content, reference["lookup_width"])
+            lookup = unpack_lookup(hello.reply.content, agreement.lookup_width)
         except FedEditError as error:
             grid.record.failed(name, 0, "hello", str(error))
             continue
-        grid.members[name] = Member(
-            name,
-            reply.metadata.src_node_id,
-            lookup,
-            set(info["wants"]),
-            set(info["holds"]),
-            set(info["withdrawn"]),
-        )
+        ids = set(says.wants), set(says.holds), set(says.withdrawn)
+        grid.members[name] = Member(name, hello.node_id, lookup, *ids)
         names.append(name)
     return names
 
@@ -165,20 +190,14 @@ def _wait_for_nodes(grid: RunGrid, timeout: float) -> list[int]:
     return ids
 
 
-def _measures(info: dict[str, Any]) -> tuple[object, ...]:
-    """What MKVs are measured on, as a node says it."""
-    shapes = (tuple(info["layers"]), info["d_model"], info["d_ff"])
-    return fingerprint_of(info["components"]), *shapes
-
-
-def _difference(found: dict[str, Any], reference: dict[str, Any]) -> str:
+def _difference(found: Mapping[str, str], agreed: Mapping[str, str]) -> str:
     parts = [
-        f"{part} {found['components'].get(part)} (the federation has {value})"
-        for part, value in reference["components"].items()
-        if found["components"].get(part) != value
+        f"{part} {found.get(part)} (the federation has {value})"
+        for part, value in agreed.items()
+        if found.get(part) != value
     ]
     remedy = "use the federation's model, editor settings and seed"
-    if found["components"].get(FEDERATION_KEY) != reference["components"].get(FEDERATION_KEY):
+    if found.get(FEDERATION_KEY) != agreed.get(FEDERATION_KEY):
         remedy = (
             "get the key file from an organisation whose key has that id (`fedit node key show "
             "DIR`), then `fedit node key take DIR FILE`"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedit_app.protocol.checks import ANSWERS, require, text
+from fedit_app.flower_compat.errors import meaning
 from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
@@ -29,6 +29,17 @@ from fedit_app.protocol.messages import (
     noted_seconds,
     unpack_info,
 )
+from fedit_app.protocol.schema import (
+    ANSWERS,
+    Answer,
+    EditAnswer,
+    EvaluateAnswer,
+    HelloAnswer,
+    ReeditAnswer,
+    RoundAsk,
+    TrainAnswer,
+    is_name,
+)
 from fedit_app.server.record import RunRecord
 from fedit_app.support.errors import FedEditError
 
@@ -36,16 +47,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _LONGEST_REASON = 2000
-# What Flower's error codes mean to who reads the report (flwr.common.constant.ErrorCode).
-_FLOWER_ERRORS = {
-    1: "the node could not load the app; see its log",
-    2: "the app failed on the node; see its log",
-    3: "the message was gone before the node took it",
-    4: "the answer was gone before the server took it",
-    5: "the node is not connected",
-    7: "the node refused the app's files",
-    8: "the app crashed on the node; see its log",
-}
 _STAGES = {HELLO: "hello", EDIT: "edit", TRAIN: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}
 
 
@@ -77,6 +78,19 @@ class Member:
     def message(self, message_type: str, content: RecordDict) -> Message:
         """A message to this node."""
         return Message(content=content, message_type=message_type, dst_node_id=self.node_id)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message whose answer is waited for.
+
+    Attributes:
+        name: the node's name; before it has introduced itself, Flower's id of it.
+        size: the message's size in bytes.
+    """
+
+    name: str
+    size: int
 
 
 class RunGrid(Grid):
@@ -140,72 +154,92 @@ class RunGrid(Grid):
         replies = self._exchange(slot, stage, sent, timeout or self._timeout) if sent else []
         replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
         for reply in replies if stage != "hello" else ():
-            self._note(slot, stage, self.name_of(reply), unpack_info(reply.content))
+            answer = ANSWERS[reply.metadata.message_type].read(reply.content)
+            self._note(slot, self.name_of(reply), answer)
         if stage == "edit" and not replies:
             raise FedEditError(f"slot {slot}: no node answered; see the reasons above")
         if stage == "evaluate" and slot:
             self.record.close_slot(slot)
         return replies
 
-    def _note(self, slot: int, stage: str, name: str, info: Mapping[str, Any]) -> None:
+    def _note(self, slot: int, name: str, answer: Answer) -> None:
         """Record what an answer says, of FedEdit's own stages and of a stock strategy's alike."""
-        if stage == "edit":
-            counts = {key: info[key] for key in ("requests", "optimised", "cached")}
-            self.record.count(slot, name, **counts, warm_started=info.get("warm_started", 0))
-        if stage == "evaluate":
-            self.record.measured(slot, name, {part: info[part] for part in ANSWERS[EVALUATE]})
-        self.record.count(slot, name, quarantined=info.get("quarantined", 0))
-        for conflict in info.get("conflicts", ()):
-            self.record.conflict(slot, name, conflict["held"], conflict["gave_way"])
+        if isinstance(answer, TrainAnswer):
+            counts = {key: getattr(answer, key) for key in ("requests", "optimised", "cached")}
+            self.record.count(slot, name, **counts)
+        if isinstance(answer, EditAnswer):
+            self.record.count(slot, name, warm_started=answer.warm_started)
+        if isinstance(answer, EditAnswer | ReeditAnswer):
+            self.record.count(slot, name, quarantined=answer.quarantined)
+            for conflict in answer.conflicts:
+                self.record.conflict(slot, name, conflict.held, conflict.gave_way)
+        if isinstance(answer, EvaluateAnswer):
+            self.record.measured(slot, name, answer.model_dump(exclude={"node"}))
 
     def _exchange(
         self, slot: int, stage: str, messages: Sequence[Message], timeout: float
     ) -> list[Message]:
+        """Send messages, and record what becomes of each; returns the answers that are sound."""
         stage = "before" if stage == "evaluate" and not slot else stage
-        names = self._names()
+        began = time.perf_counter()
+        waiting = self._push(slot, messages)
+        replies: list[Message] = []
+        for reply in self._arriving(waiting, began, timeout):
+            asked = waiting.pop(reply.metadata.reply_to_message_id)
+            # Later on, whose answer it is does not depend on what it says.
+            name = (_introduced(reply) if stage == "hello" else "") or asked.name
+            try:
+                answer = self._read(slot, reply)
+            except FedEditError as error:
+                self.failed(name, slot, stage, str(error))
+                continue
+            if isinstance(answer, HelloAnswer):
+                self._simulated.add(answer.simulated)
+            replies.append(reply)
+            self._note_cost(slot, stage, reply, asked.size)
+            done, total = len(messages) - len(waiting), len(messages)
+            logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
+        for asked in waiting.values():
+            reason = f"no answer within {timeout:g} s (slot-timeout)"
+            self.failed(asked.name, slot, stage, reason)
+        self.record.took(slot, stage, time.perf_counter() - began)
+        return replies
+
+    def _push(self, slot: int, messages: Sequence[Message]) -> dict[str, _Asked]:
+        """Send messages; returns what is waited for by Flower's id of each."""
         sizes = [content_bytes(message.content) for message in messages]
         self.record.traffic(slot, down=sum(sizes))
-        began = heard = time.perf_counter()
-        self._grid.push_messages(messages)
-        ids = [message.metadata.message_id for message in messages]  # given by the push
-        down = dict(zip(ids, sizes, strict=True))
-        waiting = {
-            m.metadata.message_id: names.get(
-                m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"
+        self._grid.push_messages(messages)  # gives them their ids
+        names = self._names()
+        return {
+            m.metadata.message_id: _Asked(
+                names.get(m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"), size
             )
-            for m in messages
+            for m, size in zip(messages, sizes, strict=True)
         }
-        replies: list[Message] = []
+
+    def _arriving(
+        self, waiting: Mapping[str, _Asked], began: float, timeout: float
+    ) -> Iterator[Message]:
+        """The answers as they come, until nothing is waited for any more or time is up.
+
+        Args:
+            waiting: what is waited for; the caller takes out what has arrived.
+            began: when the stage began; the time over sending its messages counts.
+            timeout: most seconds to wait for all, of virtual nodes for the next answer.
+        """
+        heard = began
         while waiting:
             asked_at = time.perf_counter()
             answers = self._pull(list(waiting))
-            for reply in answers:
-                asked = reply.metadata.reply_to_message_id
-                name = waiting.pop(asked)
-                info, failure = self._read(slot, reply)
-                said = (info or {}).get("node")
-                if stage == "hello" and said and text(said):
-                    name = said  # later on, whose answer it is does not depend on what it says
-                if failure:
-                    self.failed(name, slot, stage, failure)
-                    continue
-                if stage == "hello":
-                    self._simulated.add(info["simulated"])
-                replies.append(reply)
-                self._note_cost(slot, stage, reply, down[asked])
-                done, total = len(messages) - len(waiting), len(messages)
-                logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
+            yield from answers
             if answers and self._simulated == {True}:  # virtual nodes wait for each other
                 heard = time.perf_counter()
             if time.perf_counter() - heard >= timeout:
-                break
-            # A SuperLink with much to do is not asked all the time.
+                return
+            # A busy SuperLink is asked less often.
             asking = time.perf_counter() - asked_at
             time.sleep(max(_POLL_SECONDS, asking) if waiting else 0)
-        for name in waiting.values():
-            self.failed(name, slot, stage, f"no answer within {timeout:g} s (slot-timeout)")
-        self.record.took(slot, stage, time.perf_counter() - began)
-        return replies
 
     def _pull(self, ids: Sequence[str]) -> list[Message]:
         """The answers that are there; none if the SuperLink failed over the question."""
@@ -238,25 +272,22 @@ class RunGrid(Grid):
             up, seconds = content_bytes(reply.content), noted_seconds(reply.content)
             self.record.cost(slot, name, stage, up, down, seconds)
 
-    def _read(self, slot: int, reply: Message) -> tuple[dict[str, Any] | None, str | None]:
-        """What an answer says, and why it is none."""
+    def _read(self, slot: int, reply: Message) -> Answer:
+        """What an answer says.
+
+        Raises:
+            FedEditError: it says why there is none, or cannot be read.
+        """
         if reply.has_error():
-            # Its reason may quote what an exception said; the code is all that is passed on.
-            meaning = _FLOWER_ERRORS.get(reply.error.code, "see Flower's ErrorCode")
-            return None, f"Flower error code {reply.error.code}: {meaning}"
+            raise FedEditError(meaning(reply.error))
         self.record.traffic(slot, up=content_bytes(reply.content))
-        try:
-            info = unpack_info(reply.content)
-        except FedEditError as error:
-            return None, str(error)
+        info = unpack_info(reply.content)
         if "error" in info:
             error = info["error"]
-            return info, error[:_LONGEST_REASON] if isinstance(error, str) else "it gave no reason"
-        try:
-            require(info, ANSWERS[reply.metadata.message_type], "its answer")
-        except FedEditError as error:
-            return info, str(error)
-        return info, None
+            raise FedEditError(
+                error[:_LONGEST_REASON] if isinstance(error, str) else "it gave no reason"
+            )
+        return ANSWERS[reply.metadata.message_type].parse(info)
 
     def get_node_ids(self) -> list[int]:
         """Flower's ids of the members, in the order of their names."""
@@ -292,8 +323,17 @@ class RunGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
 
+def _introduced(reply: Message) -> str:
+    """The name that a node gives itself; "" if it gives none that can be shown."""
+    try:
+        name = unpack_info(reply.content).get("node") if reply.has_content() else None
+    except FedEditError:
+        return ""
+    return name if is_name(name) else ""
+
+
 def _slot_of(content: RecordDict) -> int:
     """The slot that a message is about; stock strategies call it the server round."""
     if "config" in content.config_records:
-        return int(content.config_records["config"]["server-round"])
+        return RoundAsk.parse(dict(content.config_records["config"])).server_round
     return int(unpack_info(content).get("slot", 0))

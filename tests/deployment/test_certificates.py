@@ -17,11 +17,9 @@ from fedit_app.deployment.certificates import (
     expires,
     handshake_problem,
     issue_server_certificate,
-    key_fingerprint,
     make_authority,
-    make_node_key,
-    read_public_key,
 )
+from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import check_private, write_private
 
@@ -170,10 +168,10 @@ def test_what_is_no_public_key_of_a_node(tmp_path):
     other = ed25519.Ed25519PrivateKey.generate().public_key()
     line = other.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     for content, told in (
-        (pair.private, "private key, which never leaves its node"),
+        (pair.private, "private key, which must not leave its node"),
         (b"hello", "holds no public key"),
         (b"\xff\xfe", "holds no public key"),
-        (line, "elliptic key"),
+        (line, "elliptic curve key"),
     ):
         (tmp_path / "a.pub").write_bytes(content)
         with pytest.raises(FedEditError, match=told):

@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from fedit_app.deployment import certificates
-from fedit_app.deployment.certificates import make_node_key
 from fedit_app.deployment.findings import GIGABYTE
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.server_folder import renew_certificate
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import make_node_key
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import tiny
 
 from fedit_app.config.policy import Policy
-from fedit_app.deployment.certificates import key_fingerprint, read_public_key
 from fedit_app.deployment.node_folder import NodeFolder, NodeSettings, init_node, renew_key
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import key_fingerprint, read_public_key
 from fedit_app.node.identity import identity_of, read_peers
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import tool

@@ -8,10 +8,9 @@ from email.utils import format_datetime
 
 import pytest
 
-from fedit_app.deployment import serving
 from fedit_app.deployment.node_folder import NodeFolder, init_node
+from fedit_app.deployment.reaching import check_clock, check_gate, clock_offset
 from fedit_app.deployment.server_folder import ServerFolder, init_server
-from fedit_app.flower_compat.fleet import check_clock, clock_offset
 from fedit_app.flower_compat.registry import registered_nodes
 from fedit_app.support.addresses import Unreachable
 from fedit_app.support.errors import FedEditError
@@ -74,7 +73,7 @@ def near(tmp_path, reached) -> NodeFolder:
 def test_the_clocks_are_compared(near, listening):
     listening(offset=-60)
 
-    assert 58 < clock_offset(near) < 62
+    assert 58 < clock_offset(near.superlink) < 62
 
 
 @pytest.mark.parametrize(("ahead", "fine"), [(0, True), (-200, True), (6, False), (-400, False)])
@@ -89,7 +88,7 @@ def test_how_much_clocks_may_differ(ahead, fine):
 
 def test_nobody_there(near):
     with pytest.raises(Unreachable, match="not reachable.*is it running"):
-        clock_offset(near)
+        clock_offset(near.superlink)
 
 
 def test_a_server_of_another_authority(near, listening, server):
@@ -97,7 +96,7 @@ def test_a_server_of_another_authority(near, listening, server):
     near.ca_cert.write_bytes(server.ca_cert.read_bytes())
 
     with pytest.raises(FedEditError, match="certificate is not trusted.*CA certificate") as caught:
-        clock_offset(near)
+        clock_offset(near.superlink)
     assert not isinstance(caught.value, Unreachable)
 
 
@@ -105,7 +104,7 @@ def test_a_server_without_tls(near, listening):
     listening(tls=False)
 
     with pytest.raises(FedEditError, match="speaks no TLS"):
-        clock_offset(near)
+        clock_offset(near.superlink)
 
 
 @pytest.mark.parametrize("content", [None, b"no certificate"])
@@ -116,13 +115,13 @@ def test_an_authority_that_cannot_be_read(near, listening, content):
         near.ca_cert.write_bytes(content)
 
     with pytest.raises(FedEditError, match="ca-cert .*ca.crt: cannot be used"):
-        clock_offset(near)
+        clock_offset(near.superlink)
 
 
 def test_a_superlink_without_the_gate_is_no_server(reached, listening):
     listening()
     with pytest.raises(FedEditError, match="without the gate that closes its control API"):
-        serving.check_gate(reached)
+        check_gate(reached.local_address, reached.ca_cert)
 
 
 def test_what_does_not_answer_is_not_registered_at(reached):
@@ -153,7 +152,7 @@ def test_a_server_whose_key_others_may_read(fedit, reached):
     ("spoil", "told"),
     [
         (lambda node: node.node_key.unlink(), "near.key: cannot be read"),
-        (lambda node: node.node_key.write_text("x"), "near.key: no private key"),
+        (lambda node: node.node_key.write_text("x"), "near.key: not a private key"),
         (lambda node: node.node_key.chmod(0o644), "others may read this private key"),
         (lambda node: node.data_path.unlink(), "data file data.jsonl: cannot be read"),
         (lambda node: node.data_path.write_text("{}\n"), "line 1: field id, subject"),

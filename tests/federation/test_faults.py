@@ -306,7 +306,7 @@ def test_a_node_that_lists_no_ids(run, settings, answer, what):
 
     results = run(tamper, num_slots=1)
     assert faults(results) == [("hospital", 0, "hello")]
-    assert f"its answer has an unfit {what}" in results["failed_nodes"][0]["reason"]
+    assert f"its answer has an invalid {what}" in results["failed_nodes"][0]["reason"]
     assert sorted(results["nodes"]) == ["bank", "museum", "newsroom"]
 
 

@@ -197,7 +197,7 @@ def test_a_stock_strategy_says_that_it_cannot_be_resumed(settings, monkeypatch):
         kill_at(patch, 6)
         with pytest.raises(Killed):
             inprocess.federate(config, NODES)
-    with pytest.raises(FedEditError, match="fedavg.*keeps its state in memory.*start it anew"):
+    with pytest.raises(FedEditError, match="fedavg.*keeps its state in memory.*start a new run"):
         inprocess.federate({**config, "resume": True}, NODES)
 
 

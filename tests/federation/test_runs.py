@@ -15,10 +15,9 @@ from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import PRECISIONS
-from fedit_app.pool import MKVPool, Ranked
+from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.report import load_results
-from fedit_app.server import strategies
 from fedit_app.server.app import run_federation
 from fedit_app.support.errors import FedEditError
 
@@ -318,21 +317,30 @@ def test_a_flower_strategy_runs_unchanged(settings):
     assert results["summary"]["federation"] != results["summary"]["before"]["federation"]
 
 
-def test_a_strategy_of_ones_own(settings, monkeypatch):
-    class OldestOfMuseum(strategies.FedEdit):
-        def select(self, own):
-            return {node: self.oldest(node) for node in own}
+OLDEST = """
+from fedit_app.pool import Ranked
+from fedit_app.server.strategies import FedEdit
 
-        def oldest(self, node):
-            blocks = self.pool.blocks("key", self.fingerprint)
-            found = [i for b in blocks for i, n in zip(b.ids, b.nodes, strict=True) if n != node]
-            return [Ranked(id_, 1.0) for id_ in sorted(found)[:1]]
 
-    monkeypatch.setitem(strategies.STRATEGIES, "oldest", OldestOfMuseum)
-    results, _ = inprocess.federate(settings(strategy="oldest", num_slots=1), 4)
+class Oldest(FedEdit):
+    def select(self, own):
+        return {node: self.oldest(node) for node in own}
+
+    def oldest(self, node):
+        blocks = self.pool.blocks("key", self.fingerprint)
+        found = [i for b in blocks for i, n in zip(b.ids, b.nodes, strict=True) if n != node]
+        return [Ranked(id_, 1.0) for id_ in sorted(found)[:1]]
+"""
+
+
+def test_a_new_strategy_is_one_file(settings, tmp_path, monkeypatch):
+    (tmp_path / "my_strategies.py").write_text(OLDEST, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "my_strategies:Oldest"
+    results, _ = inprocess.federate(settings(strategy=name, num_slots=1), 4)
 
     assert results["status"] == "completed"
-    assert results["strategy"] == "oldest"
+    assert results["strategy"] == name
     assert [e["offered"] for e in results["slots"][0]["nodes"].values()] == [1, 1, 1, 1]
 
 

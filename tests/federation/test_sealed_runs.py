@@ -8,11 +8,11 @@ import lancedb
 import numpy as np
 import pytest
 
-from fedit_app.deployment.certificates import make_node_key, read_public_key
 from fedit_app.ledger.ledger import Ledger, read_index
 from fedit_app.mkv import SIGNATURES
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import make_node_key, read_public_key
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, REEDIT, pack, unpack_info

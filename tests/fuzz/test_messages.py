@@ -18,7 +18,6 @@ from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node import handlers
 from fedit_app.node.handlers import answer
 from fedit_app.node.participant import Participant
-from fedit_app.protocol.checks import ANSWERS
 from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
@@ -31,32 +30,34 @@ from fedit_app.protocol.messages import (
     pack,
     unpack_arrays,
     unpack_info,
+    unpack_lookup,
     unpack_mkvs,
 )
-from fedit_app.server.greeting import lookup_of
+from fedit_app.protocol.metrics import FIGURES
+from fedit_app.protocol.schema import ANSWERS
 from fedit_app.server.grid import Member, RunGrid
 from fedit_app.server.record import RunRecord
 from fedit_app.support.errors import FedEditError
 
 ASKED = {
     HELLO: {"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": 1},
-    EDIT: {"slot": 1, "central": False, "upload": True, "missing": ["0" * 32]},
+    EDIT: {"slot": 1, "central": False, "upload": True, "missing": ["0" * 32]}
+    | {"withdrawn": {"1" * 32: ["eve"]}},
     REEDIT: {"slot": 1, "votes": {"0" * 32: 2}},
     EVALUATE: {"slot": 1, "central": False},
     TRAIN: {},
 }
-METRICS = dict.fromkeys(("efficacy", "paraphrase", "neighborhood", "score", "accuracy"), 0.5)
-METRICS |= {"count": 3, "metric": "likelihood"}
+METRICS = dict.fromkeys(FIGURES, 0.5) | {"count": 3, "metric": "likelihood"}
 CONFLICT = {"held": "0" * 32, "gave_way": "1" * 32}
+TRAINED = {"requests": 3, "optimised": 2, "cached": 0}
+RECEIVED = {"quarantined": 0, "conflicts": [CONFLICT]}
 ANSWERED = {
-    HELLO: {"node": "bank", "simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
-    | {"d_model": 16, "d_ff": 32, "wants": [], "holds": []},
-    EDIT: {"requests": 3, "optimised": 2, "reused": ["0" * 32], "again": [], "quarantined": 0}
-    | {"conflicts": [CONFLICT]},
-    REEDIT: {"received_from": {"bank": 1}, "rejections": {"shape": 1}, "quarantined": 0}
-    | {"conflicts": [CONFLICT]},
-    EVALUATE: {"own": METRICS, "federation": None},
-    TRAIN: {"requests": 1, "optimised": 1},
+    HELLO: {"simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
+    | {"d_model": 16, "d_ff": 32, "wants": [], "holds": [], "withdrawn": []},
+    EDIT: TRAINED | RECEIVED | {"warm_started": 0, "reused": ["0" * 32], "again": []},
+    REEDIT: RECEIVED | {"received_from": {"bank": 1}, "rejections": {"shape": 1}},
+    EVALUATE: {"own": METRICS, "received": None, "federation": None, "neutral": None},
+    TRAIN: TRAINED,
 }
 
 
@@ -172,17 +173,24 @@ def test_the_server_reads_every_answer(grid, kind):
     message = Message(content=pack(ASKED[kind]), message_type=kind, dst_node_id=101)
     message.metadata.__dict__["_message_id"] = "1"
 
-    @given(contents(ANSWERED[kind], ()))
+    sound = {"node": "bank", **ANSWERED[kind]}
+    assert grid._read(1, Message(pack(sound), reply_to=message)).node == "bank"
+
+    @given(contents(sound, ()))
     def check(content):
-        info, failure = grid._read(1, Message(content, reply_to=message))
-        assert info is None or failure or set(ANSWERS[kind]) <= set(info)
-        if info is not None and failure is None and kind != HELLO:
-            grid._note(1, kind.rpartition(".")[2], "bank", info)
+        try:
+            answer = grid._read(1, Message(content, reply_to=message))
+        except FedEditError:
+            return
+        assert isinstance(answer, ANSWERS[kind])
+        if kind != HELLO:
+            grid._note(1, "bank", answer)
             grid.record.results("running")
 
     check()
     error = Message(Error(code=2, reason="x"), reply_to=message)
-    assert "2" in grid._read(1, error)[1]
+    with pytest.raises(FedEditError, match="error code 2: the app failed"):
+        grid._read(1, error)
 
 
 @given(st.data())
@@ -190,7 +198,7 @@ def test_arrays_of_any_bytes(data):
     array = Array(np.arange(12, dtype=np.float32).reshape(3, 4))
     changed = Array(array.dtype, array.shape, array.stype, data.draw(damaged(array.data)))
     content = RecordDict({"keys": ArrayRecord({"lookup": changed})})
-    for read in (lambda: unpack_arrays(content, "keys"), lambda: lookup_of(content, 4)):
+    for read in (lambda: unpack_arrays(content, "keys"), lambda: unpack_lookup(content, 4)):
         try:
             read()
         except FedEditError:

@@ -75,5 +75,5 @@ def test_a_key_that_cannot_sign(tmp_path):
     file = tmp_path / "node.key"
     file.write_bytes(b"nothing")
     file.chmod(0o600)
-    with pytest.raises(FedEditError, match="node.key: cannot be read"):
+    with pytest.raises(FedEditError, match="node.key: not a private key"):
         SigningKey.read(file)

@@ -1,0 +1,342 @@
+"""What each message says: one class per message and direction, with the limits of every field.
+
+A server does not trust its nodes, nor a node its server: `Info.read` checks the type and the range
+of every field before anybody uses it, and drops fields that it does not know.
+
+| message         | the server sends        | a node answers   |
+|-----------------|-------------------------|------------------|
+| `query.hello`   | `HelloAsk`              | `HelloAnswer`    |
+| `train.edit`    | `EditAsk`, MKVs         | `EditAnswer`, MKVs |
+| `train.reedit`  | `ReeditAsk`, MKVs       | `ReeditAnswer`, lookup keys |
+| `evaluate`      | `EvaluateAsk`           | `EvaluateAnswer` |
+| `train`         | `RoundAsk`, weights     | `TrainAnswer`, weights |
+
+To add a message, add its classes here, name its answer in `ANSWERS`, and write its handler on each
+side: `fedit_app/node/handlers.py` and a strategy of `fedit_app/server/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, TypeGuard
+
+from flwr.app import RecordDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+
+from fedit_app.mkv import Record
+from fedit_app.mkv.numerics import NUMERICS_VERSION
+from fedit_app.mkv.record import MAX_NAME_LENGTH, MAX_SLOT
+from fedit_app.protocol.messages import (
+    EDIT,
+    EVALUATE,
+    HELLO,
+    REEDIT,
+    TRAIN,
+    VERSION,
+    pack,
+    unpack_info,
+)
+from fedit_app.protocol.metrics import Metrics, Neutral
+from fedit_app.support.errors import FedEditError, shown
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("Input should be printable text")
+    return text
+
+
+# A validation error lists every wrong item; `FailFast` keeps millions of them out of memory.
+def _named(value: Any) -> PlainValidator:
+    """An object from names to such values."""
+    pairs = TypeAdapter(Annotated[list[tuple[Name, value]], FailFast()])
+
+    def check(found: object) -> object:
+        if not isinstance(found, dict):
+            raise ValueError("Input should be an object")
+        return dict(pairs.validate_python(list(found.items())))
+
+    return PlainValidator(check)
+
+
+Flag = Annotated[bool, Strict()]
+Name = Annotated[str, Strict(), Field(max_length=MAX_NAME_LENGTH), AfterValidator(_printable)]
+Names = Annotated[list[Name], FailFast()]
+Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
+Counts = Annotated[dict[str, int], _named(Count)]
+Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
+
+
+_NAME = TypeAdapter(Name)
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a value can name a node: printable text, not empty, of limited length."""
+    try:
+        return bool(_NAME.validate_python(value))
+    except ValidationError:
+        return False
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Info(_Content):
+    """The JSON part of a message."""
+
+    _whose: ClassVar[str]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Check the fields of a message.
+
+        Raises:
+            FedEditError: a field is missing, or has an invalid value.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(part for part in first["loc"] if isinstance(part, str))
+            if first["type"] == "missing":
+                raise FedEditError(f"{cls._whose} lacks {field}") from None
+            found, wanted = shown(first["input"]), first["msg"].removeprefix("Value error, ")
+            raise FedEditError(
+                f"{cls._whose} has an invalid {field}: {found} found; {wanted}"
+            ) from None
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Read and check the JSON part of a message.
+
+        Raises:
+            FedEditError: there is none, it is damaged, or a field is missing or invalid.
+        """
+        return cls.parse(unpack_info(content))
+
+    def packed(self, mkvs: Sequence[Record] = ()) -> RecordDict:
+        """The message's content, see `messages.pack`."""
+        return pack(self.model_dump(by_alias=True), mkvs)
+
+
+class Ask(Info):
+    """What a server sends to a node."""
+
+    _whose = "the server's message"
+
+
+class Answer(Info):
+    """What a node answers.
+
+    Attributes:
+        node: the node's name.
+    """
+
+    _whose = "its answer"
+
+    node: Annotated[Name, Field(min_length=1)]
+
+
+class HelloAsk(Ask):
+    """Asks a node to introduce itself.
+
+    Attributes:
+        version: of the protocol.
+        numerics: of the arithmetic that an MKV depends on, see `mkv.numerics`.
+        first_slot: the slot with which the run starts or resumes.
+    """
+
+    version: int = VERSION
+    numerics: int = NUMERICS_VERSION
+    first_slot: Annotated[Slot, Field(ge=1)]
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """See `Info.parse`; a server of another version is named before anything else is read."""
+        theirs = values.get("version"), values.get("numerics")
+        if theirs != (VERSION, NUMERICS_VERSION):
+            protocol, numerics = map(shown, theirs)
+            raise FedEditError(
+                f"{cls._whose}: protocol version {protocol}, numerics version {numerics}; this "
+                f"node has protocol version {VERSION}, numerics version {NUMERICS_VERSION}: "
+                "install the same version of FedEdit on both"
+            )
+        return super().parse(values)
+
+
+class HelloAnswer(Answer):
+    """A node introduces itself.
+
+    Attributes:
+        simulated: whether it is a virtual node of a simulation.
+        requests: the number of its requests in each slot.
+        components: what its MKVs depend on; their hash is the fingerprint.
+        layers: the edited layers.
+        d_model: width of the model's states.
+        d_ff: width of the MLPs' inner states.
+        wants: ids of the MKVs in its ledger that fulfil requests of its own.
+        holds: ids of the other MKVs in its ledger.
+        withdrawn: ids of the MKVs of its own that it has withdrawn.
+    """
+
+    simulated: Flag
+    requests: Annotated[list[Count], FailFast()] = Field(default_factory=list)
+    components: Annotated[dict[str, str], _named(Name)]
+    layers: Annotated[list[Count], FailFast()]
+    d_model: Count
+    d_ff: Count
+    wants: Names
+    holds: Names
+    withdrawn: Names
+
+
+class EditAsk(Ask):
+    """Asks for the edit stage of a slot; MKVs that the node may reuse come with it.
+
+    Attributes:
+        slot: the slot.
+        central: whether one node edits for all, in a simulation.
+        upload: whether the new MKVs are to be sent.
+        missing: ids of earlier MKVs that the server's pool lacks and the node is to send again.
+        withdrawn: id -> the nodes that have withdrawn it, of all withdrawn MKVs.
+    """
+
+    slot: Annotated[Slot, Field(ge=1)]
+    central: Flag
+    upload: Flag
+    missing: Names
+    withdrawn: Annotated[dict[str, list[str]], _named(Names)]
+
+
+class ReeditAsk(Ask):
+    """Asks for the re-edit stage of a slot; the MKVs of others come with it.
+
+    Attributes:
+        slot: the slot.
+        votes: id -> how many nodes want this MKV, where more than one does.
+    """
+
+    slot: Annotated[Slot, Field(ge=1)]
+    votes: Counts
+
+
+class EvaluateAsk(Ask):
+    """Asks for metrics.
+
+    Attributes:
+        slot: the slot; 0 for the unedited model.
+        central: whether the central ledger is meant.
+    """
+
+    slot: Slot
+    central: Flag
+
+
+class RoundAsk(Ask):
+    """What a stock strategy sends along with the global model's weights.
+
+    Attributes:
+        server_round: the slot.
+    """
+
+    server_round: Slot = Field(alias="server-round")
+
+
+class TrainAnswer(Answer):
+    """A node has edited: for a stock strategy, whose weights come with it.
+
+    Attributes:
+        requests: how many requests the slot has.
+        optimised: for how many a value was optimised.
+        cached: how many of these values came from the node's own cache.
+    """
+
+    requests: Count
+    optimised: Count
+    cached: Count
+
+
+class ConflictIds(_Content):
+    """Two MKVs about one subject that want different targets.
+
+    Attributes:
+        held: id of the one that holds.
+        gave_way: id of the other.
+    """
+
+    held: Name
+    gave_way: Name
+
+
+Conflicts = Annotated[list[ConflictIds], FailFast()]
+
+
+class EditAnswer(TrainAnswer):
+    """A node has edited; its new MKVs come with it.
+
+    Attributes:
+        warm_started: how many optimisations began at a similar MKV's value.
+        reused: ids of the MKVs of others that fulfil requests of its own.
+        again: ids of the MKVs of earlier slots that are among those sent.
+        quarantined: how many MKVs it has put aside.
+        conflicts: the MKVs that contradict each other.
+    """
+
+    warm_started: Count
+    reused: Names
+    again: Names
+    quarantined: Count
+    conflicts: Conflicts
+
+
+class ReeditAnswer(Answer):
+    """A node has re-edited; the lookup keys of its next slot come with it.
+
+    Attributes:
+        received_from: node -> how many of its MKVs were accepted.
+        rejections: reason -> how many MKVs were rejected for it.
+        quarantined: how many MKVs it has put aside.
+        conflicts: the MKVs that contradict each other.
+    """
+
+    received_from: Counts
+    rejections: Counts
+    quarantined: Count
+    conflicts: Conflicts
+
+
+class EvaluateAnswer(Answer):
+    """Metrics of a node's model; None is what is not known there.
+
+    Attributes:
+        own: over the node's own requests.
+        received: over the requests of others whose MKVs it has accepted.
+        federation: over everybody's requests.
+        neutral: on neutral text.
+    """
+
+    own: Metrics | None
+    received: Metrics | None
+    federation: Metrics | None
+    neutral: Neutral | None
+
+
+ANSWERS: dict[str, type[Answer]] = {
+    HELLO: HelloAnswer,
+    EDIT: EditAnswer,
+    TRAIN: TrainAnswer,
+    REEDIT: ReeditAnswer,
+    EVALUATE: EvaluateAnswer,
+}
+"""Message type -> what a node answers."""

@@ -1,0 +1,398 @@
+"""FedEdit's own strategies: the two stages of every slot, and what needs no exchange."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.mkv import Record
+from fedit_app.pool import MKVPool, Ranked, SelectionConfig
+from fedit_app.pool.withdraw import withdraw, withdrawn
+from fedit_app.protocol.messages import (
+    EDIT,
+    EVALUATE,
+    REEDIT,
+    unpack_lookup,
+    unpack_mkvs,
+)
+from fedit_app.protocol.schema import EditAnswer, EditAsk, EvaluateAsk, ReeditAnswer, ReeditAsk
+from fedit_app.server.grid import Member, RunGrid
+from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+_MOST_CANDIDATES = 4
+
+
+@dataclass
+class Slot:
+    """What a slot has come to so far: every stage adds to it.
+
+    Attributes:
+        number: the slot.
+        grid: the members of the run.
+        missing: node -> ids of earlier MKVs that it is asked to send again.
+        own: node -> MKVs that fulfil its requests of this slot, once it has edited.
+        offered: node -> ids of the MKVs of others that it is sent in the re-edit stage.
+    """
+
+    number: int
+    grid: RunGrid
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    own: dict[str, list[Record]] = field(default_factory=dict)
+    offered: dict[str, list[str]] = field(default_factory=dict)
+
+
+class FedEdit(Strategy):
+    """FedEdit's two stages (arXiv 2502.15677): edit and upload, re-edit with others' MKVs.
+
+    Subclass it and override `select` to serve other MKVs.
+
+    Args:
+        config: the run configuration.
+        pool: the MKV pool.
+        fingerprint: the one that all MKVs of this run have.
+
+    Attributes:
+        first_slot: the slot to start with; greater than 1 when an earlier run is resumed.
+        slot: the slot that is under way.
+    """
+
+    central = False
+    exchange = True
+
+    def __init__(self, config: RunConfig, pool: MKVPool, fingerprint: str) -> None:
+        self.config, self.pool, self.fingerprint = config, pool, fingerprint
+        self.selection = SelectionConfig(
+            config.selection,
+            config.signature,
+            config.centred,
+            config.similarity_threshold,
+            config.top_k,
+        )
+        self.first_slot = 1
+        self.slot: Slot
+
+    def summary(self) -> None:
+        """Log how MKVs are selected."""
+        logger.info(
+            "strategy %s: %d slots, selection %s on %s%s",
+            self.config.strategy,
+            self.config.num_slots,
+            self.config.selection,
+            "centred " if self.config.centred else "",
+            self.config.signature,
+        )
+
+    def select(self, own: Mapping[str, Sequence[Record]]) -> dict[str, list[Ranked]]:
+        """Which MKVs of the pool every node is served, the most similar first.
+
+        Args:
+            own: node -> MKVs that fulfil its requests of this slot.
+        """
+        kind = self.selection.signature
+        signatures = {
+            name: np.array([mkv.signature(kind) for mkv in mkvs]) for name, mkvs in own.items()
+        }
+        known = {name: self.slot.grid.members[name].known for name in own}
+        return self.pool.select(signatures, self.fingerprint, self.selection, known)
+
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, *_: Any, **__: Any) -> Result:
+        """Run all slots: edit, re-edit, evaluate.
+
+        Args:
+            grid: the members of the run, a `RunGrid`.
+            initial_arrays: not sent; FedEdit's nodes keep their own ledgers.
+
+        Raises:
+            FedEditError: no node answered the edit stage of a slot.
+        """
+        run, none = _run_grid(grid), ConfigRecord()
+        self.summary()
+        for slot in range(self.first_slot, self.config.num_slots + 1):
+            if slot > self.first_slot and run.newcomers(slot):
+                run.send_and_receive(evaluation_messages(run, 0))
+            edits = self.configure_train(slot, initial_arrays, none, run)
+            self.aggregate_train(slot, run.send_and_receive(edits))
+            if self.exchange:
+                reedits = self.configure_reedit(self.slot)
+                self.aggregate_reedit(self.slot, run.send_and_receive(reedits))
+            evaluations = self.configure_evaluate(slot, initial_arrays, none, run)
+            self.aggregate_evaluate(slot, run.send_and_receive(evaluations))
+        return Result()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Edit stage: the slot, and MKVs of others whose lookup keys equal those of its requests.
+
+        Args:
+            server_round: the slot.
+            arrays: not sent.
+            config: not sent.
+            grid: the members of the run, a `RunGrid`.
+        """
+        run = _run_grid(grid)
+        members = [run.members[name] for name in sorted(run.members)]
+        members = members[: 1 if self.central else None]
+        self.slot = Slot(server_round, run)
+        withdrawn: dict[str, list[str]] = {}
+        candidates: dict[str, list[str]] = {}
+        if self.exchange:
+            withdrawn, candidates = self._withdrawn(members), self._candidates(members)
+            self.slot.missing = {member.name: self._missing(member) for member in members}
+        messages = []
+        for member in members:
+            asked = EditAsk(
+                slot=server_round,
+                central=self.central,
+                upload=self.exchange,
+                missing=self.slot.missing.get(member.name, []),
+                withdrawn=withdrawn,
+            )
+            mkvs = self.pool.fetch(candidates.get(member.name, []))
+            messages.append(member.message(EDIT, asked.packed(mkvs)))
+        return messages
+
+    def _withdrawn(self, members: Sequence[Member]) -> dict[str, list[str]]:
+        """Id -> nodes, of all MKVs that their authors have withdrawn, now or in earlier runs."""
+        for member in members:
+            if member.withdrawn:
+                withdraw(self.pool, member.name, member.withdrawn)
+                member.withdrawn = set()
+        found = withdrawn(self.pool)
+        for member in members:
+            gone = {id_ for id_, nodes in found.items() if member.name not in nodes}
+            member.wants -= gone
+            member.holds -= gone
+        return found
+
+    def _missing(self, member: Member) -> list[str]:
+        """Ids of MKVs that a node wants and the pool has not, such as those of another run."""
+        missing = sorted(member.wants - self.pool.facts(member.wants).keys())
+        return missing[: self.config.max_uploads_per_slot]
+
+    def _candidates(self, members: Sequence[Member]) -> dict[str, list[str]]:
+        """Node -> ids of MKVs about the subjects of its requests, which it does not have yet."""
+        if not self.config.reuse_threshold:
+            return {}
+        matches = self.pool.nearest(
+            {member.name: member.lookup for member in members},
+            "key",
+            self.fingerprint,
+            min(self.config.reuse_threshold, self.config.same_key_threshold),
+            _MOST_CANDIDATES,
+            {member.name: member.known for member in members},
+        )
+        return {
+            node: list(dict.fromkeys(match.id for row in rows for match in row))
+            for node, rows in matches.items()
+        }
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Put the nodes' new MKVs into the pool; nothing is averaged.
+
+        Args:
+            server_round: the slot.
+            replies: the nodes' answers.
+        """
+        arrived: dict[str, list[Record]] = {}
+        for message in replies:
+            name = self.slot.grid.name_of(message)
+            try:
+                arrived[name] = self._take(self.slot, name, message.content)
+            except FedEditError as error:
+                self.slot.grid.failed(name, server_round, "edit", str(error))
+        # In one step, so that which MKV stands for a fact does not depend on who answered first.
+        self.pool.append([mkv for name in sorted(arrived) for mkv in arrived[name]])
+        return None, None
+
+    def _take(self, slot: Slot, name: str, content: RecordDict) -> list[Record]:
+        """Check a node's part of a slot, and note it in the slot and of the member.
+
+        Returns:
+            The MKVs that it has uploaded.
+
+        Raises:
+            FedEditError: it may not have sent what it sent; none of it counts.
+        """
+        answer = EditAnswer.read(content)
+        mkvs = unpack_mkvs(content, self.fingerprint, self.config.mkv_precision)
+        again = set(answer.again)
+        _check_again(again, slot.missing.get(name, ()))
+        new = [mkv for mkv in mkvs if mkv.id not in again]
+        _check_amount(len(new), self.config.max_uploads_per_slot)
+        _check_origin(name, slot.number, mkvs, again)
+        self.pool.check(mkvs)
+        member = slot.grid.members[name]
+        reused = self._reused(member, answer.reused)
+        member.wants |= {*answer.reused, *(mkv.id for mkv in mkvs)}
+        member.holds |= {id_ for pair in answer.conflicts for id_ in (pair.held, pair.gave_way)}
+        slot.own[name] = [*new, *self.pool.fetch(reused)]
+        counts = {"reused": len(answer.reused), "uploaded": len(mkvs)}
+        slot.grid.record.count(slot.number, name, **counts)
+        return mkvs
+
+    def _reused(self, member: Member, ids: Sequence[str]) -> list[str]:
+        """Those of the MKVs that a node says it reuses that the pool holds.
+
+        It may have others in its ledger from a run with another pool.
+        """
+        if not self.exchange:
+            return []
+        pooled = self.pool.facts(ids)
+        invented = set(ids) - pooled.keys() - member.known
+        if invented:
+            raise FedEditError(f"reuse of MKV {min(invented)}, which it has never been sent")
+        return [id_ for id_ in ids if id_ in pooled]
+
+    def configure_reedit(self, slot: Slot) -> list[Message]:
+        """Re-edit stage: for every node that has edited, the MKVs of others that `select` ranks.
+
+        Args:
+            slot: with the MKVs of the edit stage; what is offered is noted there.
+        """
+        ranked = self.select(slot.own)
+        ids = {name: [one.id for one in ranked[name]] for name in sorted(slot.own)}
+        votes, quorum = self._votes(slot.grid, ids), self.config.accept_quorum
+        slot.offered = {
+            name: [id_ for id_ in own if votes.get(id_, 1) >= quorum] for name, own in ids.items()
+        }
+        fetched = self.pool.fetch(sorted(set().union(*slot.offered.values())))
+        mkvs, messages = {mkv.id: mkv for mkv in fetched}, []
+        for name, offered in slot.offered.items():
+            slot.grid.record.count(slot.number, name, offered=len(offered))
+            member = slot.grid.members[name]
+            told = sorted(member.known.union(offered) & votes.keys())
+            asked = ReeditAsk(slot=slot.number, votes={id_: votes[id_] for id_ in told})
+            messages.append(member.message(REEDIT, asked.packed([mkvs[id_] for id_ in offered])))
+        return messages
+
+    def _votes(self, grid: RunGrid, ranked: Mapping[str, Sequence[str]]) -> dict[str, int]:
+        """How many nodes want an MKV, for all that more than one does and a member may have.
+
+        A node wants what it has uploaded, or reuses, for requests of its own.
+        """
+        if self.config.conflict_policy != "majority" and self.config.accept_quorum == 1:
+            return {}
+        members = grid.members.values()
+        ids = set().union(*ranked.values(), *(member.known for member in members))
+        facts = self.pool.facts(sorted(ids))
+        wanted = {
+            fact: set(nodes) for fact, nodes in self.pool.authors(set(facts.values())).items()
+        }
+        for member in members:
+            for id_ in member.wants & facts.keys():
+                wanted[facts[id_]].add(member.name)
+        counts = {id_: len(wanted[fact]) for id_, fact in facts.items()}
+        return {id_: count for id_, count in counts.items() if count > 1}
+
+    def aggregate_reedit(self, slot: Slot, replies: Iterable[Message]) -> None:
+        """Note what the nodes accepted, and keep their lookup keys of the next slot.
+
+        Args:
+            slot: with what was offered.
+            replies: the nodes' answers.
+        """
+        for member in slot.grid.members.values():
+            member.lookup = member.lookup[:0]
+        for message in replies:
+            name, answer = slot.grid.name_of(message), ReeditAnswer.read(message.content)
+            member = slot.grid.members[name]
+            try:
+                member.lookup = unpack_lookup(message.content, member.lookup.shape[1])
+            except FedEditError as error:
+                slot.grid.failed(name, slot.number, "reedit", str(error))
+            member.holds |= set(slot.offered[name])
+            found = (answer.received_from, answer.rejections)
+            slot.grid.record.received(slot.number, name, *found)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask every node for the metrics of its own model.
+
+        Args:
+            server_round: the slot.
+            arrays: not sent.
+            config: not sent.
+            grid: the members of the run, a `RunGrid`.
+        """
+        return evaluation_messages(_run_grid(grid), server_round, self.central)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing to add: the grid has recorded every node's metrics."""
+        return None
+
+
+class Local(FedEdit):
+    """No exchange: every node keeps to its own edits."""
+
+    exchange = False
+
+
+class Central(FedEdit):
+    """The upper bound: one ledger with everybody's requests, kept by one virtual node.
+
+    Possible in a simulation only, where one node can read all data.
+    """
+
+    exchange = False
+    central = True
+
+
+def evaluation_messages(grid: RunGrid, slot: int, central: bool = False) -> list[Message]:
+    """Messages that ask every member for its metrics.
+
+    Args:
+        grid: the members of the run.
+        slot: the slot; 0 asks those for the unedited model that have not said it yet.
+        central: evaluate the central ledger.
+    """
+    content = EvaluateAsk(slot=slot, central=central).packed()
+    names = sorted(grid.members) if slot else grid.record.unmeasured(sorted(grid.members))
+    return [grid.members[name].message(EVALUATE, content) for name in names]
+
+
+def _run_grid(grid: Grid) -> RunGrid:
+    """The grid that FedEdit's strategies need, of which Flower's interface says less."""
+    if not isinstance(grid, RunGrid):
+        raise TypeError(f"FedEdit's strategies run on a RunGrid, not on a {type(grid).__name__}")
+    return grid
+
+
+def _check_amount(count: int, most: int) -> None:
+    """Raises FedEditError for an upload of more MKVs than a node may make in a slot."""
+    if count > most:
+        raise FedEditError(
+            f"uploaded {count} MKVs, the run takes {most} from a node in a slot, so it takes none "
+            "of them; lower requests-per-slot, or raise max-uploads-per-slot"
+        )
+
+
+def _check_again(again: Collection[str], asked: Collection[str]) -> None:
+    """Raises FedEditError for MKVs of earlier slots that a node was not asked for."""
+    unasked = set(again).difference(asked)
+    if unasked:
+        raise FedEditError(f"uploaded MKV {min(unasked)} again, which it was not asked for")
+
+
+def _check_origin(name: str, slot: int, mkvs: Sequence[Record], again: Collection[str]) -> None:
+    """Raises FedEditError for an upload that is not a node's own, or of a slot to come."""
+    for mkv in mkvs:
+        if mkv.node != name or (mkv.slot > slot and mkv.id not in again):
+            raise FedEditError(
+                f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
+            )
