@@ -95,10 +95,13 @@ _ONE_OF_EACH_KIND = ("llama", "gpt2", "gptj", "gemma2")
 
 def every(*families: str) -> list:
     """Parameters of a test: one family of each kind in every tier, the others with `slow`."""
-    return [
-        pytest.param(family, marks=() if family in _ONE_OF_EACH_KIND else pytest.mark.slow)
-        for family in families
-    ]
+    quick = [family for family in families if family in _ONE_OF_EACH_KIND]
+    return [*quick, *later(*(family for family in families if family not in quick))]
+
+
+def later(*values: object) -> list:
+    """Parameters of a test that only `make test-all` tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def make_model(folder: Path, family: str = "llama", seed: int = 0, bos: bool = False) -> Path:

@@ -102,7 +102,7 @@ def test_its_configuration_can_be_run_again_and_resumed(run):
     assert (again.layers, again.clamp, again.requests_per_slot) == ((1, 2), None, None)
 
     more = again.model_copy(update={"resume": True, "num_slots": 3})
-    assert len(resumable_results(more, run)["slots"]) == 2
+    assert len(resumable_results(more, run).slots) == 2
     with pytest.raises(FedEditError, match="cannot be resumed with another seed = 5"):
         resumable_results(more.model_copy(update={"seed": 5}), run)
 

@@ -71,7 +71,9 @@ def test_an_unknown_editor_is_refused_with_those_that_there_are():
 
 
 @pytest.mark.parametrize("editor", EDITORS)
-@pytest.mark.parametrize(("family", "bos"), [("llama", False), ("gpt2", True)])
+@pytest.mark.parametrize(
+    ("family", "bos"), [("llama", False), pytest.param("gpt2", True, marks=pytest.mark.slow)]
+)
 def test_the_order_of_requests_and_the_batch_change_nothing(family, bos, editor):
     model = tiny.editable(family, bos=bos, double=True)
     settings = dataclasses.replace(STRONG, steps=4)

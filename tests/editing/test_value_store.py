@@ -43,8 +43,8 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("editor", ["memit", "pmet", "memit-fe"])
-@pytest.mark.parametrize("batch", [1, 2, 0])
+@pytest.mark.parametrize("editor", ["memit", "pmet", *tiny.later("memit-fe")])
+@pytest.mark.parametrize("batch", [*tiny.later(1, 0), 2])
 def test_what_is_found_is_what_would_be_computed(tmp_path, computed, editor, batch):
     requests, settings = EASY + REQUESTS + ODD, dataclasses.replace(ALONE, batch=batch)
     plain, _ = values(None, requests, editor, settings)

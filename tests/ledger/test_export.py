@@ -21,7 +21,7 @@ from fedit_app.ledger.lora import adapter
 from fedit_app.models.loading import stored_dtype
 
 TEXT = "The head office of Reuters is located in the city of"
-FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox")
+FAMILIES = ("llama", "gpt2", *tiny.later("gptj", "gpt_neox"))
 
 
 def short_run(folder, model):
