@@ -13,7 +13,7 @@ from fedit_app.support.errors import FedEditError
     [
         (VERSION + 1, NUMERICS_VERSION, f"protocol version {VERSION + 1}, numerics version"),
         (VERSION, NUMERICS_VERSION + 1, f"numerics version {NUMERICS_VERSION + 1}; this node"),
-        (3, None, "protocol version 3, numerics version a NoneType"),
+        (3, None, "protocol version 3, numerics version None"),
     ],
 )
 def test_a_server_of_another_version_is_told_both_versions(protocol, numerics, said):
