@@ -13,8 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from fedit_app.deployment.node_folder import NodeFolder, init_node
-from fedit_app.deployment.server_folder import ServerFolder, init_server
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import init_node
+from fedit_app.deployment.server_folder import ServerFolder
+from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.registry import ONLINE, RegisteredNode, register_node, registered_nodes
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import family, free_port, stop_family

@@ -51,7 +51,7 @@ def init(
     ] = None,
 ) -> None:
     """Make a node's folder: key, settings, policy."""
-    from fedit_app.deployment.node_folder import init_node, next_steps
+    from fedit_app.deployment.node_setup import init_node, next_steps
 
     node = init_node(folder, name, superlink, ca_cert, data, model, device, federation_key)
     say(next_steps(node))
@@ -63,7 +63,8 @@ def register(
     new_key: Annotated[bool, typer.Option("--new-key", help="Make a new key pair first.")] = False,
 ) -> None:
     """Show what the server's operator needs."""
-    from fedit_app.deployment.node_folder import NodeFolder, handover, renew_key
+    from fedit_app.deployment.node_folder import NodeFolder
+    from fedit_app.deployment.node_setup import handover, renew_key
 
     node = NodeFolder.open(folder)
     if new_key:
@@ -88,7 +89,8 @@ def trust(
     public_key: Annotated[Path, typer.Argument(metavar="FILE.pub", help="Its public key.")],
 ) -> None:
     """Accept the signatures of another node."""
-    from fedit_app.deployment.node_folder import PEERS, NodeFolder, trust_peer
+    from fedit_app.deployment.node_folder import PEERS, NodeFolder
+    from fedit_app.deployment.node_setup import trust_peer
 
     node = NodeFolder.open(folder)
     fingerprint = trust_peer(node, name, public_key)
@@ -131,7 +133,8 @@ def take_key(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="As another organisation has it.")],
 ) -> None:
     """Give a node the key of a file."""
-    from fedit_app.deployment.node_folder import NodeFolder, take_federation_key
+    from fedit_app.deployment.node_folder import NodeFolder
+    from fedit_app.deployment.node_setup import take_federation_key
 
     node = NodeFolder.open(folder)
     key = take_federation_key(node, file)

@@ -46,7 +46,7 @@ def init(
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="And its key.")] = None,
 ) -> None:
     """Make a server's folder: keys, settings."""
-    from fedit_app.deployment.server_folder import init_server, next_steps
+    from fedit_app.deployment.server_setup import init_server, next_steps
 
     say(next_steps(init_server(folder, host or [], port, ca_cert, ca_key, cert, key)))
 
@@ -107,7 +107,8 @@ def start(folder: Folder) -> int:
 def renew(folder: Folder) -> None:
     """Make a new server certificate."""
     from fedit_app.deployment.certificates import expires
-    from fedit_app.deployment.server_folder import ServerFolder, renew_certificate
+    from fedit_app.deployment.server_folder import ServerFolder
+    from fedit_app.deployment.server_setup import renew_certificate
 
     server = ServerFolder.open(folder)
     renew_certificate(server)

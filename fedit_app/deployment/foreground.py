@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def alone(home: Path) -> Iterator[None]:
-    """Make sure that a server or node runs once, and begins with nothing left of an earlier start.
+    """Hold the lock of a server or node, and end what an earlier start has left running.
 
     Args:
         home: working directory of its Flower process; made if it does not exist.
@@ -39,7 +39,7 @@ def alone(home: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FedEditError(f"{home.parent}: is running already; end that one first") from None
+        raise FedEditError(f"{home.parent}: is already running; stop it first") from None
     try:
         left = stop_family(home)
         if left:
@@ -68,7 +68,7 @@ def _lock(home: Path) -> FileLock:
 
 @contextmanager
 def foreground(command: Sequence[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process and hand its output on; afterwards all of its family is gone.
+    """Run a process and pass on its output; afterwards end it and all that it has started.
 
     Args:
         command: the program and its arguments.
@@ -81,7 +81,7 @@ def foreground(command: Sequence[str], home: Path) -> Iterator[subprocess.Popen[
     try:
         yield process
     finally:
-        # Asked twice to end, it still ends everything.
+        # A second signal does not interrupt the clean-up.
         before = [signal.signal(number, signal.SIG_IGN) for number in _SIGNALS]
         stop_family(home, process.pid)
         process.wait(STOP_SECONDS)

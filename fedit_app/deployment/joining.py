@@ -8,7 +8,8 @@ import time
 import tomli_w
 
 from fedit_app.deployment.foreground import alone, foreground
-from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import handover
 from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.flower_compat.fleet import is_registered
@@ -22,15 +23,15 @@ from fedit_app.support.processes import free_port, tool
 logger = logging.getLogger(__name__)
 
 _SOUND_SECONDS = 20.0
-"""A SuperNode that has run for so long was not stopped by its own settings."""
+"""A SuperNode that ran for longer was not stopped by wrong settings."""
 _RETRY_SECONDS = 5
 
 
 def join_federation(node: NodeFolder) -> int:
     """Run a node's SuperNode until it is ended from outside.
 
-    A server that does not answer yet is waited for. A SuperNode ends over an error of its server;
-    one that was sound until then is started again.
+    Waits for a server that does not answer yet. An error of its server ends a SuperNode; one that
+    ran well until then is restarted.
 
     Args:
         node: the node's folder.
@@ -52,7 +53,7 @@ def join_federation(node: NodeFolder) -> int:
         requests = read_requests(node.data_path)
         wait_for_server(node)
         while (lived := _run(node, len(requests))) >= _SOUND_SECONDS:
-            logger.warning("node %s: it had run for %.0f s and is started again", name, lived)
+            logger.warning("node %s: restarting it after %.0f s", name, lived)
             time.sleep(_RETRY_SECONDS)
             wait_for_server(node)
         _check_server(node)

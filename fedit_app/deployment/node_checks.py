@@ -16,7 +16,8 @@ from safetensors import safe_open
 from fedit_app.deployment.certificates import expires
 from fedit_app.deployment.findings import FAIL, GIGABYTE, OK, WARN, Finding, attempt
 from fedit_app.deployment.foreground import is_running
-from fedit_app.deployment.node_folder import NodeFolder, handover
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import handover
 from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.deployment.serving import SOON
 from fedit_app.facts.jsonl import read_requests

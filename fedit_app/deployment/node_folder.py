@@ -6,31 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedit_app.config.documentation import commented_keys
 from fedit_app.config.node_config import NODE_KEYS
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.config.settings import NAME_RULE, Settings, is_name, key
-from fedit_app.deployment.services import write_services
 from fedit_app.flower_compat.connection import SuperLink
-from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import read_toml, replace_file, write_private
+from fedit_app.support.files import read_toml
 
 NODE_FILE = "node.toml"
 PEERS = "peers"
-_HEAD = """\
-# A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
-# A change counts from the next start of the node on; one of the policy at once.
-
-"""
-_POLICY_HEAD = """
-# What this organisation gives and takes. It is enforced here, on the node.
-[policy]
-"""
 
 
 class NodeSettings(Settings):
@@ -145,7 +132,7 @@ class NodeFolder:
         ]
         if missing:
             raise FedEditError(f"{file}: {' and '.join(missing)} must be given")
-        _check_name(settings.name, str(file))
+        check_name(settings.name, str(file))
         split(settings.superlink, f"{file}: superlink")
         absolute = file.parent.absolute()
         return NodeFolder(
@@ -238,174 +225,7 @@ class NodeFolder:
         return {name: value for name, value in told.items() if value is not None}
 
 
-def init_node(
-    folder: Path,
-    name: str,
-    superlink: str = "",
-    ca_cert: Path | None = None,
-    data: Path | None = None,
-    model: str | None = None,
-    device: str = "auto",
-    federation_key: Path | None = None,
-) -> NodeFolder:
-    """Make a node's folder: key pair, federation key, node.toml, start script, systemd unit.
-
-    Keys that the folder holds already are kept.
-
-    Args:
-        folder: the folder; made if it does not exist.
-        name: the node's name.
-        superlink: HOST:PORT of the server; empty: to be written into node.toml.
-        ca_cert: the authority's certificate, which is copied; None: to be put there.
-        data: the file of edit requests; None: to be written into node.toml.
-        model: see `NodeSettings`.
-        device: see `NodeSettings`.
-        federation_key: the federation's key, which is copied; None: a new one is made.
-
-    Raises:
-        FedEditError: the folder is a node's already, or a value is wrong.
-    """
-    folder = folder.expanduser().absolute()
-    if (folder / NODE_FILE).exists():
-        raise FedEditError(
-            f"{folder}: is a node's folder already; edit its {NODE_FILE}, or name another one"
-        )
-    _check_name(name, "--name")
-    if superlink:
-        split(superlink, "--superlink")
-    shared = FederationKey.new() if federation_key is None else FederationKey.read(federation_key)
-    for option, file in (("--ca-cert", ca_cert), ("--data", data)):
-        if file is not None and not file.expanduser().is_file():
-            raise FedEditError(f"{option} {file}: no such file")
-    if model and Path(model).expanduser().is_dir():
-        model = str(Path(model).expanduser().absolute())
-    settings = NodeSettings(
-        name=name,
-        superlink=superlink,
-        node_key=f"{name}.key",
-        data_path=str(data.expanduser().absolute()) if data else "",
-        model=model,
-        device=device,
-    )
-    node = NodeFolder(folder, settings, Policy())
-    for part in (folder, node.state_dir):
-        part.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    if ca_cert is not None:
-        _write(folder / "ca.crt", ca_cert.expanduser().read_bytes())
-    if not node.node_key.exists():
-        _make_key(node)
-    if node.federation_key is not None and not node.federation_key.exists():
-        shared.write(node.federation_key)
-    write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
-    text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
-    _write(folder / NODE_FILE, text.encode())
-    return node
-
-
-def renew_key(node: NodeFolder) -> None:
-    """Give a node a new key pair; the old private key is kept as NAME.key.old."""
-    if node.node_key.exists():
-        node.node_key.replace(node.node_key.with_suffix(".key.old"))
-    _make_key(node)
-
-
-def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
-    """Add a public key to those that another node may sign with.
-
-    Args:
-        node: the node that is to trust.
-        name: the other node's name.
-        file: its public key.
-
-    Returns:
-        The fingerprint of the key.
-
-    Raises:
-        FedEditError: the name cannot be one, or the file holds no public key.
-    """
-    _check_name(name, "NAME")
-    public = read_public_key(file.expanduser())
-    listed = node.peers / f"{name}.pub"
-    before = listed.read_text(encoding="ascii") if listed.exists() else ""
-    if public not in before.splitlines():
-        _write(listed, f"{before}{public}\n".encode())
-    return key_fingerprint(public)
-
-
-def take_federation_key(node: NodeFolder, file: Path) -> FederationKey:
-    """Give a node the federation key of a file; the old one is kept as federation.key.old.
-
-    Raises:
-        FedEditError: the file holds no key, or node.toml says that the node has none.
-    """
-    own, taken = _federation_key_file(node), FederationKey.read(file.expanduser())
-    if own.exists():
-        if FederationKey.read(own) == taken:
-            return taken
-        own.replace(own.with_suffix(".key.old"))
-    taken.write(own)
-    return taken
-
-
-def _federation_key_file(node: NodeFolder) -> Path:
-    if node.federation_key is None:
-        raise FedEditError(
-            f"{node.folder / NODE_FILE}: federation-key is empty; name a file there first"
-        )
-    return node.federation_key
-
-
-def _make_key(node: NodeFolder) -> None:
-    pair = make_node_key()
-    _write(node.public_key, pair.public)
-    write_private(node.node_key, pair.private)
-
-
-def _check_name(name: str, place: str) -> None:
+def check_name(name: str, place: str) -> None:
+    """Raises FedEditError for what cannot name a node."""
     if not is_name(name):
         raise FedEditError(f"{place}: name {name!r} must be {NAME_RULE}")
-
-
-def _write(file: Path, content: bytes) -> None:
-    with replace_file(file) as temporary:
-        temporary.write_bytes(content)
-
-
-def next_steps(node: NodeFolder) -> str:
-    """What to do with a new node's folder, for its operator."""
-    where, missing = node.folder, _to_be_given(node)
-    file = _federation_key_file(node)
-    key = FederationKey.read(file)
-    first = f"Write into {NODE_FILE}: {', '.join(missing)}" if missing else f"Read {NODE_FILE}"
-    return f"""\
-node folder {where}
-
-1. {first}
-2. {handover(node)}
-3. All nodes need the same federation key; {file.name} has the id {key.id}.
-   The first organisation gives its file to the others, but not to the server's operator; there:
-     fedit node key take DIR FILE
-4. Check:  fedit doctor {where}
-5. Start:  fedit node start {where}
-   or with systemd: {where / f"fedit-node-{node.settings.name}.service"}
-"""
-
-
-def _to_be_given(node: NodeFolder) -> list[str]:
-    """What a new node's operator has to write into node.toml, or to put beside it."""
-    needed = {"superlink": node.settings.superlink, "data-path": node.settings.data_path}
-    found = [name for name, value in needed.items() if not value]
-    if node.ca_cert is not None and not node.ca_cert.is_file():
-        found.append(f"the server's CA certificate as {node.ca_cert}")
-    return found
-
-
-def handover(node: NodeFolder) -> str:
-    """How the node's public key comes to the server, for its operator."""
-    public = read_public_key(node.public_key)
-    return f"""\
-Send {node.public_key} to the server's operator, and compare its fingerprint
-   by another way, such as the telephone: {key_fingerprint(public)}
-   There, while the server runs:
-     fedit server register DIR --node-key {node.public_key.name} --name {node.settings.name}"""

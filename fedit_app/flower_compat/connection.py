@@ -110,10 +110,10 @@ class Connection:
         return str(answer["run-id"])
 
     def follow(self, run_id: str, on_line: Callable[[str], None]) -> str:
-        """Hand on a run's log until the run has finished.
+        """Pass on a run's log until the run has finished.
 
-        A log that breaks off while the run goes on, because the network or the SuperLink was away,
-        is taken up again.
+        If the log breaks off during the run, because the network or the SuperLink was down, it is
+        resumed.
 
         Args:
             run_id: the run.
@@ -132,7 +132,7 @@ class Connection:
         return status
 
     def _stream(self, run_id: str, skip: int, on_line: Callable[[str], None]) -> int:
-        """Hand on the lines of a log behind the first `skip`; returns how many there are now."""
+        """Pass on the lines of a log after the first `skip`; returns how many there are now."""
         count = 0
         with subprocess.Popen(
             [tool("flwr"), "log", run_id, self.name, "--stream"],
@@ -169,14 +169,14 @@ class Connection:
         return str(runs[0]["status"])
 
     def stop(self, run_id: str) -> None:
-        """End a run that goes on; nothing happens if it has ended."""
+        """Stop a run; nothing happens if it has ended."""
         self.call("stop", run_id, self.name)
 
     def call(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr` and read what it answers.
 
         Args:
-            arguments: the command line behind `flwr`; `--format json` is added.
+            arguments: the command line after `flwr`; `--format json` is added.
 
         Returns:
             The answer; `said` holds all output as one line, for errors.

@@ -1,8 +1,8 @@
-"""Running the app in Flower's simulation engine, from an empty room and leaving none behind.
+"""Running the app on Flower: in its simulation engine, or on the nodes of a SuperLink.
 
 `flwr run` alone starts a SuperLink that outlives it, keeps the environment of its first call,
-installs the app's dependencies anew for every run, and exits 0 when a run fails. Here each run has
-a SuperLink of its own, on a free loopback port, in a temporary folder, and its end is waited for.
+installs the app's dependencies for every run, and exits 0 when a run fails. Here each simulated run
+has its own SuperLink on a free loopback port and in a temporary folder, which end with the run.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def deploy(
 ) -> str:
     """Run an app on the nodes of a SuperLink and wait for its end.
 
-    Interrupted, it ends the run. (If the process is killed instead, the run goes on.)
+    An interrupt stops the run. (If the process is killed, the run continues.)
 
     Args:
         app: the app's folder.
@@ -128,7 +128,7 @@ def deploy(
 
 @contextmanager
 def simulation_superlink(home: Path) -> Iterator[SuperLink]:
-    """A SuperLink for one simulated run; it and all that it started are gone afterwards.
+    """A SuperLink for one simulated run; afterwards it and all that it started are ended.
 
     Args:
         home: its folder.

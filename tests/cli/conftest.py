@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from fedit_app.cli.main import main
-from fedit_app.deployment.node_folder import NodeFolder, init_node
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import init_node
 from fedit_app.ledger.ledger import Ledger, read_index
 from fedit_app.pool import MKVPool
 

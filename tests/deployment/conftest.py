@@ -9,8 +9,10 @@ import pytest
 import tiny
 
 from fedit_app.cli.main import main
-from fedit_app.deployment.node_folder import NodeFolder, init_node
-from fedit_app.deployment.server_folder import ServerFolder, init_server
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import init_node
+from fedit_app.deployment.server_folder import ServerFolder
+from fedit_app.deployment.server_setup import init_server
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from fedit_app.deployment import certificates
 from fedit_app.deployment.findings import GIGABYTE
 from fedit_app.deployment.node_folder import NodeFolder
-from fedit_app.deployment.server_folder import renew_certificate
+from fedit_app.deployment.server_setup import renew_certificate
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
 from fedit_app.mkv.federation_key import FederationKey

@@ -20,7 +20,7 @@ def test_a_folder_is_run_once(tmp_path):
     assert not is_running(home)
     with alone(home):
         assert is_running(home)
-        with pytest.raises(FedEditError, match="node: is running already"):
+        with pytest.raises(FedEditError, match="node: is already running"):
             with alone(home):
                 raise AssertionError("never entered")
     assert not is_running(home)

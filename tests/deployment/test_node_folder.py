@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from fedit_app.config.policy import Policy
-from fedit_app.deployment.node_folder import NodeFolder, NodeSettings, init_node, renew_key
+from fedit_app.deployment.node_folder import NodeFolder, NodeSettings
+from fedit_app.deployment.node_setup import init_node, renew_key
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, read_public_key
 from fedit_app.node.identity import identity_of, read_peers
@@ -72,7 +73,7 @@ def test_nothing_is_overwritten(fedit, node):
     status, _, err = fedit("node", "init", node.folder, "--name", "b")
 
     assert status == 2
-    assert "is a node's folder already" in err
+    assert "is already a node's folder" in err
     assert {p: p.read_bytes() for p in node.folder.rglob("*") if p.is_file()} == before
 
 

@@ -8,9 +8,11 @@ from email.utils import format_datetime
 
 import pytest
 
-from fedit_app.deployment.node_folder import NodeFolder, init_node
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import init_node
 from fedit_app.deployment.reaching import check_clock, check_gate, clock_offset
-from fedit_app.deployment.server_folder import ServerFolder, init_server
+from fedit_app.deployment.server_folder import ServerFolder
+from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.registry import registered_nodes
 from fedit_app.support.addresses import Unreachable
 from fedit_app.support.errors import FedEditError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedit_app.deployment.certificates import issue_server_certificate, make_authority
-from fedit_app.deployment.server_folder import ServerFolder, ServerSettings, init_server
+from fedit_app.deployment.server_folder import ServerFolder, ServerSettings
+from fedit_app.deployment.server_setup import init_server
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import tool
 
@@ -99,7 +100,7 @@ def test_nothing_is_overwritten(fedit, server):
     status, _, err = fedit("server", "init", server.folder, "--host", "other.example.org")
 
     assert status == 2
-    assert "is a server's folder already" in err
+    assert "is already a server's folder" in err
     assert {p: p.read_bytes() for p in server.folder.rglob("*") if p.is_file()} == before
 
 

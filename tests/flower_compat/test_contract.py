@@ -18,8 +18,8 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from packaging.requirements import Requirement
 
 from fedit_app.deployment import joining, serving
-from fedit_app.deployment.node_folder import init_node
-from fedit_app.deployment.server_folder import init_server
+from fedit_app.deployment.node_setup import init_node
+from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.contract import SUPPORTED, require
 from fedit_app.flower_compat.errors import MEANINGS
 from fedit_app.flower_compat.fleet import MOST_AHEAD, MOST_BEHIND

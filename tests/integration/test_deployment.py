@@ -9,7 +9,7 @@ import tomli_w
 
 from benchmarks.loopback import PATIENCE, Deployment
 from fedit_app.cli.main import main
-from fedit_app.deployment.server_folder import init_server
+from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.registry import register_node, unregister_node
 from fedit_app.ledger.ledger import read_index
 from fedit_app.report import load_results
@@ -196,7 +196,7 @@ def test_what_starts_runs_is_started_again(finished, deployment):
 
 def test_one_folder_runs_once(deployment, capsys):
     assert main(["node", "start", str(deployment.nodes["bank"].folder)]) == 2
-    assert "is running already" in capsys.readouterr().err
+    assert "is already running" in capsys.readouterr().err
 
 
 def test_doctor_on_both_sides(deployment, capsys):
