@@ -65,6 +65,7 @@ def run(tree: Path, code: str, *arguments: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.integration
 def test_an_editor_is_one_file_and_one_line(tree, folder):  # noqa: F811
     example = (EXAMPLES / "own_editor.py").read_text()
     own = example.replace('EDITORS["direct"] =', "DIRECT =")
@@ -83,6 +84,7 @@ def test_an_editor_is_one_file_and_one_line(tree, folder):  # noqa: F811
     assert {file.replace("direct", "NAME") for file in changed(tree)} == named_files("editor")
 
 
+@pytest.mark.integration
 def test_a_strategy_is_one_file(tree, tiny_folder, tmp_path):
     example = (EXAMPLES / "own_strategy.py").read_text()
     (tree / "fedit_app" / "server" / "frugal.py").write_text(example.replace("= 5", "= 2"))
