@@ -14,8 +14,8 @@ _NEIGHBOURS = 20
 def spectral_clusters(vectors: np.ndarray, count: int, seed: int) -> list[int]:
     """Spectral clustering of vectors by their directions, as FLEKE (arXiv 2502.15677) uses it.
 
-    Two vectors are connected if one is among the 20 nearest of the other, so that memory grows
-    with the number of vectors and not with its square.
+    Two vectors are connected if one is among the 20 nearest neighbours of the other. Memory
+    therefore grows with the number of vectors and not with its square.
 
     Args:
         vectors: (n, width).
@@ -26,7 +26,7 @@ def spectral_clusters(vectors: np.ndarray, count: int, seed: int) -> list[int]:
         n labels in 0 .. count - 1.
 
     Raises:
-        FedEditError: the vectors do not fall into so many clusters.
+        FedEditError: the vectors form fewer clusters than `count`.
     """
     from sklearn.cluster import SpectralClustering  # takes a second, and few processes need it
 
@@ -44,13 +44,13 @@ def spectral_clusters(vectors: np.ndarray, count: int, seed: int) -> list[int]:
         random_state=seed,
     )
     with warnings.catch_warnings():
-        # Parts without a connection between them are simply clusters.
+        # Unconnected parts are separate clusters.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
         labels: list[int] = clustering.fit_predict(directions).tolist()
     found = len(set(labels))
     if found < count:
         raise FedEditError(
-            f"partition: the texts fall into {found} clusters, too few for {count} nodes; use "
-            "fewer nodes, or another partition"
+            f"partition: the texts form {found} clusters, too few for {count} nodes; use fewer "
+            "nodes, or another partition"
         )
     return labels

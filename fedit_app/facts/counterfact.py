@@ -1,18 +1,10 @@
-"""CounterFact (Meng et al., arXiv 2202.05262) in the form in which it is published."""
+"""The published format of CounterFact (Meng et al., arXiv 2202.05262)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fedit_app.facts.reading import (
-    Source,
-    is_text,
-    json_records,
-    label,
-    member,
-    parse_records,
-    text_at,
-)
+from fedit_app.facts.reading import Source, member, read_records, text_at, texts_of
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
 
@@ -24,23 +16,20 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
         source: `counterfact.json` or `multi_counterfact.json` (one JSON array), JSON lines with
             one record a line, or a hub data set of such records. `case_id`, `requested_rewrite`
             with `prompt`, `subject`, `target_new.str` and `target_true.str` are required;
-            `relation_id` (there, too), `paraphrase_prompts`, `neighborhood_prompts` and
-            `generation_prompts` (which repeat; each is kept once) may be absent. Other fields are
-            left aside.
+            `relation_id` (in `requested_rewrite`, too), `paraphrase_prompts`,
+            `neighborhood_prompts` and `generation_prompts` (repeated ones are kept once) are
+            optional. Other fields are ignored.
         limit: read the first records only; None for all.
 
     Returns:
         One request a record, in the order of the file; its id is the `case_id`.
 
     Raises:
-        FedEditError: the source cannot be read or holds no record; or naming every faulty record
-            by its number from 1, with what is wrong (the first five). No text of a record is
-            quoted: the message may travel to the server.
+        FedEditError: the source cannot be read or holds no record; or some are invalid: names the
+            first five by number. No text of a record is quoted, because the message may travel to
+            the server.
     """
-    records = json_records(source)[:limit]
-    if not records:
-        raise FedEditError(f"{label(source)}: holds no record of CounterFact")
-    return parse_records(source, enumerate(records, start=1), _request, identity="case_id")
+    return read_records(source, _request, "record of CounterFact", "case_id", limit)
 
 
 def _request(record: Any) -> EditRequest:
@@ -69,7 +58,4 @@ def _relation(record: dict[str, Any]) -> str | None:
 
 
 def _prompts(record: dict[str, Any], name: str) -> tuple[str, ...]:
-    prompts = record.get(name, [])
-    if not isinstance(prompts, list) or not all(map(is_text, prompts)):
-        raise FedEditError(f"{name} must be a list of non-empty strings")
-    return tuple(prompts)
+    return texts_of(name, record.get(name, []))

@@ -1,4 +1,4 @@
-"""Dealing one data set out to nodes, and a node's requests to time slots."""
+"""Partitions of a data set over nodes, and of a node's requests over time slots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def node_names(count: int, stem: str = "node") -> list[str]:
 
 
 def deal_at_random(requests: Sequence[EditRequest], count: int, seed: int) -> Dealt:
-    """Equal parts of the shuffled requests.
+    """Split the shuffled requests into equal parts.
 
     Args:
         requests: all requests.
@@ -42,11 +42,11 @@ def deal_at_random(requests: Sequence[EditRequest], count: int, seed: int) -> De
 
 
 def deal_by_relation(requests: Sequence[EditRequest], count: int) -> Dealt:
-    """A relation a node, the most frequent first, as in FLEKE (arXiv 2502.15677).
+    """Give each node one relation, the most frequent first, as in FLEKE (arXiv 2502.15677).
 
     Args:
         requests: all requests, each with a relation.
-        count: number of nodes; they are named after their relations.
+        count: number of nodes, which are named after their relations.
 
     Raises:
         FedEditError: there are fewer relations than nodes.
@@ -66,7 +66,7 @@ def deal_by_relation(requests: Sequence[EditRequest], count: int) -> Dealt:
 
 
 def deal_by_cluster(requests: Sequence[EditRequest], labels: Sequence[int]) -> Dealt:
-    """A cluster a node, the largest first, as in FLEKE on zsRE.
+    """Give each node one cluster, the largest first, as in FLEKE on zsRE.
 
     Args:
         requests: all requests.
@@ -87,11 +87,11 @@ def deal_by_dirichlet(
     alpha: float,
     seed: int,
 ) -> Dealt:
-    """Equally many requests a node, each node with a mixture of groups of its own.
+    """Give each node the same number of requests, in a mixture of groups of its own.
 
-    As in Hsu et al. (arXiv 1909.06335): a node's mixture is q ~ Dirichlet(alpha p), p the shares of
-    the groups in the data; the nodes draw from it in turns, without replacement. A node whose
-    groups are used up draws from what is left.
+    As in Hsu et al. (arXiv 1909.06335): a node's mixture is q ~ Dirichlet(alpha p), where p are
+    the shares of the groups in the data. The nodes draw in turns, without replacement. A node
+    whose groups are exhausted draws from the remaining groups by their size.
 
     Args:
         requests: all requests.
@@ -122,28 +122,28 @@ def deal_by_dirichlet(
 
 
 def require_enough(requests: Sequence[EditRequest], count: int) -> None:
-    """Check that every node can have a request.
+    """Check that there is a request for every node.
 
     Raises:
         FedEditError: there are fewer requests than nodes.
     """
     if len(requests) < count:
         raise FedEditError(
-            f"{len(requests)} requests cannot be dealt out to {count} nodes; use fewer nodes"
+            f"partition: {len(requests)} requests are too few for {count} nodes; use fewer nodes"
         )
 
 
 def by_slot(requests: Sequence[EditRequest], num_slots: int, per_slot: int | None) -> Slots:
-    """Deal a node's requests out to the time slots.
+    """Distribute a node's requests over the time slots.
 
     Args:
         requests: the node's requests in their order.
         num_slots: number of time slots.
-        per_slot: so many of them per slot in that order; with None each in the slot that it names,
-            and in the first without one.
+        per_slot: number of requests per slot, in that order; None: each request is in the slot
+            that it names, or in the first if it names none.
 
     Returns:
-        One list per slot; what lies behind the last slot is left out.
+        One list per slot; requests of later slots are dropped.
     """
     if per_slot is not None:
         slots = [number // per_slot for number in range(len(requests))]

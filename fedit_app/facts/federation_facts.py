@@ -1,4 +1,4 @@
-"""What counts for whom when a node's model is asked for the facts of others."""
+"""The facts of the whole federation on which a node's model is evaluated."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fedit_app.facts.request import EditRequest
 def facts_for(
     node: str, requests_by_node: Mapping[str, Sequence[EditRequest]]
 ) -> list[EditRequest]:
-    """The federation's facts as they count at one node, each once.
+    """The federation's facts on which one node is evaluated, each once.
 
-    A fact that nodes want with different targets counts at its owners only, there with their own
-    target. Two requests are about the same fact if one has the other's prompt, subject filled in,
-    as its own prompt or among its paraphrases.
+    A fact that nodes edit with different targets counts at its owners only, with their own target.
+    Two requests are about the same fact if the prompt of one, with its subject, is the prompt or a
+    paraphrase of the other.
 
     Args:
         node: the node that is evaluated.
@@ -49,19 +49,19 @@ def facts_received(
     fulfilled: Mapping[str, Mapping[str, str]],
     held: Collection[str],
 ) -> list[EditRequest]:
-    """Those of the federation's facts that reached a node as an MKV of another one.
+    """The federation's facts that reached a node as the MKV of another node.
 
-    Some other node asks for the fact, the MKV that fulfils it there holds at this node, and the
-    fact is none of this node's own.
+    Another node requests the fact, the MKV that fulfils it there is in this node's ledger, and this
+    node does not request the fact itself.
 
     Args:
         node: the node that is evaluated.
         requests_by_node: name -> the requests of every node.
         fulfilled: name -> request id -> id of the MKV that fulfils it in that node's ledger.
-        held: ids of the MKVs that hold in the ledger of `node`.
+        held: ids of the MKVs that apply in the ledger of `node`.
 
     Returns:
-        A part of `facts_for(node, requests_by_node)`, in its order.
+        A subset of `facts_for(node, requests_by_node)`, in its order.
     """
     arrived = {
         _said(request)

@@ -1,4 +1,4 @@
-"""Facts that several nodes want: copies of a node's requests, given to other nodes."""
+"""Facts that several nodes edit: copies of a node's requests, given to other nodes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much the nodes' facts overlap.
+    """The overlap of the nodes' facts.
 
     Attributes:
         share: share of each node's facts that are also given to others, 0 to 1.
-        clients: to how many others each of them is given.
+        clients: number of other nodes that receive each of them.
         form: "verbatim", or "paraphrase": one of the request's paraphrase prompts becomes the
             copy's prompt, and its prompt one of the copy's paraphrases.
         slot: "same" slot as the original, or a "later" one.
-        conflicts: share of the copies that want another target than the original, 0 to 1.
+        conflicts: share of the copies with another target than the original, 0 to 1.
     """
 
     share: float
@@ -43,7 +43,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Copy:
-    """A request that a node has from another one.
+    """A request that a node receives from another node.
 
     Attributes:
         id: the copy's id, ORIGINAL~OWNER.
@@ -52,7 +52,7 @@ class Copy:
         node: the node that has the copy.
         original_slot: time slot of the original, from 1.
         slot: time slot of the copy.
-        conflict: whether the copy wants another target.
+        conflict: whether the copy has another target.
     """
 
     id: str
@@ -69,22 +69,22 @@ def with_overlap(
 ) -> tuple[dict[str, Slots], list[Copy]]:
     """Give a share of every node's facts to other nodes as well.
 
-    Copies come on top of a node's own requests, behind them in their slot; they replace none.
-    Drawn are facts that can be given: with "later" not those of the last slot, with "paraphrase"
-    only those with a paraphrase prompt in which the subject stands once. Nobody is given a text
-    that it has already. A conflicting target is that of another request of the same relation;
-    for requests without a relation, of another one of their owner; never the true target.
+    Copies are appended to a node's own requests of their slot. The draw is from the facts that can
+    be copied: with "later", those before the last slot; with "paraphrase", those with a paraphrase
+    prompt that contains the subject once. A node never receives a text that it already has. A
+    conflicting target is that of another request of the same relation, or, without a relation, of
+    another request of the owner; never the true target.
 
     Args:
         nodes: node -> its requests per slot, the same number of slots for each.
-        overlap: how much is given.
-        seed: seed of all draws; the order of `nodes` makes no difference.
+        overlap: how much is copied.
+        seed: seed of all draws; the order of `nodes` does not matter.
 
     Returns:
-        node -> its own requests and its copies per slot; and where each copy comes from.
+        node -> its own requests and its copies per slot; and the origin of each copy.
 
     Raises:
-        FedEditError: there are too few nodes, nothing can be given, or a copy's id is taken.
+        FedEditError: there are too few nodes, no fact can be copied, or a copy's id is taken.
     """
     if not overlap.share:
         return dict(nodes), []
@@ -104,9 +104,9 @@ def with_overlap(
                 held[taker].add(request.text)
     if not made:
         raise FedEditError(
-            f"overlap = {overlap.share:g}: no node has a fact that can be given to another one; "
-            "a later slot needs num-slots = 2 at least, a paraphrase needs paraphrase prompts with "
-            "the subject in them"
+            f"overlap = {overlap.share:g}: no node has a fact that can be copied to another node; "
+            "overlap-slot = later needs num-slots = 2 or more, overlap-form = paraphrase needs "
+            "paraphrase prompts that contain the subject"
         )
     generator = np.random.default_rng([seed, len(names)])
     made = _with_conflicts(made, nodes, overlap.conflicts, generator)
@@ -114,26 +114,18 @@ def with_overlap(
 
 
 def require_others(overlap: Overlap, count: int) -> None:
-    """Check that every node has enough others to give its facts to.
-
-    Args:
-        overlap: how much is given.
-        count: number of nodes.
-
-    Raises:
-        FedEditError: there are too few nodes.
-    """
+    """Raise FedEditError if there are too few nodes (`count`) for an overlap."""
     if overlap.share and overlap.clients >= count:
         raise FedEditError(
-            f"overlap-clients = {overlap.clients} is too much for {count} nodes; it can be "
-            f"{count - 1} at most"
+            f"overlap-clients = {overlap.clients} is too large for {count} nodes; it must be at "
+            f"most {count - 1}"
         )
 
 
 def _given(
     owner: str, slots: Slots, overlap: Overlap, generator: np.random.Generator
 ) -> list[tuple[int, EditRequest]]:
-    """The facts that a node gives to others, with their slots."""
+    """The facts that a node shares with others, with their slots."""
     own = [(slot, request) for slot, requests in enumerate(slots, 1) for request in requests]
     able = [
         (slot, request)
@@ -144,7 +136,7 @@ def _given(
     wanted = _part(overlap.share, len(own))
     if wanted > len(able):
         logger.warning(
-            "overlap: node %s is to give %d of its %d facts to others, but only %d can be given",
+            "overlap: node %s should share %d of its %d facts, but only %d can be copied",
             owner,
             wanted,
             len(own),
@@ -169,7 +161,7 @@ def _copied(
 
 
 def paraphrase_templates(request: EditRequest) -> dict[str, str]:
-    """The paraphrase prompts that can be edited with -> the same with `{}` for the subject."""
+    """Paraphrase prompts that can be edited -> the same with `{}` for the subject."""
     return {
         prompt: prompt.replace(request.subject, SLOT).rstrip()
         for prompt in request.paraphrase_prompts
@@ -213,8 +205,8 @@ def _added(
     for copy, request in made:
         if copy.id in taken[copy.node]:
             raise FedEditError(
-                f"overlap: node {copy.node} has a request with the id that a copy of one of node "
-                f"{copy.owner} gets; ids must not end in ~NODE"
+                f"overlap: a request of node {copy.node} has the id of a copy from node "
+                f"{copy.owner}; ids must not end in ~NODE"
             )
         taken[copy.node].add(copy.id)
         added[copy.node][copy.slot - 1].append(request)
@@ -222,11 +214,11 @@ def _added(
 
 
 def _draw(items: Sequence[T], count: int, generator: np.random.Generator) -> list[T]:
-    """So many of the items, or all there are, in their order."""
+    """A random choice of `count` items, or all if there are fewer, in their order."""
     chosen = generator.choice(len(items), min(count, len(items)), replace=False)
     return [items[number] for number in sorted(chosen)]
 
 
 def _part(share: float, count: int) -> int:
-    """A share of a count as a whole number, halves upwards."""
+    """A share of a count, rounded to a whole number, halves up."""
     return int(share * count + 0.5)

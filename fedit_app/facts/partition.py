@@ -1,4 +1,4 @@
-"""Which node edits which requests in which slot."""
+"""The edit requests of each node in each slot."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class NodeData:
     """A node's name and where its edit requests come from.
 
     Attributes:
-        name: the node's name, by which everybody knows it.
+        name: the node's name in the federation.
         file: its file of requests.
         dataset: the file's format, a key of `READERS`.
-        slots_given: whether the requests say in which slot they are, whatever the run
-            configuration says.
+        slots_given: whether the slots named by the requests take precedence over the run
+            configuration.
     """
 
     name: str
@@ -43,12 +43,12 @@ class NodeData:
         """The node's requests.
 
         Raises:
-            FedEditError: the file cannot be read, or a record in it is faulty.
+            FedEditError: the file cannot be read, or a record in it is invalid.
         """
         return READERS[self.dataset](self.file)
 
     def slots(self, config: RunConfig) -> Slots:
-        """The node's requests per slot; what lies after the last slot is left out.
+        """The node's requests per slot; requests of later slots are dropped.
 
         Args:
             config: the run configuration.
@@ -69,11 +69,11 @@ def simulated_nodes(
     Args:
         config: the run configuration.
         count: number of virtual nodes.
-        run_folder: where a partition is kept; the first caller writes it.
+        run_folder: folder of the partition, which the first caller writes.
         embed: see `partitioned_nodes`.
 
     Raises:
-        FedEditError: there is no such data, it has too few files, or cannot be dealt out.
+        FedEditError: the data is missing, has too few files, or cannot be partitioned.
     """
     if not is_dealt_out(config):
         return [NodeData(file.stem, file, config.dataset) for file in node_files(config, count)]
@@ -82,15 +82,10 @@ def simulated_nodes(
 
 
 def finished_node(config: RunConfig, run_folder: Path, name: str) -> NodeData | None:
-    """The data of a node of an earlier simulation; None if it is not there (any more).
-
-    Args:
-        config: the run configuration.
-        run_folder: the run folder.
-        name: the node's name.
+    """The data of a node of an earlier simulation, by name; None if it no longer exists.
 
     Raises:
-        FedEditError: the data path does not exist any more.
+        FedEditError: the data path no longer exists.
     """
     if is_dealt_out(config):
         file = request_file(run_folder, name)
@@ -100,7 +95,7 @@ def finished_node(config: RunConfig, run_folder: Path, name: str) -> NodeData | 
 
 
 def default_node_count(config: RunConfig) -> int:
-    """How many nodes a simulation has if the user does not say: one per data file, else four.
+    """The default number of nodes of a simulation: one per data file, otherwise four.
 
     Raises:
         FedEditError: see `node_files`.
@@ -114,10 +109,10 @@ def own_data(
     run_folder: Path,
     embed: Embed = no_embeddings,
 ) -> NodeData:
-    """The data of the node that runs this.
+    """The data of the node of this process.
 
     Args:
-        config: the run configuration; its `dataset` is the format of a real node's file, too.
+        config: the run configuration; its `dataset` is also the format of a real node's file.
         node_config: Flower's node configuration: partition-id and num-partitions in a simulation,
             name and data-path on a real node.
         run_folder: the run folder.

@@ -1,7 +1,7 @@
-"""A simulation's partition: computed once, kept in the run folder, read by every virtual node.
+"""A simulation's partition: computed once, stored in the run folder, read by every virtual node.
 
-`RUN/requests/NAME.jsonl` are the nodes' requests with their slots, `RUN/partition.json` says how
-they came about and holds no text. The folder of requests can serve another run as its data.
+`RUN/requests/NAME.jsonl` are the nodes' requests with their slots; `RUN/partition.json` records
+how they were made and holds no text. The folder of requests can be the data of another run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 Embed = Callable[[RunConfig, Sequence[str]], np.ndarray]
 """(run configuration, n texts) -> their embeddings (n, width); see `models.embedding.embed`."""
 
-# What the outcome depends on. Where the data lies is not part of it: a run may be moved.
+# What the partition depends on. The path of the data is not part of it: a run may be moved.
 _KEYS = (
     "model",
     "dataset",
@@ -60,22 +60,20 @@ _KEYS = (
 
 
 def is_dealt_out(config: RunConfig) -> bool:
-    """Whether a simulation's nodes get what a partition gives them, and not a file each."""
+    """Whether the nodes of a simulation receive a partition instead of a file each."""
     return config.partition != "file" or config.overlap > 0
 
 
 def request_file(run_folder: Path, node: str) -> Path:
-    """Where a partition's requests of a node lie."""
+    """The file of a node's requests in a partition."""
     return run_folder / "requests" / f"{node}.jsonl"
 
 
 def no_embeddings(config: RunConfig, texts: Sequence[str]) -> np.ndarray:
-    """An `Embed` for callers that have no model.
-
-    Raises:
-        FedEditError: always.
-    """
-    raise FedEditError(f"partition: {config.partition} needs embeddings, and no model is at hand")
+    """An `Embed` for callers without a model; always raises FedEditError."""
+    raise FedEditError(
+        f"partition = {config.partition} needs embeddings, and no model is available"
+    )
 
 
 def partitioned_nodes(
@@ -83,16 +81,17 @@ def partitioned_nodes(
 ) -> list[str]:
     """Names of the nodes of a partition, in the order of their partition ids.
 
-    The first caller computes the partition and writes it; others wait, and read it.
+    The first caller computes and writes the partition; the others wait and read it.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
         run_folder: the run folder.
-        embed: called if texts have to be compared to deal them out.
+        embed: called if the partition depends on similarities of texts.
 
     Raises:
-        FedEditError: the data cannot be read or dealt out, or the folder holds another partition.
+        FedEditError: the data cannot be read or partitioned, or the folder holds another
+            partition.
     """
     index = run_folder / "partition.json"
     if not index.exists():
@@ -105,17 +104,17 @@ def partitioned_nodes(
     other = [key for key, value in made_with.items() if kept["made_with"].get(key) != value]
     if other:
         raise FedEditError(
-            f"output-dir: {run_folder} has a partition with another {', '.join(other)}; "
-            "name another folder"
+            f"output-dir: {run_folder} has a partition with another {', '.join(other)}; choose "
+            "another folder"
         )
     return [node["name"] for node in kept["nodes"]]
 
 
 def take_over_partition(config: RunConfig, count: int, source: Path, run_folder: Path) -> bool:
-    """Copy the partition of another run, if it is the one that this run would work out.
+    """Copy the partition of another run, if it is the one that this run would compute.
 
     Args:
-        config: the run configuration; the other run's has the same data-path.
+        config: the run configuration; the other run has the same data-path.
         count: number of virtual nodes.
         source: run folder of the other run.
         run_folder: where the copy goes.
@@ -135,14 +134,14 @@ def take_over_partition(config: RunConfig, count: int, source: Path, run_folder:
 
 
 def check_partition(config: RunConfig, count: int) -> bool:
-    """Check a partition, as far as that is possible without a model.
+    """Check a partition as far as possible without a model.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
 
     Returns:
-        Whether dealing it out needs embeddings of the texts.
+        Whether the partition needs embeddings of the texts.
 
     Raises:
         FedEditError: see `partitioned_nodes`.
@@ -159,12 +158,12 @@ def check_partition(config: RunConfig, count: int) -> bool:
 
 @dataclass(frozen=True)
 class Partition:
-    """Who edits what and when.
+    """Which node edits which requests in which slot.
 
     Attributes:
         nodes: node -> its requests per slot, copies included, in the order of partition ids.
-        available: node -> how many requests of its own it could edit with more slots.
-        copies: which requests a node has from another one.
+        available: node -> number of its own requests, edited or not.
+        copies: the requests that a node has from another node.
     """
 
     nodes: dict[str, Slots]
@@ -172,7 +171,7 @@ class Partition:
     copies: list[Copy]
 
     def as_dict(self) -> dict[str, Any]:
-        """The partition in figures, as `partition.json` holds it: ids, but no texts."""
+        """The counts and ids that `partition.json` holds, without any text."""
         copies = Counter(copy.node for copy in self.copies)
         taken = {name: sum(map(len, slots)) - copies[name] for name, slots in self.nodes.items()}
         return {
@@ -190,15 +189,15 @@ class Partition:
 
 
 def make_partition(config: RunConfig, count: int, embed: Embed = no_embeddings) -> Partition:
-    """Deal a data set out to nodes and slots, and give copies to other nodes.
+    """Distribute a data set over nodes and slots, and give copies to other nodes.
 
     Args:
         config: the run configuration.
         count: number of virtual nodes.
-        embed: called if texts have to be compared to deal them out.
+        embed: called if the partition depends on similarities of texts.
 
     Raises:
-        FedEditError: the data cannot be read or dealt out.
+        FedEditError: the data cannot be read or partitioned.
     """
     dealt = _dealt(config, count, embed)
     slots = {name: in_slots(part, config) for name, part in dealt.items()}

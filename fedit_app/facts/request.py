@@ -1,4 +1,4 @@
-"""One fact to be corrected."""
+"""A request to edit one fact."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ class EditRequest:
     """Make the model continue a prompt about a subject with a new target.
 
     Attributes:
-        id: name of the request, unique at its node; never leaves it.
-        subject: what the fact is about; no space at its ends.
-        prompt: template with exactly one `{}` where the subject goes.
-        target_new: what the model is to say; no space at its ends.
-        target_true: what is said today, for evaluation; no space at its ends.
-        paraphrase_prompts: complete prompts that ask the same in other words.
-        neighborhood_prompts: complete prompts about other subjects, to be left as they are:
-            `target_true` is right there, unless they have targets of their own.
-        neighborhood_targets: what the neighborhood prompts should answer, one each, no space at
-            their ends; none: `target_true`.
-        generation_prompts: complete prompts after which the model writes freely, to see whether it
-            still writes fluently.
-        slot: time slot (from 1) in which it is edited; None: by order.
-        relation: name of what the prompt says about its subject, such as Wikidata's "P103", of
-            letters, digits, "-", "_" and "."; None: not known.
+        id: name of the request, unique at its node; it never leaves the node.
+        subject: what the fact is about; without surrounding spaces.
+        prompt: template with exactly one `{}`, the place of the subject.
+        target_new: the new continuation; without surrounding spaces.
+        target_true: the present continuation, for evaluation; without surrounding spaces.
+        paraphrase_prompts: complete prompts that ask for the same fact in other words.
+        neighborhood_prompts: complete prompts about other subjects, which the edit must not change:
+            their correct continuation is `target_true`, or their own target.
+        neighborhood_targets: the correct continuation of each neighborhood prompt, without
+            surrounding spaces; empty: `target_true`.
+        generation_prompts: complete prompts for free generation, which measures fluency.
+        slot: time slot (from 1) of the edit; None: by order.
+        relation: name of the relation that the prompt states, such as Wikidata's "P103"; letters,
+            digits, "-", "_" and "."; None: unknown.
 
     Raises:
-        FedEditError: a field that cannot be edited with. Its text is not quoted: the message may
-            travel to the server.
+        FedEditError: a field is invalid. Its text is not quoted, because the message may travel to
+            the server.
     """
 
     id: str
@@ -52,29 +51,29 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         if not self.id.strip():
-            raise FedEditError("id is empty; give every request a name of its own")
+            raise FedEditError("id is empty; give every request a unique name")
         if not self.subject.strip():
-            raise FedEditError("subject is empty; write what the fact is about")
+            raise FedEditError("subject is empty; name what the fact is about")
         if self.prompt.count(SLOT) != 1:
             raise FedEditError(
-                f"prompt has {self.prompt.count(SLOT)} placeholders; it needs exactly one {{}} "
-                "where the subject goes"
+                f"prompt has {self.prompt.count(SLOT)} placeholders; write exactly one {{}} in "
+                "place of the subject"
             )
         if not self.target_new.strip():
-            raise FedEditError("target_new is empty; write what the model is to say")
+            raise FedEditError("target_new is empty; write the new continuation")
         for name in ("subject", "target_new", "target_true"):
             text = getattr(self, name)
             if text is not None and text != text.strip():
-                raise FedEditError(f"{name} begins or ends with a space; write it without")
+                raise FedEditError(f"{name} begins or ends with a space; remove the space")
         prompts, targets = len(self.neighborhood_prompts), len(self.neighborhood_targets)
         if targets not in (0, prompts):
             raise FedEditError(
                 f"neighborhood_targets has {targets} entries for {prompts} neighborhood_prompts; "
-                "write one each, or none"
+                "write one for each prompt, or none"
             )
         if any(text != text.strip() for text in self.neighborhood_targets):
             raise FedEditError(
-                "an entry of neighborhood_targets begins or ends with a space; write it without"
+                "an entry of neighborhood_targets begins or ends with a space; remove the space"
             )
         if self.slot is not None and self.slot < 1:
             raise FedEditError(f"slot {self.slot} must be at least 1")
@@ -85,5 +84,5 @@ class EditRequest:
 
     @property
     def text(self) -> str:
-        """The prompt with the subject in its place."""
+        """The prompt with the subject in place of `{}`."""
         return self.prompt.replace(SLOT, self.subject)

@@ -1,4 +1,4 @@
-"""Where a run's requests come from: the demo, files in a known format, a hub data set."""
+"""The sources of a run's requests: the demo, files in a known format, a hub data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[Source], list[EditRequest]]] = {
     "counterfact": read_counterfact,
     "zsre": read_zsre,
 }
-"""How to read the files of a `dataset`."""
+"""`dataset` -> the reader of its files."""
 
 _FORMATS = tuple(name for name in READERS if name != "demo")
 
@@ -36,8 +36,8 @@ def load_requests(source: Source, dataset: str = "jsonl") -> list[EditRequest]:
 
     Args:
         source: a file, or a data set of the Hugging Face hub: "hub:DATASET[:CONFIG[:SPLIT]]".
-        dataset: jsonl, one JSON object a line, or a table if the file ends in .csv, with the
-            fields of `EditRequest`; counterfact or zsre, as published.
+        dataset: "jsonl" (the fields of `EditRequest` in one JSON object a line, or in a table if
+            the file ends in .csv), or "counterfact" or "zsre" in their published format.
 
     Returns:
         The requests in the order of the file.
@@ -50,19 +50,19 @@ def load_requests(source: Source, dataset: str = "jsonl") -> list[EditRequest]:
         >>> requests = load_requests("counterfact.json", "counterfact")
     """
     if dataset not in _FORMATS:
-        raise FedEditError(f"dataset {dataset!r}: unknown; choose one of {', '.join(_FORMATS)}")
+        raise FedEditError(f"dataset {dataset!r} is unknown; choose one of {', '.join(_FORMATS)}")
     return READERS[dataset](source)
 
 
 def node_files(config: RunConfig, count: int | None = None) -> list[Path]:
-    """The data files of `partition = file`, a node each, in the order of their names.
+    """The data files of `partition = file`, one per node, in the order of their names.
 
     Args:
         config: the run configuration.
-        count: so many of them; None for all.
+        count: number of nodes; None for all files.
 
     Raises:
-        FedEditError: the data path does not exist, has too few files, or two of one node's name.
+        FedEditError: the data path does not exist, has too few files, or two files name one node.
     """
     path = _DEMO if config.dataset == "demo" else _existing(config)
     suffixes = _PUBLISHED_SUFFIXES if config.dataset in _PUBLISHED else SUFFIXES
@@ -72,7 +72,7 @@ def node_files(config: RunConfig, count: int | None = None) -> list[Path]:
     for one, other in itertools.pairwise(files):
         if one.stem == other.stem:
             raise FedEditError(
-                f"data-path: {one.name} and {other.name} would be two nodes of one name; rename one"
+                f"data-path: {one.name} and {other.name} give two nodes the same name; rename one"
             )
     if len(files) < (1 if count is None else count):
         kinds = " and ".join(f"*{suffix}" for suffix in suffixes)
@@ -84,10 +84,10 @@ def node_files(config: RunConfig, count: int | None = None) -> list[Path]:
 
 
 def read_data(config: RunConfig) -> list[EditRequest]:
-    """All requests of the data set that a partition deals out, or of all nodes' files.
+    """All requests of the data set, or of all nodes' files.
 
     Raises:
-        FedEditError: the data cannot be read, or is a folder although one file is needed.
+        FedEditError: the data cannot be read, or is a folder where one file is needed.
     """
     read = READERS[config.dataset]
     if config.partition == "file":
@@ -103,19 +103,19 @@ def read_data(config: RunConfig) -> list[EditRequest]:
 
 
 def in_slots(requests: Sequence[EditRequest], config: RunConfig) -> Slots:
-    """A data set's requests dealt out to the time slots, as `by_slot` does it.
+    """A node's requests per time slot, as `by_slot` distributes them.
 
     Args:
         requests: a node's requests in their order.
         config: the run configuration.
 
     Raises:
-        FedEditError: the run configuration leaves it to records that name no slot.
+        FedEditError: neither the run configuration nor the records say which slot a request is in.
     """
     if config.dataset in _PUBLISHED and not config.requests_per_slot:
         raise FedEditError(
             f"run config: dataset = {config.dataset} needs requests-per-slot; its records do not "
-            "say in which slot they are edited"
+            "name a slot"
         )
     return by_slot(requests, config.num_slots, config.requests_per_slot)
 

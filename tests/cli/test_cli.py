@@ -217,7 +217,7 @@ def test_data_that_cannot_be_dealt_out(fedit, started, tmp_path):
     asked = {"dataset": "jsonl", "data-path": f"{data}/all.jsonl"}
 
     told = refused(fedit(*options(**asked, partition="random")), started)
-    assert "3 requests cannot be dealt out to 4 nodes" in told
+    assert "3 requests are too few for 4 nodes" in told
     told = refused(fedit(*options(**asked, partition="relation"), "--nodes", "2"), started)
     assert "the data has 0 relations" in told
     assert not (tmp_path / "run").exists()

@@ -51,7 +51,7 @@ def test_names_of_random_nodes_sort_in_their_order():
 
 
 def test_random_with_fewer_requests_than_nodes():
-    with pytest.raises(FedEditError, match="2 requests cannot be dealt out to 3 nodes"):
+    with pytest.raises(FedEditError, match="2 requests are too few for 3 nodes"):
         deal_at_random(numbered(2), 3, seed=0)
 
 
@@ -103,7 +103,7 @@ def test_dirichlet_is_seeded():
 
 
 def test_dirichlet_with_fewer_requests_than_nodes():
-    with pytest.raises(FedEditError, match="2 requests cannot be dealt out to 3 nodes"):
+    with pytest.raises(FedEditError, match="2 requests are too few for 3 nodes"):
         deal_by_dirichlet(numbered(2), ["a", "b"], 3, 1.0, seed=0)
 
 

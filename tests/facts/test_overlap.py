@@ -101,7 +101,7 @@ def test_facts_of_the_last_slot_have_no_later_one(log):
 
     assert {copy.original_slot for copy in copies} == {1, 2}
     assert len(copies) == 4 * 2 * PER_SLOT
-    assert "node a is to give 12 of its 12 facts to others, but only 8 can be given" in log.text
+    assert "node a should share 12 of its 12 facts, but only 8 can be copied" in log.text
 
 
 def test_a_paraphrase_has_one_of_the_prompts_and_keeps_the_others_for_evaluation():
@@ -122,7 +122,7 @@ def test_a_paraphrase_has_one_of_the_prompts_and_keeps_the_others_for_evaluation
 
 def test_without_paraphrases_nothing_can_be_paraphrased():
     bare = federation(paraphrase_prompts=("Where is it?",))
-    with pytest.raises(FedEditError, match="paraphrase prompts with the subject in them"):
+    with pytest.raises(FedEditError, match="paraphrase prompts that contain the subject"):
         with_overlap(bare, Overlap(0.5, form="paraphrase"), seed=0)
 
 
@@ -189,11 +189,11 @@ def test_no_overlap_changes_nothing():
 
 
 def test_too_few_nodes():
-    with pytest.raises(FedEditError, match="overlap-clients = 4 .* 4 nodes; it can be 3 at most"):
+    with pytest.raises(FedEditError, match="overlap-clients = 4 .* 4 nodes; it must be at most 3"):
         with_overlap(NODES, Overlap(0.5, clients=4), seed=0)
 
 
 def test_an_id_that_a_copy_would_take():
     taken = {"a": [[fact("a", 1)]], "b": [[fact("b", 2, id="1~a")]]}
-    with pytest.raises(FedEditError, match="node b has a request with the id"):
+    with pytest.raises(FedEditError, match="a request of node b has the id"):
         with_overlap(taken, Overlap(1.0), seed=0)

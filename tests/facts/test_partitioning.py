@@ -140,7 +140,7 @@ def test_what_was_not_finished_is_done_again(config, tmp_path):
 )
 def test_another_partition_needs_another_folder(config, tmp_path, changes, count, told):
     simulated_nodes(config(), 3, tmp_path)
-    with pytest.raises(FedEditError, match=f"has a partition with another {told}; name another"):
+    with pytest.raises(FedEditError, match=f"has a partition with another {told}; choose another"):
         simulated_nodes(config(**changes), count, tmp_path)
 
 
@@ -218,17 +218,17 @@ def test_nodes_with_too_few_requests_are_warned_of(config, tmp_path, log):
     ("changes", "count", "told"),
     [
         ({}, 4, "3 relations, too few for 4 nodes"),
-        ({"partition": "random"}, 61, "60 requests cannot be dealt out to 61 nodes"),
-        ({"partition": "cluster"}, 61, "60 requests cannot be dealt out to 61 nodes"),
+        ({"partition": "random"}, 61, "60 requests are too few for 61 nodes"),
+        ({"partition": "cluster"}, 61, "60 requests are too few for 61 nodes"),
         (
             {"partition": "cluster", "overlap": 0.5},
             1,
-            "overlap-clients = 1 is too much for 1 nodes",
+            "overlap-clients = 1 is too large for 1 nodes",
         ),
         ({"partition": "cluster", "requests_per_slot": ""}, 3, "needs requests-per-slot"),
         ({"requests_per_slot": ""}, 3, "needs requests-per-slot"),
-        ({"overlap": 0.5, "overlap_clients": 3}, 3, "overlap-clients = 3 is too much for 3 nodes"),
-        ({"overlap": 0.5, "overlap_slot": "later", "num_slots": 1}, 3, "num-slots = 2 at least"),
+        ({"overlap": 0.5, "overlap_clients": 3}, 3, "overlap-clients = 3 is too large for 3 nodes"),
+        ({"overlap": 0.5, "overlap_slot": "later", "num_slots": 1}, 3, "num-slots = 2 or more"),
         ({"data_path": "/no/such.json"}, 3, "/no/such.json does not exist"),
     ],
 )

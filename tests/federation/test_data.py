@@ -157,4 +157,4 @@ def test_data_that_cannot_be_dealt_out_is_every_nodes_reason(settings, zsre):
 
     failures = load_results(Path(config["output-dir"]) / "results.json").failed_nodes
     assert len(failures) == 21
-    assert all("20 requests cannot be dealt out to 21 nodes" in f.reason for f in failures)
+    assert all("20 requests are too few for 21 nodes" in f.reason for f in failures)
