@@ -10,7 +10,6 @@ import pytest
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.mkv import create
-from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
 
 pytestmark = pytest.mark.integration
@@ -76,13 +75,11 @@ def test_other_strategies_send_no_text_either(settings, demo_records, strategy):
     assert leaks([*grid.sent, *grid.received], needles(demo_records)) == set()
 
 
-def test_the_search_finds_what_is_planted(settings, demo_records, monkeypatch, tmp_path):
-    hello = Participant.hello
+def test_the_search_finds_what_is_planted(settings, demo_copy, demo_records, tmp_path):
     told = demo_records[0]["subject"]
-    monkeypatch.setattr(
-        Participant, "hello", lambda self, slot: hello(self, slot) | {"about": told}
-    )
-    _, grid = inprocess.federate(settings(num_slots=1), 2)
+    (demo_copy / "bank.jsonl").rename(demo_copy / f"{told}.jsonl")  # a node's name travels
+    config = settings(dataset="jsonl", data_path=str(demo_copy), num_slots=1)
+    _, grid = inprocess.federate(config, 4)
     assert leaks(grid.received, needles(demo_records)) == {told}
 
     keys = np.ones((2, 4))
