@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedit_app.cli.options import ConfigFile, Overrides, run_config
-from fedit_app.cli.output import say
+from fedit_app.cli.output import Format, FormatOption, write
 
 
 def tune(
@@ -23,9 +23,12 @@ def tune(
         ),
     ] = None,
     requests: Annotated[int, typer.Option(metavar="N", help="How many to edit.")] = 24,
+    form: FormatOption = Format.AUTO,
 ) -> None:
     """Search layers, weights and step size for a model, write a preset."""
     from fedit_app.config.run_config import RunConfig
     from fedit_app.experiments.tune import tune
 
-    say(tune(RunConfig.parse(run_config(config, overrides)), output, data, requests))
+    tuned = tune(RunConfig.parse(run_config(config, overrides)), output, data, requests)
+    outcome = {"best": tuned.best, "start": tuned.start, "preset": str(output)}
+    write({"candidates": tuned.candidates, "outcome": outcome}, form)

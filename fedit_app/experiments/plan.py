@@ -9,25 +9,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from fedit_app.config.overrides import toml_value
 from fedit_app.config.retired import modernised
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.experiments.variants import Variant, parse_variants
-from fedit_app.support.errors import FedEditError
+from fedit_app.support.errors import FedEditError, shown
 from fedit_app.support.files import write_json_atomic
 
 PLAN_FILE = "plan.json"
 _LOCK = ".lock"
 NODES = "nodes"  # the one axis that is not a run-config key
-_VERSION = 1
-# Keys in which the runs differ, or that they may not share.
+# Keys that every run has a value of its own for.
 _PER_RUN = ("strategy", "editor", "seed", "output-dir", "resume", "state-dir", "federation")
 _TAKEN = (*_PER_RUN, "pool-uri", "work-cache")
-# Keys that may differ when a comparison is resumed.
+# Keys that may change when a comparison is resumed.
 _MAY_CHANGE = ("work-cache", "device", "device-map", "slot-timeout")
 
 
@@ -37,7 +44,7 @@ class Axis:
 
     Attributes:
         key: a run-config key, or `nodes`.
-        values: at least one.
+        values: one or more.
     """
 
     key: str
@@ -77,30 +84,49 @@ class PlannedRun:
         return f"{self.strategy}, {self.editor}, seed {self.seed}{value}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A comparison.
+def _from_labels(found: object) -> object:
+    """The variants of a list of labels, as `plan.json` holds them."""
+    if isinstance(found, list) and all(isinstance(label, str) for label in found):
+        return tuple(parse_variants(",".join(found), "plan", ()))
+    return found
+
+
+def _to_labels(variants: Sequence[Variant]) -> list[str]:
+    return [variant.label for variant in variants]
+
+
+Variants = Annotated[
+    tuple[Variant, ...], BeforeValidator(_from_labels), PlainSerializer(_to_labels)
+]
+
+
+class Plan(BaseModel):
+    """A comparison, as `plan.json` in its folder holds it.
 
     Attributes:
-        folder: the comparison's folder.
-        values: run configuration that its runs have in common.
+        folder: the comparison's folder; not in the file.
+        version: of the file.
+        config: run configuration that all runs share.
         nodes: number of virtual nodes; None for one per data file, or if it is the axis.
         strategies, editors: the variants.
         seeds: the seeds.
         axis: what a sweep varies; None for a comparison.
     """
 
-    folder: Path
-    values: dict[str, ConfigValue]
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path = Field(exclude=True)
+    version: Literal[1] = 1
+    config: Annotated[dict[str, ConfigValue], BeforeValidator(modernised)]
     nodes: int | None
-    strategies: tuple[Variant, ...]
-    editors: tuple[Variant, ...]
+    strategies: Variants
+    editors: Variants
     seeds: tuple[int, ...]
     axis: Axis | None = None
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """All runs, seed by seed: an unfinished comparison is balanced.
+        """All runs, seed by seed, so that an unfinished comparison is balanced.
 
         Raises:
             FedEditError: two of them would share a folder.
@@ -130,7 +156,7 @@ class Plan:
                 on_axis = {self.axis.key: value}
         name = "_".join(map(_slug, [*parts, f"seed={seed}"]))
         values = {
-            **self.values,
+            **self.config,
             **editor.changes,
             **strategy.changes,
             **on_axis,
@@ -140,19 +166,6 @@ class Plan:
             "output-dir": str(self.folder / name),
         }
         return PlannedRun(name, strategy.label, editor.label, seed, value, nodes, values)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as `plan.json` holds it."""
-        axis = {"key": self.axis.key, "values": list(self.axis.values)} if self.axis else None
-        return {
-            "version": _VERSION,
-            "config": self.values,
-            "nodes": self.nodes,
-            "strategies": [variant.label for variant in self.strategies],
-            "editors": [variant.label for variant in self.editors],
-            "seeds": list(self.seeds),
-            "axis": axis,
-        }
 
 
 def make_plan(
@@ -164,21 +177,21 @@ def make_plan(
     seeds: str,
     axis: Axis | None = None,
 ) -> Plan:
-    """A plan from what the command line says.
+    """Make a plan from the options of the command line.
 
-    The values v* are optimised one by one unless `edit-batch` says otherwise: then they do not
-    depend on which requests share a batch, and all runs can use them.
+    `edit-batch` is 1 unless it is given: the values v* then do not depend on which requests share
+    a batch, so all runs can use them.
 
     Args:
         folder: the comparison's folder.
-        values: run-config values that the runs have in common.
+        values: run-config values that all runs share.
         nodes: number of virtual nodes.
         strategies, editors: lists of variants, see `parse_variants`.
-        seeds: list of integers.
+        seeds: comma-separated integers.
         axis: what a sweep varies.
 
     Raises:
-        FedEditError: naming the option that is wrong.
+        FedEditError: an option or a run-config value is invalid.
     """
     shared = dict(values)
     for key in ("state-dir", "federation", "pool-uri", "output-dir", "resume"):
@@ -191,16 +204,16 @@ def make_plan(
     taken = [*_TAKEN, axis.key] if axis else _TAKEN
     complete = RunConfig.parse(shared).as_dict()
     plan = Plan(
-        folder,
-        {key: value for key, value in complete.items() if key not in _PER_RUN},
-        nodes,
-        tuple(parse_variants(strategies, "--strategies", taken)),
-        tuple(parse_variants(editors, "--editors", taken)),
-        _seeds(seeds),
-        axis,
+        folder=folder,
+        config={key: value for key, value in complete.items() if key not in _PER_RUN},
+        nodes=nodes,
+        strategies=tuple(parse_variants(strategies, "--strategies", taken)),
+        editors=tuple(parse_variants(editors, "--editors", taken)),
+        seeds=_seeds(seeds),
+        axis=axis,
     )
     if axis and axis.key == NODES and nodes is not None:
-        raise FedEditError("--nodes cannot be given beside --axis nodes=...")
+        raise FedEditError(f"--nodes {nodes} cannot be given together with --axis nodes=...")
     for run in plan.runs:
         try:
             RunConfig.parse(run.values)
@@ -241,7 +254,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def joined(plan: Plan) -> Plan:
-    """A plan together with the one that its folder was begun with.
+    """Join a plan with the one that its folder already holds.
 
     Strategies, editors, seeds and values of the axis may be added to a comparison.
 
@@ -249,7 +262,7 @@ def joined(plan: Plan) -> Plan:
         plan: what is wanted now.
 
     Returns:
-        The plan with all that the folder has and all that is wanted.
+        The plan of all that the folder holds and all that is wanted.
 
     Raises:
         FedEditError: the folder was begun with other settings, or is not a comparison's.
@@ -261,17 +274,17 @@ def joined(plan: Plan) -> Plan:
         raise FedEditError(f"--output-dir: {folder} is a file; name a folder")
     if folder.exists() and any(file.name != _LOCK for file in folder.iterdir()):
         raise FedEditError(
-            f"--output-dir: {folder} is neither empty nor a comparison's folder; name another"
+            f"--output-dir: {folder} is not empty and holds no comparison; name another folder"
         )
     return plan
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from doing runs of the same comparison.
+    """Hold the lock of a comparison, so that no other process does its runs.
 
     Raises:
-        FedEditError: one does, or the folder cannot be written.
+        FedEditError: another process holds it, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -279,7 +292,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise FedEditError(
-            f"--output-dir: another process is working on {folder}; wait for its end, or end it"
+            f"--output-dir: another process is working on {folder}; wait for it, or stop it"
         ) from None
     except OSError as error:
         raise FedEditError(f"--output-dir: {folder} cannot be written ({error.strerror})") from None
@@ -291,65 +304,57 @@ def locked(folder: Path) -> Iterator[None]:
 
 def save_plan(plan: Plan) -> None:
     """Write a plan into its folder, for `load_plan`."""
-    write_json_atomic(plan.folder / PLAN_FILE, plan.as_dict())
+    write_json_atomic(plan.folder / PLAN_FILE, plan.model_dump(mode="json"))
 
 
 def load_plan(folder: Path) -> Plan:
     """The plan of a comparison's folder.
 
     Raises:
-        FedEditError: it has none, or one of another version.
+        FedEditError: the folder holds no plan, or one that this version cannot read.
     """
+    file = folder / PLAN_FILE
     try:
-        stored = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Plan.model_validate({**json.loads(file.read_bytes()), "folder": folder})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
         raise FedEditError(
-            f"{folder / PLAN_FILE}: cannot be read ({error}); name the folder of a comparison"
+            f"{file}: invalid {key}: {shown(first['input'])} found; {first['msg']}"
         ) from None
-    if stored.get("version") != _VERSION:
+    except (OSError, ValueError, TypeError) as error:
         raise FedEditError(
-            f"{folder / PLAN_FILE}: version {stored.get('version')}, this FedEdit reads {_VERSION}"
-        )
-    axis = stored["axis"] and Axis(stored["axis"]["key"], tuple(stored["axis"]["values"]))
-    return Plan(
-        folder,
-        modernised(stored["config"]),
-        stored["nodes"],
-        tuple(parse_variants(",".join(stored["strategies"]), "plan: strategies", ())),
-        tuple(parse_variants(",".join(stored["editors"]), "plan: editors", ())),
-        tuple(stored["seeds"]),
-        axis,
-    )
+            f"{file}: cannot be read ({error}); name the folder of a comparison"
+        ) from None
 
 
 def _joined(begun: Plan, wanted: Plan) -> Plan:
-    before = {**RunConfig().as_dict(), **begun.values}  # the folder may be older than a key
+    before = {**RunConfig().as_dict(), **begun.config}  # the folder may be older than a key
     differences = [
         f"{key} = {value!r} (begun with {before[key]!r})"
-        for key, value in sorted(wanted.values.items())
+        for key, value in sorted(wanted.config.items())
         if key not in _MAY_CHANGE and before[key] != value
     ]
     if begun.nodes != wanted.nodes:
         differences.append(f"--nodes {wanted.nodes} (begun with {begun.nodes})")
-    axes = [plan.axis.key if plan.axis else "none" for plan in (wanted, begun)]
-    if axes[0] != axes[1]:
-        differences.append(f"--axis {axes[0]} (begun with {axes[1]})")
+    old, new = (plan.axis.key if plan.axis else "none" for plan in (begun, wanted))
+    if old != new:
+        differences.append(f"--axis {new} (begun with {old})")
     if differences:
         raise FedEditError(
             f"--output-dir: {begun.folder} was begun with other settings: "
             f"{', '.join(differences)}; name another folder"
         )
-    axis = wanted.axis and Axis(
-        wanted.axis.key, tuple(dict.fromkeys([*begun.axis.values, *wanted.axis.values]))
-    )
-    return Plan(
-        wanted.folder,
-        wanted.values,
-        wanted.nodes,
-        _united(begun.strategies, wanted.strategies),
-        _united(begun.editors, wanted.editors),
-        tuple(dict.fromkeys([*begun.seeds, *wanted.seeds])),
-        axis,
+    axis = wanted.axis
+    if axis and begun.axis:
+        axis = Axis(axis.key, tuple(dict.fromkeys([*begun.axis.values, *axis.values])))
+    return wanted.model_copy(
+        update={
+            "strategies": _united(begun.strategies, wanted.strategies),
+            "editors": _united(begun.editors, wanted.editors),
+            "seeds": tuple(dict.fromkeys([*begun.seeds, *wanted.seeds])),
+            "axis": axis,
+        }
     )
 
 

@@ -93,7 +93,7 @@ def _check_names(config: RunConfig, nodes: int | None) -> None:
 
 def _check_output(config: RunConfig) -> int | None:
     """The number of nodes of the run to be resumed; None for a new run."""
-    folder = Path(config.output_dir)
+    folder = Path(config.output_dir or "")
     if config.resume and (folder / "results.json").exists():
         return resumable_results(config, folder).connected
     if not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -116,7 +116,7 @@ def _check_data(config: RunConfig, nodes: int | None) -> int:
             resolve_embedding_model(config.embedding_model)
         return count
     problems = []
-    for node in simulated_nodes(config, count, Path(config.output_dir)):
+    for node in simulated_nodes(config, count, Path(config.output_dir or "")):
         try:
             node.slots(config)
         except FedEditError as error:

@@ -1,4 +1,4 @@
-"""Runs of a comparison: each in a folder of its own, resumed or restarted where needed."""
+"""The runs of a comparison: each has its own folder and is started, resumed or restarted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ERROR = re.compile(r"\b\w*Error: (?P<text>.+)")
 
 
 class Todo(Enum):
-    """What is left to do for a run."""
+    """What a run still needs."""
 
     DONE = "complete"
     START = "to be started"
@@ -39,11 +39,11 @@ class Todo(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """A run and what is left to do for it.
+    """A run and what it still needs.
 
     Attributes:
         run: the run.
-        todo: what is left.
+        todo: what it still needs.
         nodes: number of virtual nodes.
     """
 
@@ -53,17 +53,17 @@ class Step:
 
 
 Simulate = Callable[[Mapping[str, Any], int, Callable[[str], None]], str]
-"""(run config, nodes, called with every line of the log) -> Flower's status; `launch.simulate`."""
+"""(run config, nodes, a function that gets each log line) -> Flower's status; `launch.simulate`."""
 
 
 def prepare(plan: Plan) -> list[Step]:
-    """Check all runs that are left, before the first one starts.
+    """Check all unfinished runs before the first one starts.
 
     Args:
         plan: the comparison.
 
     Raises:
-        FedEditError: naming the run and what is wrong with it.
+        FedEditError: a run cannot be started or resumed; names the run and the reason.
     """
     return [_checked(run) for run in plan.runs]
 
@@ -74,7 +74,7 @@ def _checked(run: PlannedRun) -> Step:
         config = RunConfig.parse(_values(run, todo))
         if todo is Todo.DONE:
             return Step(run, todo, run.nodes or 0)
-        if todo is Todo.RESTART:  # its folder is emptied only when its turn has come
+        if todo is Todo.RESTART:  # the folder is deleted only when the run starts
             config = RunConfig.parse({**run.values, "output-dir": f"{run.folder}.new"})
         nodes = check_simulation(config, run.nodes)
     except FedEditError as error:
@@ -83,7 +83,7 @@ def _checked(run: PlannedRun) -> Step:
 
 
 def what_is_left(run: PlannedRun) -> Todo:
-    """What is left to do for a run, as its folder tells.
+    """What a run still needs, from the files of its folder.
 
     Raises:
         FedEditError: its results cannot be read.
@@ -104,14 +104,14 @@ def what_is_left(run: PlannedRun) -> Todo:
 
 
 def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
-    """Do what is left, one run after the other; one that fails does not stop the others.
+    """Execute all unfinished runs in order; a failed run does not stop the others.
 
     Args:
         steps: see `prepare`.
-        simulate: what does a run.
+        simulate: executes one run.
 
     Returns:
-        Name of a run that failed -> why.
+        Name of a failed run -> the reason.
     """
     failures: dict[str, str] = {}
     left = [step for step in steps if step.todo is not Todo.DONE]
@@ -131,7 +131,7 @@ def execute(steps: Sequence[Step], simulate: Simulate) -> dict[str, str]:
 
 
 def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
-    """Do one run; why it failed, empty if it did not."""
+    """Execute one run; the reason if it fails, else an empty text."""
     folder = step.run.folder
     log = folder.parent / LOGS / f"{step.run.name}.log"
     if step.todo is Todo.RESTART:
@@ -159,7 +159,7 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
 
 
 def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:
-    """Copy the partition of a run that has computed it; clustering takes a while."""
+    """Copy the partition of a run that has computed it already, since clustering is slow."""
     config = RunConfig.parse(step.run.values)
     for other in all_runs:
         if other.values["data-path"] == step.run.values["data-path"]:

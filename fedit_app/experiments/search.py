@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,16 +24,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried.
+    """The values that a search tries.
 
     Attributes:
         covariance_weights: lambda.
         l2: AlphaEdit: weight of |Delta|^2.
         free_shares: AlphaEdit: share of the directions that belong to the null space; its
             threshold is that quantile of the eigenvalues of the edited layers' covariances.
-        depths: where a window of layers begins, as a share of the model's depth.
+        depths: first layers of a window, as shares of the model's depth.
         learning_rates: step size of v*.
-        around: at the end, multiples of the best lambda or l2.
+        around: multiples of the best lambda or l2, tried in the last stage.
     """
 
     covariance_weights: tuple[float, ...] = (30.0, 100.0, 300.0, 1000.0, 3000.0, 15000.0)
@@ -51,9 +52,9 @@ class _Stage:
     """Candidates that differ from the best one so far in one coordinate.
 
     Attributes:
-        name: for the table.
-        size: how many candidates there are.
-        candidates: the best settings so far -> those to be tried.
+        name: name of the stage in the table.
+        size: the number of candidates.
+        candidates: from the best settings so far to those to try.
     """
 
     name: str
@@ -62,11 +63,11 @@ class _Stage:
 
 
 def windows(n_layers: int, width: int, depths: Sequence[float]) -> list[tuple[int, ...]]:
-    """Runs of layers that begin at shares of a model's depth, each once.
+    """Consecutive layers that start at shares of a model's depth, without duplicates.
 
     Args:
-        n_layers: number of decoder layers; a layer above the last edited one has to be left.
-        width: how many layers are edited, at most n_layers - 1.
+        n_layers: number of decoder layers; the last one is not edited.
+        width: the number of edited layers, at most n_layers - 1.
         depths: shares in 0 .. 1.
     """
     firsts = [min(round(depth * n_layers), n_layers - 1 - width) for depth in depths]
@@ -80,18 +81,18 @@ def search(
     grid: Grid,
     null_space: bool,
 ) -> list[Trial]:
-    """Try candidates, stage by stage, each stage from the best one so far.
+    """Try candidates stage by stage; each stage varies the best candidate so far.
 
     Args:
         examiner: edits and scores.
-        start: first candidate.
-        spans: the choices of layers.
-        grid: the choices of everything else.
-        null_space: whether the editor solves as AlphaEdit does: its weights are l2 and the
-            threshold, not lambda.
+        start: the first candidate.
+        spans: the layers to try.
+        grid: the other values to try.
+        null_space: whether the editor solves as AlphaEdit does, with l2 and the threshold in place
+            of lambda.
 
     Returns:
-        Every candidate in the order in which it was tried, `start` first; none twice.
+        Every candidate once, in the order in which they were tried, `start` first.
 
     Raises:
         FedEditError: the values v* cannot be optimised, see `EditingMethod.values`.
@@ -117,7 +118,7 @@ def search(
 def _candidates(
     stages: Sequence[_Stage], start: EditSettings, trials: Sequence[Trial]
 ) -> Iterator[tuple[str, EditSettings]]:
-    """Stage and settings to be tried next; what was tried before is read from `trials`."""
+    """Stage and settings to try next; reads from `trials`, which grows, what was best so far."""
     yield "start", start
     for stage in stages:
         solved = any(trial.metrics is not None for trial in trials)
@@ -154,7 +155,7 @@ def _axis(name: str, field: str, values: Sequence[float | tuple[int, ...]]) -> _
     return _Stage(
         name,
         len(values),
-        lambda best: [dataclasses.replace(best, **{field: value}) for value in values],
+        lambda best: [_changed(best, field, value) for value in values],
     )
 
 
@@ -163,29 +164,33 @@ def _around(field: str, factors: Sequence[float]) -> _Stage:
         "weight again",
         len(factors),
         lambda best: [
-            dataclasses.replace(best, **{field: _three_digits(factor * getattr(best, field))})
+            _changed(best, field, _three_digits(factor * getattr(best, field)))
             for factor in factors
         ],
     )
 
 
+def _changed(settings: EditSettings, field: str, value: Any) -> EditSettings:
+    return dataclasses.replace(settings, **{field: value})
+
+
 class _Thresholds:
     """AlphaEdit's threshold for a share of free directions, over the edited layers together.
 
-    The size of the eigenvalues differs between models and layers by far more than that share.
+    The eigenvalues differ in size between models and layers, so the share is searched instead.
     """
 
     def __init__(self, examiner: Examiner) -> None:
         self._of_layer = functools.cache(examiner.eigenvalues)
 
     def at(self, layers: Sequence[int], share: float) -> float:
-        """That quantile of the eigenvalues, as far as it is more than rounding."""
+        """That quantile of the eigenvalues, at least the size of a rounding error."""
         values = self._of(layers)
         rounding = float(values.max()) / MAX_CONDITION
         return _three_digits(max(float(values.quantile(share)), rounding))
 
     def moved(self, settings: EditSettings, layers: tuple[int, ...]) -> EditSettings:
-        """The same share of free directions on other layers."""
+        """These settings on other layers, with the same share of free directions."""
         if layers == settings.layers:
             return settings
         free = self._of(settings.layers) < settings.null_space_threshold

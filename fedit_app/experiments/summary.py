@@ -32,7 +32,7 @@ def summarise(plan: Plan, failures: Mapping[str, str]) -> Comparison:
         run.retention = _ratio(run, _counterpart(run, runs, _CENTRAL))
         run.ratio_to_fedavg = _ratio(run, _counterpart(run, runs, _FEDAVG))
     rows = [*_unedited(runs), *map(_row, _groups(runs))]
-    planned = {key: value for key, value in plan.as_dict().items() if key != "version"}
+    planned = plan.model_dump(mode="json", exclude={"version"})
     return Comparison(schema=SCHEMA, **planned, runs=runs, rows=rows)
 
 

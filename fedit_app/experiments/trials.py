@@ -1,4 +1,4 @@
-"""One candidate after another: the same requests edited with it and scored."""
+"""Trials of a search: the same requests are edited with each candidate and scored."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TIE = 0.005
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and what came of it.
+    """A candidate and its scores.
 
     Attributes:
-        stage: the stage of the search that asked for it.
+        stage: the stage of the search.
         settings: the candidate.
-        metrics: see `aggregate`; None if the requests could not be edited with it.
+        metrics: see `aggregate`; None if the joint solve failed.
         mean_steps: forward passes of a v*, mean over requests.
         change: |Delta_l| / |W_l| (Frobenius norms), mean over layers.
         problem: why there are no metrics.
@@ -47,8 +47,7 @@ class Trial:
     def merit(self) -> float:
         """The score; where that is 0, the mean of its parts minus 1.
 
-        A harmonic mean is 0 as soon as one part is: among such candidates, too, the search needs
-        to know where better ones lie.
+        A harmonic mean is 0 as soon as one part is; the search has to rank such candidates as well.
         """
         if self.metrics is None:
             return -math.inf
@@ -64,13 +63,13 @@ def best_of(trials: Sequence[Trial]) -> Trial:
         trials: at least one.
 
     Raises:
-        FedEditError: none of them could be edited with.
+        FedEditError: none of them has metrics.
     """
     highest = max(trial.merit for trial in trials)
     if highest == -math.inf:
-        raise FedEditError(f"tune: no candidate could be edited with; {trials[-1].problem}")
+        raise FedEditError(f"tune: no candidate can be solved; {trials[-1].problem}")
     tied = [trial for trial in trials if trial.merit >= highest - _TIE]
-    return min(tied, key=lambda trial: trial.change)
+    return min(tied, key=lambda trial: trial.change or 0.0)
 
 
 class Examiner:
@@ -80,8 +79,8 @@ class Examiner:
 
     Args:
         bench: model, editor and contexts.
-        requests: what is edited.
-        files: layer -> file of its covariance, for all layers that will be tried.
+        requests: the requests to edit.
+        files: layer -> file of its covariance, for all layers of the search.
     """
 
     def __init__(
@@ -94,20 +93,20 @@ class Examiner:
         self._values: dict[tuple[tuple[int, ...], float], Values] = {}
 
     def examine(self, stage: str, settings: EditSettings) -> Trial:
-        """Edit, score and put the weights back.
+        """Edit, score and restore the weights.
 
         Args:
             stage: the stage of the search.
             settings: the candidate.
 
         Returns:
-            The trial; one without metrics if the joint solve is not possible with these settings.
+            The trial, without metrics if the joint solve fails with these settings.
         """
         model = self._bench.model
         values = self._values_for(settings)
         try:
             deltas = self._deltas(settings, values)
-        except (FedEditError, torch.linalg.LinAlgError) as error:
+        except (FedEditError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             return Trial(stage, settings, problem=str(error))
         change = sum(map(self._relative_change, deltas, deltas.values())) / len(deltas)
         if not math.isfinite(change):
@@ -122,7 +121,9 @@ class Examiner:
 
     def eigenvalues(self, layer: int) -> Tensor:
         """(d_ff,) float64 eigenvalues of C_l, rising, on the CPU."""
-        return torch.linalg.eigvalsh(self.covariance(layer).to(self._bench.model.device)).cpu()
+        covariance = self.covariance(layer).to(self._bench.model.device)
+        values: Tensor = torch.linalg.eigvalsh(covariance)
+        return values.cpu()
 
     def _values_for(self, settings: EditSettings) -> Values:
         key = settings.layers, settings.learning_rate

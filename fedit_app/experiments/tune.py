@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,8 +24,24 @@ from fedit_app.experiments.tune_requests import requests_for
 from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file
+from fedit_app.support.tables import Table
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Outcome of a search.
+
+    Attributes:
+        candidates: a row per candidate, in the order in which they were tried.
+        best: the candidate whose settings the preset has, in one line.
+        start: the candidate that the search started from, in one line.
+    """
+
+    candidates: Table
+    best: str
+    start: str
 
 
 def tune(
@@ -33,26 +50,22 @@ def tune(
     data: Path | None = None,
     count: int = 24,
     grid: Grid = DEFAULT_GRID,
-) -> str:
+) -> Tuned:
     """Search weights, layers and step size for a model and an editor, and write the best.
 
-    The search starts from the settings of the run configuration. A candidate is scored after all
-    requests were edited with it in one batch; see `trials.best_of` for what counts as better.
+    The search starts from the settings of the run configuration. Every candidate edits all requests
+    in one batch and is scored; see `trials.best_of` for what counts as better.
 
     Args:
         config: names model, editor, text of the covariance, device and seed; also the data, if no
             file is given.
-        output: the preset to write, a TOML file that is not there yet.
+        output: the preset to write, a TOML file that does not exist yet.
         data: edit requests as JSON lines, or CounterFact records.
         count: how many requests to edit.
         grid: what is tried.
 
-    Returns:
-        A Markdown table of all candidates in the order in which they were tried, and the best.
-
     Raises:
-        FedEditError: what is wrong with the configuration, the data or the file, and what would
-            be right.
+        FedEditError: the configuration, the data or the file cannot be used.
     """
     _check_output(output)
     null_space = editor_named(config.editor).solver is null_space_solver
@@ -68,13 +81,13 @@ def tune(
         for request in requests
     ):
         logger.warning(
-            "tune: no request has neighborhood prompts and what is right there, so the score does "
-            "not see what an edit spoils; among equal scores the smallest change of weights wins"
+            "tune: no request has neighborhood prompts with their right answers, so the score does "
+            "not show what an edit damages; among equal scores the smallest change of weights wins"
         )
     trials = search(Examiner(bench, requests, files), start, spans, grid, null_space)
     best = best_of(trials)
     if best.merit <= 0:
-        logger.warning("tune: no candidate has a score above 0; the preset is a poor one")
+        logger.warning("tune: no candidate has a score above 0; the preset edits poorly")
     text = preset_text(
         preset_values(config, best.settings, null_space),
         best,
@@ -85,29 +98,28 @@ def tune(
     )
     with replace_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return (
-        f"{trial_table(trials, null_space).markdown()}\n\n"
-        f"best: {trial_line(best, null_space)}\n"
-        f"began at: {trial_line(trials[0], null_space)}\n"
-        f"preset: {output}\n"
+    return Tuned(
+        trial_table(trials, null_space),
+        trial_line(best, null_space),
+        trial_line(trials[0], null_space),
     )
 
 
 def _check_output(output: Path) -> None:
     if output.exists():
-        raise FedEditError(f"--output {output}: exists already; name another file, or move it away")
+        raise FedEditError(f"--output {output}: already exists; name another file, or move it")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FedEditError(
-            f"--output {output}: its folder cannot be made ({error.strerror}); name another"
+            f"--output {output}: its folder cannot be created ({error.strerror}); name another"
         ) from None
     if not os.access(output.parent, os.W_OK):
-        raise FedEditError(f"--output {output}: its folder cannot be written to; name another")
+        raise FedEditError(f"--output {output}: its folder is not writable; name another")
 
 
 def _choices(config: RunConfig, grid: Grid) -> tuple[EditSettings, list[tuple[int, ...]]]:
-    """The first settings and the choices of layers, from the model's shape alone."""
+    """The first settings and the choices of layers; reads the model's shape, not its weights."""
     resolve_device(config.device)
     read_device_map(config.device_map, config.device)
     shape = model_shape(resolve_model(config.model), config.module_names)
@@ -125,7 +137,7 @@ def _all_layers(start: EditSettings, spans: Sequence[tuple[int, ...]]) -> list[i
 def _data_name(config: RunConfig, data: Path | None) -> str:
     if data is not None:
         return data.name
-    return "the demo" if config.dataset == "demo" else Path(config.data_path).name
+    return "the demo" if config.dataset == "demo" else Path(str(config.data_path)).name
 
 
 def _device_name(device: torch.device) -> str:

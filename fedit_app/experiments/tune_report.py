@@ -1,4 +1,4 @@
-"""What a search tells: a line as each candidate is done, the table of all, and the preset."""
+"""Output of a search: a log line per candidate, the table of candidates, and the preset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedit_app.support.formats import plural, printable
 from fedit_app.support.tables import Cell, Figure, Table
 
 _PARTS = ("score", "efficacy", "paraphrase", "neighborhood")
-# Beside the searched ones, what the scores hold for: these go into the preset if they were given.
+# The scores depend on these as well: the preset holds those that were given.
 _KEPT = {
     *(f"module-{field.name.replace('_', '-')}" for field in dataclasses.fields(ModuleNames)),
     "value-steps",
@@ -38,7 +38,7 @@ def trial_line(trial: Trial, null_space: bool) -> str:
 
     Args:
         trial: the trial.
-        null_space: whether l2 and the threshold are its weight, and not lambda.
+        null_space: whether its weights are l2 and the threshold, not lambda.
     """
     names = ("l2", "threshold") if null_space else ("lambda",)
     weights = zip(names, _weights(trial.settings, null_space), strict=True)
@@ -59,7 +59,7 @@ def trial_line(trial: Trial, null_space: bool) -> str:
 
 
 def trial_table(trials: Sequence[Trial], null_space: bool) -> Table:
-    """All trials in their order.
+    """A table of trials in the given order.
 
     Args:
         trials: the trials.
@@ -73,7 +73,7 @@ def trial_table(trials: Sequence[Trial], null_space: bool) -> Table:
 def preset_values(
     config: RunConfig, settings: EditSettings, null_space: bool
 ) -> dict[str, ConfigValue]:
-    """The run-config keys that give these settings again.
+    """The run-config keys that reproduce these settings.
 
     Args:
         config: the run configuration of the search.
@@ -96,21 +96,21 @@ def preset_values(
 def preset_text(
     values: dict[str, ConfigValue], best: Trial, start: Trial, data: str, count: int, device: str
 ) -> str:
-    """The preset file: the keys, and above them where they come from.
+    """The text of the preset file: the keys, below comments on their origin.
 
     Args:
         values: run-config keys.
-        best: the trial of these.
-        start: the first trial: the model's defaults, and what the run config gave.
+        best: the trial with these values.
+        start: the first trial: the run config, and the model's defaults for the rest.
         data: name of the data.
         count: how many requests were edited.
-        device: where.
+        device: name of the device.
     """
     return (
         f"# Written by `fedit tune` on {date.today().isoformat()}, {printable(device)}.\n"
         f"# {plural(count, 'request')} of {printable(data)}, edited in one batch: "
         f"score {_score(best)}.\n"
-        "# The search began with the model's defaults, and what its run config gave: "
+        "# The search started from its run config and the model's defaults: "
         f"score {_score(start)}.\n"
         f"{tomli_w.dumps(values)}"
     )
@@ -123,7 +123,7 @@ def _row(trial: Trial, null_space: bool) -> list[Cell]:
         layers_text(trial.settings.layers),
         *(f"{value:g}" for value in _weights(trial.settings, null_space)),
         f"{trial.settings.learning_rate:g}",
-        *(Figure(metrics and metrics.value(name), digits=3) for name in _PARTS),
+        *(Figure(metrics.value(name) if metrics else None, digits=3) for name in _PARTS),
         Figure(trial.mean_steps, digits=1),
         Figure(trial.change, digits=4),
     ]

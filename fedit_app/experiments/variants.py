@@ -1,4 +1,4 @@
-"""Strategies and editors as the command line names them: `NAME` or `NAME[KEY=VALUE,...]`."""
+"""Strategies and editors on the command line: `NAME` or `NAME[KEY=VALUE,...]`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Variant:
 
 
 def parse_variants(text: str, option: str, taken: Collection[str]) -> list[Variant]:
-    """The variants of a list such as `fedit,fedit[selection=majority,centred=true],local`.
+    """Parse a list such as `fedit,fedit[selection=majority,centred=true],local`.
 
     Args:
-        text: the list; a comma within brackets separates two keys where `KEY=` follows.
-        option: whose value it is, for errors.
+        text: the list; a comma within brackets ends a value where `KEY=` follows.
+        option: the option that the text is the value of, for errors.
         taken: run-config keys that a variant may not change.
 
     Raises:
-        FedEditError: not such a list, a key that is taken, or the same variant twice.
+        FedEditError: the list is malformed, or has a key of `taken` or a duplicate.
     """
     variants, rest = [], text
     while True:

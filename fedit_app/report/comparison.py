@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field
 
 from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.report.results import Before, Part
 
-SCHEMA = 1
+SCHEMA: Final = 1
 UNEDITED = "unedited"
 
 Value = str | int | float | bool

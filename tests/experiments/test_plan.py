@@ -1,6 +1,6 @@
 """What the command line asks for, as runs; and what a folder was begun with."""
 
-import dataclasses
+import json
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_every_strategy_with_every_editor_and_seed(tmp_path):
 
 def test_what_is_shared_can_be_chosen(tmp_path):
     made = plan(tmp_path, {"edit-batch": 8, "work-cache": ""})
-    assert (made.values["edit-batch"], made.values["work-cache"]) == (8, "")
+    assert (made.config["edit-batch"], made.config["work-cache"]) == (8, "")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_axes_that_are_none(text, told):
         ({"values": {"clamp": -1}}, "clamp"),
         ({"strategies": "fedit[clamp=-1]"}, r"fedit\[clamp=-1\], memit, seed 1: .*clamp"),
         ({"strategies": "fedit[overlap=0.5]", "axis": Axis("overlap", (0,))}, "overlap cannot be"),
-        ({"axis": Axis("nodes", (2,))}, "--nodes cannot be given beside"),
+        ({"axis": Axis("nodes", (2,))}, "--nodes 4 cannot be given together"),
         ({"strategies": "fedit[clamp=0.5],fedit[clamp=0-5]"}, "clamp"),
     ],
 )
@@ -171,21 +171,36 @@ def test_other_settings_are_named(tmp_path):
 
 def test_a_key_that_is_newer_than_the_folder(tmp_path):
     made = plan(tmp_path)
-    older = {key: value for key, value in made.values.items() if key != "norm-guard"}
-    save_plan(dataclasses.replace(made, values=older))
-    assert joined(made).values == made.values
+    older = {key: value for key, value in made.config.items() if key != "norm-guard"}
+    save_plan(made.model_copy(update={"config": older}))
+    assert joined(made).config == made.config
     with pytest.raises(FedEditError, match=r"norm-guard = 3.0 \(begun with 2.0\)"):
         joined(plan(tmp_path, {"norm-guard": 3.0}))
 
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("words")
-    with pytest.raises(FedEditError, match="neither empty nor a comparison's"):
+    with pytest.raises(FedEditError, match="is not empty and holds no comparison"):
         joined(plan(tmp_path))
     with pytest.raises(FedEditError, match="plan.json: cannot be read"):
         load_plan(tmp_path)
     with pytest.raises(FedEditError, match="is a file"):
         joined(plan(tmp_path / "thesis.txt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"version": 2}, "invalid version: 2 found; Input should be 1"),
+        ({"seeds": [1, "x"]}, "invalid seeds.1: 'x' found"),
+    ],
+)
+def test_a_plan_of_another_version_is_not_guessed_at(tmp_path, change, told):
+    save_plan(plan(tmp_path))
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(FedEditError, match=f"plan.json: {told}"):
+        load_plan(tmp_path)
 
 
 def test_one_process_at_a_time(tmp_path):

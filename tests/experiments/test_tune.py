@@ -20,7 +20,7 @@ from fedit_app.experiments import trials as trials_module
 from fedit_app.experiments.preflight import check_simulation
 from fedit_app.experiments.search import Grid, windows
 from fedit_app.experiments.trials import Trial, best_of
-from fedit_app.experiments.tune import tune
+from fedit_app.experiments.tune import Tuned, tune
 from fedit_app.experiments.tune_requests import requests_for
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.models.loading import load_model
@@ -66,14 +66,10 @@ def config(tiny_folder):
     return config
 
 
-def rows_of(text: str) -> list[dict[str, str]]:
-    """The lines of the table by their headings."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [
-        [cell.replace("\0", "|").strip() for cell in line.replace(r"\|", "\0").split("|")[1:-1]]
-        for line in lines
-    ]
-    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+def rows_of(tuned: Tuned) -> list[dict[str, str]]:
+    """The candidates by their headings, as people read them."""
+    table = tuned.candidates
+    return [dict(zip(table.columns, row, strict=True)) for row in table.texts]
 
 
 def settings_of(preset) -> EditSettings:
@@ -114,9 +110,9 @@ def trial(score: float, change: float, stage: str = "weight") -> Trial:
 def test_the_best_of_the_table_is_written(config, tmp_path):
     preset = tmp_path / "presets" / "best.toml"
     run_config = config()
-    text = tune(run_config, preset, count=5, grid=SMALL)
+    tuned = tune(run_config, preset, count=5, grid=SMALL)
 
-    rows = rows_of(text)
+    rows = rows_of(tuned)
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     assert stages == ["start", "weight", "layers", "step size", "weight again"]
     candidates = [(row["layers"], row["lambda"], row["step size"]) for row in rows]
@@ -131,8 +127,7 @@ def test_the_best_of_the_table_is_written(config, tmp_path):
     least = min(float(row["|Delta|/|W|"]) for row in tied)
     assert float(best["score"]) >= max(scores) - 0.005
     assert float(best["|Delta|/|W|"]) == least
-    assert f"score {best['score']}" in text.splitlines()[-3]
-    assert text.splitlines()[-1] == f"preset: {preset}"
+    assert f"score {best['score']}" in tuned.best
 
 
 def test_the_preset_gives_the_best_settings_again(config, tmp_path):
@@ -159,12 +154,12 @@ def test_the_preset_gives_the_best_settings_again(config, tmp_path):
 
 def test_the_comment_says_where_it_comes_from(config, tmp_path):
     preset = tmp_path / "best.toml"
-    text = tune(config(), preset, DEMO[0], count=3, grid=SMALL)
+    tuned = tune(config(), preset, DEMO[0], count=3, grid=SMALL)
 
     comment = [line for line in preset.read_text().splitlines() if line.startswith("#")]
     assert "`fedit tune`" in comment[0] and comment[0].endswith(", cpu.")
     assert f"3 requests of {DEMO[0].name}" in comment[1]
-    assert comment[2].endswith(f"score {rows_of(text)[0]['score']}.")
+    assert comment[2].endswith(f"score {rows_of(tuned)[0]['score']}.")
 
 
 @pytest.mark.parametrize("editor", ["memit", "pmet", "memit-fe"])
@@ -177,9 +172,9 @@ def test_values_are_optimised_once_for_layers_and_step_size(config, tmp_path, mo
         return optimise(self, model, requests, templates, settings)
 
     monkeypatch.setattr(EditingMethod, "values", counted)
-    text = tune(config(editor=editor), tmp_path / "best.toml", count=3, grid=SMALL)
+    tuned = tune(config(editor=editor), tmp_path / "best.toml", count=3, grid=SMALL)
 
-    rows = rows_of(text)
+    rows = rows_of(tuned)
     pairs = {(read_layers(row["layers"]), float(row["step size"])) for row in rows}
     assert len(calls) == len(set(calls)) < len(rows)
     assert set(calls) == pairs
@@ -239,13 +234,13 @@ def test_a_candidate_that_cannot_be_solved_is_passed_over(config, tmp_path, capl
     assert rows[0]["score"] == rows[0]["|Delta|/|W|"] == "–"
     assert any("not possible: null-space-threshold" in line for line in caplog.messages)
     assert settings_of(preset).null_space_threshold > 1e-12
-    assert "gave: score not possible." in preset.read_text()
+    assert "defaults: score not possible." in preset.read_text()
 
 
 def test_without_any_possible_candidate_nothing_is_written(config, tmp_path):
     run_config = config(editor="alphaedit", null_space_threshold=1e-12)
     preset = tmp_path / "best.toml"
-    with pytest.raises(FedEditError, match="no candidate could be edited with; null-space"):
+    with pytest.raises(FedEditError, match="no candidate can be solved; null-space"):
         tune(run_config, preset, count=2, grid=Grid((), (1.0,), (), (), (), ()))
     assert not preset.exists()
 
@@ -293,12 +288,14 @@ def test_the_command(tmp_path, capsys, tiny_folder):
     preset = tmp_path / "best.toml"
     options = ["-c", f"model={tiny_folder}", "-c", "device=cpu", "-c", "covariance-tokens=400"]
     options += ["-c", "value-steps=3", "-c", "contexts=1"]
-    options += ["--data", str(data), "--requests", "3", "--output", str(preset)]
+    options += ["--data", str(data), "--requests", "3", "--output", str(preset), "--format", "json"]
     status = main(["tune", *options])
     said = capsys.readouterr()
 
     assert status == 0
-    rows = rows_of(said.out)
+    told = json.loads(said.out)
+    rows = told["candidates"]
+    assert told["preset"] == str(preset)
     assert said.err.count("fedit I tune: ") == len(rows)
     for row in rows:
         assert f"{row['stage']}: layers {row['layers']}, lambda {row['lambda']}, " in said.err
@@ -308,7 +305,7 @@ def test_the_command(tmp_path, capsys, tiny_folder):
 
     before = preset.read_bytes()
     assert main(["tune", *options]) == 2
-    assert "exists already; name another file" in capsys.readouterr().err
+    assert "already exists; name another file" in capsys.readouterr().err
     assert preset.read_bytes() == before
 
 
@@ -466,5 +463,5 @@ def test_a_statistics_file_needs_all_layers_that_are_tried(config, tmp_path, tin
 
 def test_an_output_whose_folder_cannot_be_made(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FedEditError, match="its folder cannot be made"):
+    with pytest.raises(FedEditError, match="its folder cannot be created"):
         tune(config(), tmp_path / "file" / "best.toml")
