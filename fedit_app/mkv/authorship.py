@@ -1,7 +1,7 @@
-"""Signatures: that an MKV is of the node it names, whoever passed it on.
+"""Signatures that prove which node made an MKV, regardless of who passed it on.
 
-What is signed are fingerprint, id, node and slot; the id is the hash of all vectors. In a sealed
-MKV the signature lies inside, where the server does not see it: it could confirm a guess with it.
+The signature covers fingerprint, id, node and slot; the id is the hash of all vectors. In a sealed
+MKV the signature is sealed as well, because it would let the server confirm a guess.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fedit_app.support.files import check_private
 
 
 class SigningKey:
-    """The private key with which a node signs: the one by which the server knows it, too.
+    """The private key with which a node signs and authenticates itself to the server.
 
     Args:
-        key: an elliptic key.
+        key: an elliptic-curve key.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
@@ -34,23 +34,23 @@ class SigningKey:
 
     @staticmethod
     def read(file: Path) -> SigningKey:
-        """The key of a file in OpenSSH's form.
+        """Read the key from a file in OpenSSH's format.
 
         Raises:
-            FedEditError: the file is missing, others may read it, or it holds no such key.
+            FedEditError: the file is missing, is readable for other users, or holds no such key.
         """
         check_private(file)
         return SigningKey(read_private_key(file))
 
     def sign(self, mkv: MKV) -> MKV:
-        """The MKV with a signature; the same one again for the same MKV (RFC 6979)."""
+        """The MKV with a signature, which is deterministic (RFC 6979)."""
         algorithm = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
         signature = base64.b64encode(self._key.sign(_statement(mkv), algorithm)).decode()
         return dataclasses.replace(mkv, author=Authorship(self.public, signature))
 
 
 def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
-    """Whether an MKV carries a right signature by one of some keys.
+    """Whether an MKV has a valid signature by one of some keys.
 
     Args:
         mkv: with or without a signature.

@@ -1,7 +1,7 @@
-"""Vectors as numbers of a chosen precision with one scale each, and the content hash over them.
+"""Vectors packed as numbers of a chosen precision with one scale each, and their content hash.
 
-An element is `number / one * scale`. Packing what was unpacked gives the same bits again, so that
-an author holds exactly what every receiver decodes.
+An element is `number / one * scale`. Unpacking and packing again gives the same bits, so an author
+holds exactly the vectors that every receiver decodes.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ VECTOR_FIELDS = ("keys", "shifts", "v_star", "h0")
 PACKED_FIELDS = tuple(name for field in VECTOR_FIELDS for name in (field, f"{field}_scale"))
 
 SCALE_DTYPE = np.dtype("<f4")
-# Far outside what activations reach; within these bounds no step can overflow or lose bits.
+# Far beyond the range of activations; within these bounds no step can overflow or lose bits.
 SMALLEST_SCALE = 1e-12
 LARGEST_SCALE = 1e12
 
@@ -27,13 +27,13 @@ Vectors = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Precision:
-    """How the elements of a vector become numbers.
+    """A number format for the elements of a vector.
 
     Attributes:
-        dtype: of the numbers.
-        one: the number of an element that equals the scale.
-        rounded: brings `element / scale * one` to a number that `dtype` holds or rounds itself.
-        scale: the scale of a vector from its largest magnitude.
+        dtype: type of the numbers.
+        one: the number for an element that equals the scale.
+        rounded: rounds `element / scale * one`, where the conversion to `dtype` does not.
+        scale: largest magnitude of a vector -> its scale.
     """
 
     dtype: np.dtype
@@ -42,8 +42,8 @@ class Precision:
     scale: Elements
 
 
-# Scaled by the largest magnitude, large activations do not overflow and small shifts keep all bits
-# that the type has. float32 has the range already, and a division would cost it the last bit.
+# Scaling by the largest magnitude prevents overflow of large activations and keeps all bits of
+# small shifts. float32 has sufficient range, and a division would cost its last bit.
 PRECISIONS = {
     "int8": Precision(np.dtype("i1"), one=127, rounded=np.rint, scale=np.positive),
     "float16": Precision(np.dtype("<f2"), one=1, rounded=np.positive, scale=np.positive),
@@ -53,23 +53,19 @@ DEFAULT_PRECISION = "int8"
 
 
 def precision_named(name: str) -> Precision:
-    """The entry of `PRECISIONS` with this name.
-
-    Raises:
-        FedEditError: there is none.
-    """
+    """The entry of `PRECISIONS` with this name; raises FedEditError if there is none."""
     if not isinstance(name, str) or name not in PRECISIONS:
         raise FedEditError(f"MKV precision {shown(name)} must be one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 
 def pack(vectors: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
-    """Packs every field of float32 vectors `(..., d)` into `field` and `field_scale` `(...)`.
+    """Pack every field of float32 vectors `(..., d)` into `field` and `field_scale` `(...)`.
 
     A vector whose largest magnitude is below `SMALLEST_SCALE` becomes zeros with scale 0.
 
     Raises:
-        FedEditError: no such precision, or a field holds NaN, infinity or a magnitude above
+        FedEditError: the precision is unknown, or a field holds NaN, infinity or a magnitude above
             `LARGEST_SCALE`.
     """
     form = precision_named(precision)
@@ -79,7 +75,7 @@ def pack(vectors: Mapping[str, np.ndarray], precision: str) -> dict[str, np.ndar
         if not np.all(largest <= LARGEST_SCALE):
             raise FedEditError(
                 f"MKV field `{field}`: NaN, infinity or a magnitude above {LARGEST_SCALE:g} found; "
-                "every element has to be a finite activation"
+                "every element must be finite"
             )
         largest = np.where(largest < SMALLEST_SCALE, 0, largest)
         scales = form.scale(largest).astype(SCALE_DTYPE)
@@ -102,22 +98,22 @@ def unpack(packed: Mapping[str, np.ndarray], precision: str) -> Vectors:
 
 
 def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> Vectors:
-    """`unpack` for what others send.
+    """`unpack` for records of others.
 
     Raises:
-        FedEditError: the bits are none that `pack` writes: packing gives others.
+        FedEditError: packing the vectors again gives other bits, so `pack` never wrote these.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = unpack(packed, precision)
     again = pack(dict(zip(VECTOR_FIELDS, vectors, strict=True)), precision)
     for name in PACKED_FIELDS:
         if again[name].tobytes() != packed[name].tobytes():
-            raise FedEditError(f"MKV array `{name}`: holds a vector that no sender packs")
+            raise FedEditError(f"MKV array `{name}`: holds a vector that `pack` does not write")
     return vectors
 
 
 def rounding_error(vector: np.ndarray, precision: str) -> float:
-    """The largest Euclidean distance `(d,)` vectors can have that are rounded to this one."""
+    """Upper bound of the Euclidean distance of this vector `(d,)` from its unrounded original."""
     form = precision_named(precision)
     if form.one > 1:
         return float(np.abs(vector).max()) * float(vector.size**0.5) / (2 * form.one)
@@ -125,7 +121,7 @@ def rounding_error(vector: np.ndarray, precision: str) -> float:
 
 
 def content_id(fingerprint: str, packed: Mapping[str, np.ndarray]) -> str:
-    """32 hex digits: BLAKE2b over fingerprint, packed types, shapes and bytes of one record."""
+    """32 hex digits: BLAKE2b of the fingerprint and a record's packed types, shapes and bytes."""
     digest = hashlib.blake2b(fingerprint.encode("utf-8"), digest_size=16)
     for name in PACKED_FIELDS:
         digest.update(f"\0{name} {packed[name].dtype.str} {packed[name].shape}".encode())

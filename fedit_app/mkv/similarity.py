@@ -1,21 +1,21 @@
-"""Cosine similarities that come out the same whatever the order and the blocks of the pool.
+"""Cosine similarities that do not depend on the order or the blocks of the pool.
 
 Unit vectors are rounded to fp16, so their elements are multiples of 2^-24 of magnitude <= 1. Every
-partial sum of a dot product is then a multiple of 2^-48 below 2, which fp64 holds exactly: no
-matrix routine, block size or order of rows can change a cosine by even one bit.
+partial sum of a dot product is then a multiple of 2^-48 below 2, which fp64 represents exactly. A
+cosine is therefore the same, bit for bit, with every matrix routine, block size and order of rows.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# |u|^2 of a unit row exceeds 1 by less than 2^-10 (rounding to fp16); the rest is for rounding
-# the sum of squares of a part of it in fp32.
+# |u|^2 of a unit row exceeds 1 by less than 2^-10 (rounding to fp16); the remainder covers the
+# rounding of partial sums of squares in fp32.
 _LARGEST_SQUARE = 1 + 2**-9
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """The vectors `(..., d)` scaled to length 1, rounded to fp16; a zero vector stays zero."""
+    """Vectors `(..., d)` scaled to length 1 and rounded to fp16; a zero vector stays zero."""
     vectors = np.asarray(vectors, dtype=np.float64)
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
@@ -24,29 +24,29 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosines(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Cosines `(m, b)` float64 of unit rows `(m, d)` and `(b, d)`, both as `unit_rows` gives.
+    """Cosines `(m, b)` float64 of `unit_rows` `(m, d)` and `(b, d)`.
 
     They differ from the cosines of the unrounded vectors by about 1e-5.
     """
     own, candidates = (rows.astype(np.float64, copy=False) for rows in (own, candidates))
-    return (candidates @ own.T).T  # several times as fast as own @ candidates.T for a small m
+    return (candidates @ own.T).T  # for small m several times faster than own @ candidates.T
 
 
 class Sieve:
-    """Leaves out candidates that provably do not matter, without their exact cosines.
+    """Drops candidates that provably do not matter, without computing their exact cosines.
 
     For unit rows q, u and some columns A, by Cauchy-Schwarz on the other columns,
 
         q.u <= q_A.u_A + |q_rest| |u_rest|
 
-    The right side is computed in fp32 and the largest error that fp32 can make is added to it. A
-    block of which more than half is kept was not worth it: some blocks after it are then kept
-    whole, more of them each time.
+    The right side is computed in fp32, plus the largest possible rounding error. If more than half
+    of a block is kept, the sieve does not pay off: a growing number of the following blocks is
+    then kept whole.
 
     Args:
         own: `(m, d)` unit rows.
-        part: A is a `part`-th of the columns, those in which `own` is largest. 1 for mid-range
-            cosines; more is cheaper and shows enough where only cosines near 1 matter.
+        part: A is a `part`-th of the columns, those in which `own` is largest. Use 1 for mid-range
+            cosines; larger values are faster and sufficient where only cosines near 1 matter.
     """
 
     def __init__(self, own: np.ndarray, part: int = 1) -> None:
@@ -60,19 +60,19 @@ class Sieve:
             rest = np.delete(squares, self._columns, axis=1).sum(axis=1)
             self._rest = np.sqrt(rest).astype(np.float32)
             self._own = self._own[:, self._columns]
-        # fp32 sums of d products of such rows are wrong by at most d * 2^-24; twice that.
+        # fp32 sums of d products of unit rows are wrong by at most d * 2^-24; twice that is safe.
         self._error = np.float32(2 * (width + 4) * 2**-24)
         self._pause = self._skip = 0
 
     def kept(
         self, candidates: np.ndarray, matters: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """The row numbers of the candidates that may matter, in rising order.
+        """The row numbers of the candidates that may matter, in ascending order.
 
         Args:
             candidates: `(b, d)` unit rows.
-            matters: upper bounds of the cosines `(m, b)` -> which candidates `(b,)` matter, true
-                wherever it would be true of the cosines themselves.
+            matters: upper bounds of the cosines `(m, b)` -> which candidates `(b,)` matter; must be
+                true wherever it is true for the exact cosines.
         """
         if self._skip:
             self._skip -= 1
@@ -94,10 +94,10 @@ class Sieve:
 
 
 class BestFirst:
-    """Keeps the best-scored ids of a stream of blocks, ties ordered by id.
+    """Keeps the ids with the best scores of a stream of blocks, ties ordered by id.
 
     Args:
-        limit: how many to keep at most (>= 1); None keeps all.
+        limit: largest number of ids to keep (>= 1); None: all.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -107,7 +107,7 @@ class BestFirst:
         self.floor = -np.inf  # scores below it are not kept
 
     def offer(self, ids: Sequence[str], scores: np.ndarray) -> None:
-        """Adds `ids` with their `scores` `(b,)`, float64."""
+        """Add `ids` with their `scores` `(b,)`, float64."""
         wanted = np.flatnonzero(scores >= self.floor)
         if not len(wanted):
             return

@@ -1,15 +1,15 @@
-"""Sketches: short vectors that keep the cosines of long ones and hide what they are.
+"""Sketches: short vectors that preserve the cosines of long vectors but not their values.
 
 For a unit vector u (d,) and a matrix S (m, d) of independent random signs
 
     sketch(u) = S u / |S u|
 
-the cosine of two sketches is that of the vectors, wrong by (1 - cos^2) / sqrt(m) (standard
-deviation; Johnson and Lindenstrauss 1984 with Achlioptas' signs, JCSS 2003): least where it matters
-most, near 1. S is linear, so sketches can be centred like what they are made of.
+the cosine of two sketches approximates that of the vectors with standard deviation
+(1 - cos^2) / sqrt(m) (Johnson and Lindenstrauss 1984 with Achlioptas' signs, JCSS 2003), which is
+smallest near 1, where it matters most. S is linear, so sketches can be centred like vectors.
 
-The signs come from a secret. Whoever has it can sketch a guess and compare. Whoever has not sees
-the cosines between sketches, and of nothing else: see docs/security.md for what that tells.
+The signs are derived from a secret. A party with the secret can sketch a guess and compare. A party
+without it sees the cosines between sketches only; docs/security.md says what these reveal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Sketcher:
     """Makes the sketches of one secret.
 
     Args:
-        secret: what the signs are derived from.
+        secret: key from which the signs are derived.
         width: m, the number of elements of a sketch.
     """
 
@@ -36,12 +36,12 @@ class Sketcher:
         self._signs: dict[tuple[str, int], np.ndarray] = {}
 
     def sketch(self, kind: str, vectors: np.ndarray) -> np.ndarray:
-        """The sketches `(n, m)` float16 of vectors `(n, d)`, at unit length; of zero, zero.
+        """The sketches `(n, m)` float16 of vectors `(n, d)`, of unit length, or zero for zero.
 
         Args:
-            kind: what the vectors are; those of two kinds are projected differently, so that
-                their sketches cannot be compared.
-            vectors: of any length.
+            kind: kind of the vectors; each kind has its own projection, so that sketches of
+                different kinds cannot be compared.
+            vectors: vectors of any length.
         """
         units = unit_rows(vectors).astype(np.float64)
         return unit_rows(units @ self._projection(kind, units.shape[1]).T)

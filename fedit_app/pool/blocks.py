@@ -9,21 +9,21 @@ import numpy as np
 
 from fedit_app.support.errors import FedEditError
 
-# A block holds about so many bytes, and at most so many rows. LanceDB reads some blocks ahead.
+# Upper limits of a block. LanceDB reads some blocks ahead.
 BLOCK_BYTES = 8 * 2**20
 MOST_ROWS = 2048
-# Cosines (float64) that are computed at once.
+# Upper limit of the cosines (float64) that are computed at once.
 _COSINE_BYTES = 64 * 2**20
 
 
 def rows_per_block(width: int) -> int:
-    """How many fp16 vectors of this width a block holds."""
+    """The number of fp16 vectors of this width in a block."""
     return max(1, min(MOST_ROWS, BLOCK_BYTES // (2 * width)))
 
 
 @dataclass(frozen=True, eq=False)
 class SignatureBlock:
-    """Some canonical MKVs of the pool as ranking reads them, without their payload.
+    """Canonical MKVs of the pool without their payload, as rankings need them.
 
     Attributes:
         ids, nodes, slots: `b` entries each.
@@ -36,11 +36,11 @@ class SignatureBlock:
     vectors: np.ndarray
 
     def others(self, rows: np.ndarray, excluded: Collection[str]) -> np.ndarray:
-        """Which of the row numbers `rows` hold an MKV that is not `excluded`, as booleans."""
+        """Booleans: whether the MKV of each row number in `rows` is not `excluded`."""
         return np.array([self.ids[row] not in excluded for row in rows], dtype=bool)
 
     def pieces(self, queries: int) -> Iterator[SignatureBlock]:
-        """The block in pieces whose cosines with so many queries fit in memory."""
+        """The block in pieces whose cosines with this number of queries fit in memory."""
         size = max(1, _COSINE_BYTES // (8 * max(1, queries)))
         if size >= len(self.ids):
             yield self
@@ -53,7 +53,7 @@ class SignatureBlock:
 
 
 def stacked(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, slice]]:
-    """The rows `(m, d)` of all nodes in one matrix, and where in it each node's rows are.
+    """The rows `(m, d)` of all nodes in one matrix, and the slice of each node in it.
 
     Raises:
         FedEditError: nodes have rows of different widths.
@@ -72,6 +72,5 @@ def check_width(own: np.ndarray, width: int) -> None:
     """Raises FedEditError unless `own` is `(m, width)`."""
     if own.ndim != 2 or own.shape[1] != width:
         raise FedEditError(
-            f"signatures of shape {own.shape} found; they have to be (m, {width}) to be compared "
-            "with the pool's"
+            f"signatures of shape {own.shape} found; they must be (m, {width}), as in the pool"
         )

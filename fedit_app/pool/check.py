@@ -1,4 +1,4 @@
-"""Whether a pool is sound: every payload, every column, every fact."""
+"""Integrity check of a pool: every payload, every column, every fact."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedit_app.support.errors import FedEditError
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a row.
+    """A damaged row.
 
     Attributes:
-        id: of its MKV; empty if the table itself cannot be read.
-        reason: in a few words.
+        id: id of its MKV; empty if the table itself cannot be read.
+        reason: what is wrong.
     """
 
     id: str
@@ -29,13 +29,12 @@ class Damage:
 
 
 def check(pool: MKVPool) -> Iterator[Damage]:
-    """Everything that is wrong with a pool; nothing if it is sound.
+    """Yield all damage of a pool.
 
-    Every payload has to decode and to hash to the row's id, the columns have to be those of the
-    payload, no id may occur twice, and every fact has to be that of a canonical MKV of the pool
-    with the same fingerprint. Of a sealed MKV what stands outside is checked; what its payload
-    holds, and that its id and sketches are those of it, only nodes can tell, and do. Memory grows
-    with the ids of the pool, not with its vectors.
+    Every payload must decode and hash to the row's id, the columns must match the payload, no id
+    may occur twice, and every fact must be a canonical MKV of the pool with the same fingerprint.
+    Of a sealed MKV, only the unsealed part is checked; nodes check that its id and sketches match
+    its sealed part. Memory grows with the ids of the pool, not with its vectors.
     """
     canonical: dict[str, str] = {}  # id -> fingerprint
     folded: list[tuple[str, str, str]] = []  # id, fact, fingerprint
@@ -46,7 +45,7 @@ def check(pool: MKVPool) -> Iterator[Damage]:
             meta = [name for name in COLUMNS if name not in SIGNATURES]
             for number, row in enumerate(batch.select(meta).to_pylist()):
                 if row["id"] in seen:
-                    yield Damage(row["id"], "stands in the pool twice")
+                    yield Damage(row["id"], "is in the pool twice")
                 seen.add(row["id"])
                 if row["fact"] == row["id"]:
                     canonical[row["id"]] = row["fingerprint"]
@@ -54,25 +53,25 @@ def check(pool: MKVPool) -> Iterator[Damage]:
                     folded.append((row["id"], row["fact"], row["fingerprint"]))
                 signatures = {kind: vectors[kind][number] for kind in SIGNATURES}
                 yield from (Damage(row["id"], reason) for reason in _wrong(row, signatures))
-    except (OSError, RuntimeError, ValueError) as error:  # what LanceDB raises of a damaged file
-        yield Damage("", f"the table cannot be read further: {error}".splitlines()[0])
+    except (OSError, RuntimeError, ValueError) as error:  # what LanceDB raises for a damaged file
+        yield Damage("", f"the rest of the table cannot be read: {error}".splitlines()[0])
         return
     for id_, fact, fingerprint in folded:
         if canonical.get(fact) != fingerprint:
-            yield Damage(id_, f"its fact {fact} is no canonical MKV of the same fingerprint")
+            yield Damage(id_, f"its fact {fact} is not a canonical MKV of the same fingerprint")
 
 
 def _wrong(row: Row, signatures: dict[str, np.ndarray]) -> Iterator[str]:
     try:
         mkv = from_bytes(row["payload"])
     except FedEditError as error:
-        yield f"its payload is damaged: {error}"
+        yield f"damaged payload: {error}"
         return
     for name in ("id", "node", "slot", "fingerprint"):
         if row[name] != getattr(mkv, name):
-            yield f"column {name} is {row[name]!r}, its payload says {getattr(mkv, name)!r}"
+            yield f"column {name} is {row[name]!r}, the payload has {getattr(mkv, name)!r}"
     if mkv.node not in row["nodes"] or len(set(row["nodes"])) != len(row["nodes"]):
-        yield f"column nodes is {row['nodes']}, without {mkv.node!r} or with a name twice"
+        yield f"column nodes is {row['nodes']}; it lacks {mkv.node!r} or has a name twice"
     for kind, vector in signatures.items():
         if vector.tobytes() != unit_rows(mkv.signature(kind)).tobytes():
             yield f"column {kind} is not the signature of its payload"

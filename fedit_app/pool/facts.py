@@ -1,7 +1,7 @@
-"""Which of the MKVs that stand for the same fact is canonical.
+"""The canonical MKV among the MKVs of the same fact.
 
-Several nodes may compute an MKV for one fact before they hear of each other. The pool serves one
-of them, the canonical one; the others are folded under it.
+Several nodes may compute an MKV for one fact independently. The pool serves one of them, the
+canonical one; the others are folded under it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,14 +33,13 @@ def assign_facts(
 
     Args:
         new: MKVs of one fingerprint that the pool does not hold.
-        pooled: per new MKV the canonical ones of the pool with near lookup keys, as `near_keys`
-            gives.
-        canonical: those pooled MKVs by id.
-        config: when two are the same fact.
+        pooled: per new MKV the canonical MKVs of the pool with near lookup keys, from `near_keys`.
+        canonical: these pooled MKVs by id.
+        config: when two MKVs are the same fact.
 
     Returns:
-        id -> the id of the most similar canonical one (by lookup key, ties by id) of the same
-        fact, or its own. New MKVs take their turn by (slot, id), not in the order of `new`.
+        id -> the id of the most similar canonical MKV (by lookup key, ties by id) of the same
+        fact, or its own. New MKVs are processed by (slot, id), not in the order of `new`.
     """
     known, facts = dict(canonical), {}
     near = {

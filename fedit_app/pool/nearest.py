@@ -1,4 +1,4 @@
-"""The most similar MKVs of a pool, exactly."""
+"""Exact nearest-neighbour search in a pool."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from fedit_app.mkv.similarity import BestFirst, Sieve, cosines, unit_rows
 from fedit_app.pool.blocks import SignatureBlock, check_width, stacked
 
-# From this cosine on, bounds from an eighth of the columns tell nearly all candidates apart.
+# Above this cosine, bounds from an eighth of the columns exclude nearly all other candidates.
 _HIGH_THRESHOLD = 0.9
 _PART = 8
 
@@ -30,20 +30,20 @@ def nearest(
     limit: int | None,
     exclude_ids: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, list[list[Match]]]:
-    """For every node and query the candidates with cosine >= `threshold`, in one pass.
+    """The candidates with cosine >= `threshold` for every node and query, in one pass.
 
     Args:
-        queries: node -> `(m, d)`, of any length other than zero.
+        queries: node -> `(m, d)`, nonzero vectors of any length.
         blocks: the candidates.
         threshold: the least cosine, -1 to 1.
-        limit: how many matches a query gets at most, >= 1; None for all.
-        exclude_ids: node -> MKVs that take no part for it.
+        limit: largest number of matches of a query, >= 1; None for all.
+        exclude_ids: node -> MKVs that it never matches.
 
     Returns:
         node -> a list per query, the best first, ties by id.
 
     Raises:
-        FedEditError: the queries are not as wide as the candidates.
+        FedEditError: the width of the queries differs from that of the candidates.
     """
     excluded = exclude_ids or {}
     own, parts = stacked({node: unit_rows(rows) for node, rows in queries.items()})

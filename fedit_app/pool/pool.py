@@ -30,7 +30,6 @@ from fedit_app.pool.rows import (
 )
 from fedit_app.pool.selection import Ranked, SelectionConfig, select
 from fedit_app.pool.tables import open_table
-from fedit_app.pool.withdrawals import Withdrawals
 from fedit_app.support.errors import FedEditError
 
 TABLE = "mkvs"
@@ -68,8 +67,8 @@ class MKVPool:
             index_cache_size_bytes=_CACHE_BYTES, metadata_cache_size_bytes=_CACHE_BYTES
         )
         try:
-            self._database = lancedb.connect(uri, session=session)
-            self._table = open_table(self._database, TABLE)
+            self.database = lancedb.connect(uri, session=session)
+            self._table = open_table(self.database, TABLE)
         except (OSError, RuntimeError, ValueError) as error:
             raise FedEditError(f"pool {uri}: cannot be opened ({_reason(error)})") from error
         if self._table is not None:
@@ -117,7 +116,7 @@ class MKVPool:
             return []
         facts = self._facts_of(new)
         if self._table is None:
-            self._table = self._database.create_table(TABLE, schema=schema, exist_ok=True)
+            self._table = self.database.create_table(TABLE, schema=schema, exist_ok=True)
         rows = pa.concat_tables(
             [to_rows(new, facts, nodes, schema), self._with_nodes(again, nodes, schema)]
         )
@@ -151,11 +150,6 @@ class MKVPool:
     def uploaders(self, ids: Collection[str]) -> dict[str, list[str]]:
         """id -> the nodes that uploaded it, of those that the pool holds."""
         return {row["id"]: row["nodes"] for row in self._rows(ids, ["id", "nodes"])}
-
-    @property
-    def withdrawals(self) -> Withdrawals:
-        """Who withdrew which MKVs."""
-        return Withdrawals(self._database)
 
     def fetch(self, ids: Sequence[str]) -> list[Record]:
         """The MKVs with these ids, in this order.
@@ -210,7 +204,7 @@ class MKVPool:
 
         reader = pa.RecordBatchReader.from_batches(schema, changed())
         try:
-            self._table = self._database.create_table(TABLE, data=reader, mode="overwrite")
+            self._table = self.database.create_table(TABLE, data=reader, mode="overwrite")
         except RuntimeError:
             if table.version == version:
                 raise
@@ -225,7 +219,7 @@ class MKVPool:
     def disk_bytes(self) -> int | None:
         """What the pool takes up, with older versions; None where that is not told."""
         try:
-            files, path = FileSystem.from_uri(self._database.uri)
+            files, path = FileSystem.from_uri(self.database.uri)
             found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
         except (OSError, ValueError):
             return None

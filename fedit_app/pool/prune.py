@@ -1,4 +1,4 @@
-"""Taking MKVs out of a pool."""
+"""Removal of MKVs from a pool."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fedit_app.support.errors import FedEditError
 
 @dataclass(frozen=True)
 class Criteria:
-    """Which MKVs are meant: those that meet everything that is given.
+    """A choice of MKVs: those that meet every given criterion; an empty one is met by all.
 
     Attributes:
-        nodes: uploaded by one of these nodes.
-        slots: of one of these slots.
-        before_slot: of a slot before this one; 0: of any.
-        fingerprints: with one of these fingerprints.
-        ids: one of these.
+        nodes: the MKV was uploaded by one of these nodes.
+        slots: its slot is one of these.
+        before_slot: its slot is before this one; 0: any.
+        fingerprints: its fingerprint is one of these.
+        ids: its id is one of these.
     """
 
     nodes: frozenset[str] = frozenset()
@@ -34,7 +34,7 @@ class Criteria:
     ids: frozenset[str] = frozenset()
 
     def meets(self, row: Row) -> bool:
-        """Whether a row of the pool is meant."""
+        """Whether a row of the pool meets all criteria."""
         return (
             (not self.nodes or not self.nodes.isdisjoint(row["nodes"]))
             and (not self.slots or row["slot"] in self.slots)
@@ -46,14 +46,13 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What is to become of a pool.
+    """The changes of a pool.
 
     Attributes:
-        removed: ids of the MKVs that go.
-        kept_for: id -> its other nodes, where not all that uploaded it are meant: it stays, as
-            theirs.
-        facts: id of a canonical MKV that goes -> the folded one that stands for the fact then.
-        facts_lost: how many facts go with their last MKV.
+        removed: ids of the MKVs that are removed.
+        kept_for: id of an MKV that stays, because other nodes have uploaded it too -> these nodes.
+        facts: id of a removed canonical MKV -> the folded MKV that becomes canonical.
+        facts_lost: number of facts whose last MKV is removed.
     """
 
     removed: frozenset[str]
@@ -63,14 +62,14 @@ class Pruning:
 
 
 def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
-    """What taking out the MKVs that meet the criteria would do; nothing is changed.
+    """The changes that the removal of the MKVs that meet the criteria makes; nothing is changed.
 
-    A fact whose canonical MKV goes is stood for by the first of the others by (slot, id). An MKV
-    that is sealed or signed is bound to the name of the node that did it, so it goes with that
-    node, whoever else uploaded it; in the next run these upload it again.
+    If the canonical MKV of a fact is removed, the first of the others by (slot, id) becomes
+    canonical. A sealed or signed MKV is bound to the name of one node and is removed with that
+    node, even if others have uploaded it; they upload it again in the next run.
 
     Raises:
-        FedEditError: a node, fingerprint or id is named that the pool does not have.
+        FedEditError: the pool has no MKV of a given node, fingerprint or id.
     """
     removed: set[str] = set()
     canonical: set[str] = set()
@@ -95,7 +94,7 @@ def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
         if missing:
             raise FedEditError(
                 f"pool: no MKV with {name[:-1]} {', '.join(map(repr, missing))}; `fedit pool list` "
-                "shows what there is"
+                "shows the MKVs"
             )
     for record in pool.fetch(list(kept_for)):
         bound = isinstance(record, SealedMKV) or record.author is not None
@@ -113,7 +112,7 @@ def plan(pool: MKVPool, criteria: Criteria) -> Pruning:
 
 
 def prune(pool: MKVPool, pruning: Pruning) -> None:
-    """Does what `plan` says, in one atomic step, and frees the disk; see `MKVPool.rewrite`."""
+    """Apply a `plan` in one atomic step, and free the disk space; see `MKVPool.rewrite`."""
     pool.rewrite(lambda batch: _pruned(batch, pruning))
 
 
@@ -128,7 +127,7 @@ def _pruned(batch: pa.RecordBatch, pruning: Pruning) -> pa.RecordBatch:
 
 
 def _handed_over(batch: pa.RecordBatch, kept_for: Mapping[str, list[str]]) -> pa.RecordBatch:
-    """The rows with their remaining nodes; the first of them is named as the one that computed."""
+    """The rows with their remaining nodes; the first of these becomes the node of the MKV."""
     if not any(id_ in kept_for for id_ in batch["id"].to_pylist()):
         return batch
     rows = batch.to_pylist()

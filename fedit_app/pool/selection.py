@@ -1,4 +1,4 @@
-"""Which MKVs of the others a node receives: selection policies over cosine similarities."""
+"""Selection policies: the MKVs of others that a node receives, by cosine similarity."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ Blocks = Callable[[], Iterable[SignatureBlock]]
 
 
 def majority(cosine: np.ndarray, threshold: float) -> np.ndarray:
-    """Accepts what at least half of the own MKVs exceed `threshold` with; ranks by mean cosine.
+    """Accept a candidate if its cosine with at least half of the own MKVs exceeds `threshold`.
 
-    The policy of FedEdit (arXiv 2502.15677, section 4, re-editing stage).
+    The policy of FedEdit (arXiv 2502.15677, section 4, re-editing stage). Ranks by mean cosine.
     """
     accepted = 2 * (cosine > threshold).sum(axis=0) >= max(len(cosine), 1)
     return np.where(accepted, _mean(cosine), -np.inf)
 
 
 def top_k(cosine: np.ndarray, threshold: float) -> np.ndarray:
-    """Ranks by the highest cosine with any own MKV; `select` then keeps the `k` best."""
+    """Rank by the highest cosine with any own MKV; `select` keeps the `k` best."""
     highest: np.ndarray = cosine.max(axis=0, initial=-np.inf)
     return highest
 
 
 def everything(cosine: np.ndarray, threshold: float) -> np.ndarray:
-    """Accepts every candidate; ranks by mean cosine."""
+    """Accept every candidate; rank by mean cosine."""
     return _mean(cosine)
 
 
 def nothing(cosine: np.ndarray, threshold: float) -> np.ndarray:
-    """Accepts no candidate: the node keeps to its own edits."""
+    """Accept no candidate: the node has its own edits only."""
     return np.full(cosine.shape[1], -np.inf)
 
 
-# (cosines (m own, b candidates), threshold) -> scores (b,); -inf: not accepted. No score may fall
-# when a cosine rises: candidates are left out by upper bounds of their cosines (see `Sieve`).
+# (cosines (m own, b candidates), threshold) -> scores (b,); -inf: not accepted. A score must not
+# fall when a cosine rises, because `Sieve` drops candidates by upper bounds of their cosines.
 POLICIES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "majority": majority,
     "top-k": top_k,
@@ -50,18 +50,18 @@ POLICIES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How MKVs of others are selected.
+    """Settings of the selection of MKVs of others.
 
     Attributes:
         policy: one of `POLICIES`.
-        signature: the vector that is compared: `v_star` (the paper's), `delta` or `key`.
+        signature: the compared vector: `v_star` (as in the paper), `delta` or `key`.
         centred: whether the pool's mean signature is subtracted first. Raw `v_star` share a large
-            common direction, so that nearly everything looks similar to everything.
+            common direction, which makes nearly all of them similar.
         threshold: the cosine above which `majority` counts two MKVs as similar, -1 to 1.
-        k: how many MKVs `top-k` keeps, >= 1.
+        k: number of MKVs that `top-k` keeps, >= 1.
 
     Raises:
-        FedEditError: a field is out of its range.
+        FedEditError: a field is out of range.
     """
 
     policy: str
@@ -73,18 +73,18 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise FedEditError(
-                f"selection policy {self.policy!r} found; it has to be one of {', '.join(POLICIES)}"
+                f"selection policy {self.policy!r} is unknown; choose one of {', '.join(POLICIES)}"
             )
         check_signature(self.signature)
         if not -1 <= self.threshold <= 1:
-            raise FedEditError(f"selection threshold {self.threshold} found; it is -1 to 1")
+            raise FedEditError(f"selection threshold {self.threshold} must be from -1 to 1")
         if self.k < 1:
-            raise FedEditError(f"selection k {self.k} found; it has to be at least 1")
+            raise FedEditError(f"selection k {self.k} must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A selected MKV and its score, by which the ranking is ordered."""
+    """A selected MKV and the score that it is ranked by."""
 
     id: str
     score: float
@@ -96,24 +96,24 @@ def select(
     config: SelectionConfig,
     exclude_ids: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, list[Ranked]]:
-    """Ranks the pool's MKVs for every node, best first, ties by id, in one pass over the pool.
+    """Rank the pool's MKVs for every node, best first, ties by id, in one pass over the pool.
 
-    The result depends on the contents of the pool only, not on the order or size of the blocks,
-    and is for each node the same as if it were asked alone.
+    The result depends on the contents of the pool only, not on the order or size of the blocks.
+    The ranking of a node does not depend on the other nodes.
 
     Args:
-        own: node -> `(m, d)`, the raw signatures of its own MKVs. With `m == 0` only the policy
-            `all` selects anything, with scores 0.
-        blocks: gives a fresh pass over the pool's signatures at each call, as
-            `lambda: pool.blocks(config.signature, fingerprint)` does.
-        exclude_ids: node -> MKVs that take no part for it, such as those it holds already. What is
-            excluded still counts in the pool's mean.
+        own: node -> `(m, d)`, the raw signatures of its own MKVs. With `m == 0`, only the policy
+            `all` selects MKVs, with score 0.
+        blocks: starts a new pass over the pool's signatures at each call, such as
+            `lambda: pool.blocks(config.signature, fingerprint)`.
+        exclude_ids: node -> MKVs that are not ranked for it, such as those it holds. The pool's
+            mean includes them.
 
     Returns:
         node -> its ranking.
 
     Raises:
-        FedEditError: an `own` is not as wide as the blocks.
+        FedEditError: the width of an `own` differs from that of the blocks.
     """
     raw, parts = stacked({node: unit_rows(rows) for node, rows in own.items()})
     mean = _pool_mean(blocks()) if config.centred and len(raw) else None
@@ -150,13 +150,13 @@ def select(
 def _mean(cosine: np.ndarray) -> np.ndarray:
     """The mean over the own MKVs `(b,)`, 0 if there are none.
 
-    Adds row by row: `ndarray.sum` picks an order, and so a rounding, that depends on `b`.
+    Adds row by row, because the order of `ndarray.sum`, and so its rounding, depends on `b`.
     """
     return sum(cosine, start=np.zeros(cosine.shape[1])) / max(len(cosine), 1)
 
 
 def _pool_mean(blocks: Iterable[SignatureBlock]) -> np.ndarray | None:
-    """The mean `(d,)` of all signatures, None of none; its sum is exact (see `similarity`)."""
+    """The mean `(d,)` of all signatures, None of none; the sum is exact, see `similarity`."""
     total, count = np.zeros(()), 0
     for block in blocks:
         total = total + block.vectors.astype(np.float64).sum(axis=0)

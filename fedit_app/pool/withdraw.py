@@ -1,46 +1,71 @@
-"""An author takes its MKVs back: the pool deletes them, and knows from then on that it did."""
+"""Withdrawals: an author withdraws its MKVs, and the pool deletes them and records that it did.
+
+The records are a table beside the pool's, so that nodes that join later learn of them as well.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection
 
+import pyarrow as pa
+
 from fedit_app.pool.pool import MKVPool
 from fedit_app.pool.prune import Criteria, plan, prune
+from fedit_app.pool.tables import open_table
 
 logger = logging.getLogger(__name__)
 
+TABLE = "withdrawals"
+_SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("node", pa.string())])
+
 
 def withdraw(pool: MKVPool, node: str, ids: Collection[str]) -> None:
-    """Take MKVs out of a pool for one of their authors, and note that it has withdrawn them.
+    """Withdraw MKVs from a pool for one of their authors, and record the withdrawal.
 
-    What another node has uploaded alike stays, as that node's; what nobody else has is deleted from
-    the disk (see `prune`). An MKV of others alone is left as it is. One that the pool does not hold
-    is noted all the same: other nodes may have it from an earlier pool.
+    An MKV that another node has uploaded too stays, as that node's. One without another author is
+    deleted from the disk (see `prune`). One of other authors only is left unchanged, with a
+    warning. One that the pool does not hold is recorded as well: nodes may have it from an
+    earlier pool.
 
     Args:
         pool: the pool; no other process may be using it.
         node: the node that withdraws.
-        ids: of MKVs.
+        ids: ids of MKVs.
     """
     authors = pool.uploaders(ids)
-    alien = {id_ for id_, nodes in authors.items() if node not in nodes}
-    alien -= {id_ for id_, nodes in pool.withdrawals.nodes().items() if node in nodes}
+    own = {id_ for id_, nodes in authors.items() if node in nodes}
+    alien = authors.keys() - own
+    alien -= {id_ for id_, nodes in withdrawals(pool).items() if node in nodes}
     if alien:
         logger.warning(
-            "node %r withdraws %d MKVs that others have computed, among them %s; they stay",
+            "node %r withdraws %d MKVs of other nodes, among them %s; they stay in the pool",
             node,
             len(alien),
             min(alien),
         )
-    held = authors.keys() - {id_ for id_, nodes in authors.items() if node not in nodes}
-    if held:
-        prune(pool, plan(pool, Criteria(nodes=frozenset({node}), ids=frozenset(held))))
-    pool.withdrawals.add(node, set(ids) - alien)
+    if own:
+        prune(pool, plan(pool, Criteria(nodes=frozenset({node}), ids=frozenset(own))))
+    withdrawn_ids = sorted(set(ids) - alien)
+    if withdrawn_ids:
+        table = pool.database.create_table(TABLE, schema=_SCHEMA, exist_ok=True)
+        rows = pa.table({"id": withdrawn_ids, "node": [node] * len(withdrawn_ids)}, schema=_SCHEMA)
+        table.merge_insert(["id", "node"]).when_not_matched_insert_all().execute(rows)
+
+
+def withdrawals(pool: MKVPool) -> dict[str, list[str]]:
+    """Id -> names of the nodes that have withdrawn the MKV."""
+    table = open_table(pool.database, TABLE)
+    if table is None:
+        return {}
+    found: dict[str, list[str]] = {}
+    for row in table.search().limit(table.count_rows()).to_arrow().to_pylist():
+        found.setdefault(row["id"], []).append(row["node"])
+    return {id_: sorted(names) for id_, names in sorted(found.items())}
 
 
 def withdrawn(pool: MKVPool) -> dict[str, list[str]]:
-    """Id -> the nodes that have withdrawn it, of the MKVs that no author stands by any more."""
-    nodes = pool.withdrawals.nodes()
+    """The `withdrawals` of MKVs that the pool no longer holds for any author."""
+    nodes = withdrawals(pool)
     held = pool.facts(list(nodes))
     return {id_: names for id_, names in nodes.items() if id_ not in held}

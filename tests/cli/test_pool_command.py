@@ -232,15 +232,15 @@ def spoil_payload(table) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (double, "stands in the pool twice"),
-        (spoil_payload, "its payload is damaged: MKV 0 from node 'school': id"),
+        (double, "is in the pool twice"),
+        (spoil_payload, "damaged payload: MKV 0 from node 'school': id"),
         (other_vector("key"), "column key is not the signature of its payload"),
         (other_vector("v_star"), "column v_star is not the signature"),
         (other_vector("delta"), "column delta is not the signature"),
-        (lambda t: t.update(where="slot = 3", values={"slot": 4}), "column slot is 4, its payload"),
+        (lambda t: t.update(where="slot = 3", values={"slot": 4}), "column slot is 4, the payload"),
         (lambda t: t.update(where="slot = 3", values={"node": "x"}), "column node is 'x'"),
         (lambda t: t.update(where="slot = 3", values={"nodes": ["x"]}), "column nodes is ['x']"),
-        (lambda t: t.delete("slot = 1"), "is no canonical MKV"),
+        (lambda t: t.delete("slot = 1"), "is not a canonical MKV"),
         (lambda t: t.update(where="node = 'bank'", values={"fingerprint": "g"}), "fingerprint is"),
     ],
 )
@@ -259,7 +259,7 @@ def test_verify_names_a_damaged_file(fedit, folder):
     status, out, _ = fedit("verify", folder)
 
     assert status == 1
-    assert "the table cannot be read further" in out
+    assert "the rest of the table cannot be read" in out
 
 
 def test_verify_names_a_few_of_many(fedit, folder, monkeypatch):
@@ -450,7 +450,7 @@ def test_what_can_be_checked_of_a_sealed_pool(fedit, sealed):
     table.update(where=f"id = '{found['bank-0'].id}'", values={"slot": 9})
     status, out, _ = fedit("verify", folder)
     assert status == 1
-    assert f"MKV {found['bank-0'].id}: column slot is 9, its payload says 1" in out
+    assert f"MKV {found['bank-0'].id}: column slot is 9, the payload has 1" in out
 
 
 def test_what_is_sealed_goes_with_the_node_that_sealed_it(fedit, sealed):

@@ -6,7 +6,7 @@ import pytest
 from fedit_app.mkv import create
 from fedit_app.pool import MKVPool
 from fedit_app.pool.check import check
-from fedit_app.pool.withdraw import withdraw, withdrawn
+from fedit_app.pool.withdraw import withdraw, withdrawals, withdrawn
 
 WIDTH = 8
 
@@ -45,7 +45,7 @@ def test_nobody_else_can(pool):
     pool.append([theirs])
     withdraw(pool, "bank", {theirs.id})
     assert ranked(pool) == {theirs.id}
-    assert withdrawn(pool) == {} == pool.withdrawals.nodes()
+    assert withdrawn(pool) == {} == withdrawals(pool)
 
 
 def test_of_several_authors_the_last_one_removes_it(pool):
