@@ -89,7 +89,7 @@ def commented_keys(settings: Settings) -> str:
         value = getattr(settings, name)
         example, absent = about(field, "example"), about(field, "absent")
         comment = textwrap.fill(
-            (field.description or "") + (f" Empty: {absent}." if absent else ""),
+            _sentence(field.description or "") + (f" Empty: {absent}." if absent else ""),
             _WIDTH,
             initial_indent="# ",
             subsequent_indent="# ",
@@ -98,6 +98,10 @@ def commented_keys(settings: Settings) -> str:
         shown = example if is_comment else "" if value is None else value
         parts.append(f"{comment}\n{'# ' if is_comment else ''}{key_name(name)} = {_toml(shown)}\n")
     return "\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _toml(value: Any) -> str:

@@ -27,6 +27,18 @@ class ModuleNames:
         return {field: path for field, path in dataclasses.asdict(self).items() if path}
 
 
+# A node's own file has these keys as well.
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DEVICE = key("auto", "device of the computations: auto (CUDA if there is one), cpu, cuda or cuda:N")
+DTYPE = key("auto", "weights in memory; auto: float32 on a CPU, else as in the checkpoint")
+DEVICE_MAP = key(
+    None,
+    "spreads a model over several GPUs: auto, balanced, sequential, or a JSON file from module "
+    "paths to devices",
+    absent="all of it on device",
+)
+
+
 class ModelSettings(Settings):
     """The model, the machine that it is on, and its modules."""
 
@@ -35,16 +47,9 @@ class ModelSettings(Settings):
         "smollm2-135m (embedded), a Hugging Face folder, or a hub id",
         path="existing",
     )
-    device: str = key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "weights in memory; auto: float32 on a CPU, else as in the checkpoint"
-    )
-    device_map: str | None = key(
-        None,
-        "spreads a model over several GPUs: auto, balanced, sequential, or a JSON file (absolute) "
-        "from module paths to devices",
-        absent="all of it on device",
-    )
+    device: str = DEVICE
+    dtype: Dtype = DTYPE
+    device_map: str | None = DEVICE_MAP
     module_layers: str | None = key(
         None,
         "path of the list of decoder layers, such as model.layers; the module-... keys are for "

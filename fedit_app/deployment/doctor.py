@@ -1,11 +1,10 @@
-"""`fedit doctor`: what is right and wrong with a server, a node, or just this machine."""
+"""`fedit doctor`: the checks of a server, a node, or just this machine."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from fedit_app.deployment.findings import FAIL, Finding, attempt, machine
+from fedit_app.deployment.findings import Finding, attempt, machine
 from fedit_app.deployment.node_checks import node
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.deployment.server_checks import server
@@ -13,14 +12,11 @@ from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
 from fedit_app.support.errors import FedEditError
 
 
-def examine(folder: Path | None) -> int:
-    """Print a line per check.
+def examine(folder: Path | None) -> list[Finding]:
+    """Check a server or a node and this machine.
 
     Args:
-        folder: of a server or a node; None for the machine alone.
-
-    Returns:
-        Exit status: 1 if something has to be mended, else 0.
+        folder: folder of a server or a node; None for the machine alone.
 
     Raises:
         FedEditError: the folder is neither a server's nor a node's.
@@ -28,9 +24,7 @@ def examine(folder: Path | None) -> int:
     findings = machine(folder)
     if folder is not None:
         findings += _of_folder(folder)
-    for finding in findings:
-        sys.stdout.write(f"{finding.level:5} {finding.topic:12} {finding.text}\n")
-    return int(any(finding.level == FAIL for finding in findings))
+    return findings
 
 
 def _of_folder(folder: Path) -> list[Finding]:
@@ -39,5 +33,6 @@ def _of_folder(folder: Path) -> list[Finding]:
     if (folder / NODE_FILE).exists():
         return attempt("settings", lambda: node(NodeFolder.open(folder)))
     raise FedEditError(
-        f"{folder}: neither a server's folder ({SERVER_FILE}) nor a node's ({NODE_FILE})"
+        f"{folder}: neither a server's folder ({SERVER_FILE}) nor a node's ({NODE_FILE}); name "
+        "one, or none to check the machine alone"
     )

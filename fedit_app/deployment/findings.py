@@ -1,4 +1,4 @@
-"""What `fedit doctor` finds out about any machine: versions, disk, memory, GPUs."""
+"""The checks of `fedit doctor` on any machine: versions, disk, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LITTLE_DISK, _HARDLY_DISK = 5.0, 0.5  # GB
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `fedit doctor`.
+    """One row of `fedit doctor`.
 
     Attributes:
         level: OK, WARN or FAIL.
-        topic: what was looked at.
-        text: what was found and, unless it is ok, what to do.
+        topic: the subject of the check.
+        text: the state found and, unless it is ok, the remedy.
     """
 
     level: str
@@ -43,11 +43,11 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def attempt(topic: str, check: Check) -> list[Finding]:
-    """Run a check; what it raises for the user to read becomes its finding.
+    """Run a check; a FedEditError that it raises becomes a finding.
 
     Args:
-        topic: what is looked at.
-        check: gives findings.
+        topic: the subject of the check.
+        check: returns findings.
     """
     findings: list[Finding] = []
     try:
@@ -62,7 +62,7 @@ def machine(folder: Path | None) -> list[Finding]:
     """Versions, disk, memory and GPUs.
 
     Args:
-        folder: of the server or node, whose disk matters; None for the cache's alone.
+        folder: folder of the server or node, to check its disk; None for the cache's disk alone.
     """
     return [
         *attempt("versions", _versions),
@@ -77,7 +77,7 @@ def _versions() -> Iterable[Finding]:
     about = importlib.metadata.metadata("fedit")
     python = platform.python_version()
     if not SpecifierSet(about["Requires-Python"] or "").contains(python, prereleases=True):
-        yield Finding(FAIL, "versions", f"python {python}; needed is {about['Requires-Python']}")
+        yield Finding(FAIL, "versions", f"python {python}; required is {about['Requires-Python']}")
     for text in importlib.metadata.requires("fedit") or ():
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
@@ -87,7 +87,7 @@ def _versions() -> Iterable[Finding]:
         except importlib.metadata.PackageNotFoundError:
             found = "none"
         if found == "none" or not wanted.specifier.contains(found, prereleases=True):
-            told = f"{wanted.name} {found}; needed is {wanted.specifier}: pip install '{wanted}'"
+            told = f"{wanted.name} {found}; required is {wanted.specifier}: pip install '{wanted}'"
             yield Finding(FAIL, "versions", told)
     installed = {name: importlib.metadata.version(name) for name in _SHOWN}
     shown = ", ".join(f"{name} {version}" for name, version in installed.items())
@@ -100,7 +100,7 @@ def disk(folder: Path) -> Finding:
     free = shutil.disk_usage(existing).free / GIGABYTE
     text = f"{free:.1f} GB free for {folder}"
     if free < _HARDLY_DISK:
-        return Finding(FAIL, "disk", f"{text}; make room, nothing can be written soon")
+        return Finding(FAIL, "disk", f"{text}; free some space, or writing will fail soon")
     if free < _LITTLE_DISK:
         return Finding(WARN, "disk", f"{text}; models, covariances and ledgers need more")
     return Finding(OK, "disk", text)

@@ -17,7 +17,7 @@ from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import read_private_key
 from fedit_app.support.addresses import Unreachable
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import check_private, replace_file
+from fedit_app.support.files import check_private, write_file
 from fedit_app.support.processes import free_port, tool
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ def _check_server(node: NodeFolder) -> None:
 def _command(node: NodeFolder) -> list[str]:
     settings = node.settings
     config = node.home / "node-config.toml"
-    with replace_file(config) as temporary:
-        temporary.write_text(tomli_w.dumps(node.node_config()), encoding="utf-8")
+    write_file(config, tomli_w.dumps(node.node_config()))
     command = [tool("flower-supernode"), "--superlink", settings.superlink]
     if node.ca_cert is not None:
         command += ["--root-certificates", str(node.ca_cert)]

@@ -1,4 +1,4 @@
-"""What `fedit doctor` finds out about a node's folder."""
+"""The checks of `fedit doctor` on a node's folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ROOM = 1.3
 
 
 def node(found: NodeFolder) -> list[Finding]:
-    """Key, data, state, model and memory, and how the server sees the node.
+    """Check key, data, policy, state, model, memory and port, and the registration at the server.
 
     Args:
         found: the node's folder.
@@ -69,7 +69,7 @@ def _key(found: NodeFolder) -> Iterable[Finding]:
     if found.ca_cert is not None:
         left = expires(found.ca_cert) - datetime.now(UTC)
         if left < SOON:
-            text = f"{found.ca_cert} ends in {left.days} days; ask the server's operator for a new"
+            text = f"{found.ca_cert} expires in {left.days} days; get a new one from the server"
             yield Finding(WARN, "key", text)
 
 
@@ -80,11 +80,11 @@ def _federation_key(found: NodeFolder) -> Iterable[Finding]:
         text = f"{file.name}: id {key.id}; must be the same on all nodes, and not on the server"
         yield Finding(OK, "federation key", text)
     elif found.policy.unsealed:
-        text = "none: what this node sends can be read by the server, as its policy allows"
+        text = "none: the server can read what this node sends, as its policy allows"
         yield Finding(WARN, "federation key", text)
     else:
         text = (
-            "none, and the policy forbids runs that are not sealed: name a file of the key as "
+            "none, and the policy forbids runs that are not sealed; name the file of the key as "
             "federation-key in node.toml"
         )
         yield Finding(FAIL, "federation key", text)
@@ -124,11 +124,13 @@ def _state(found: NodeFolder) -> Iterable[Finding]:
         yield Finding(OK, "state", f"{folder} will be made by the first run")
         return
     if not os.access(folder, os.W_OK | os.X_OK):
-        yield Finding(FAIL, "state", f"{folder} may not be written to by this user")
+        yield Finding(
+            FAIL, "state", f"{folder} is not writable for this user; change its owner or mode"
+        )
     ledgers = sorted(folder.glob("**/ledger/index.json"))
     entries = 0
     for index in ledgers:
-        # Reads and checks every MKV, whatever model it was made on.
+        # Reads and checks every MKV, for whichever model.
         entries += len(Ledger.open(index.parent, read_index(index.parent)["fingerprint"]))
     yield Finding(OK, "state", f"{folder}: {len(ledgers)} ledgers with {entries} MKVs")
 
@@ -137,7 +139,7 @@ def _model(found: NodeFolder) -> Iterable[Finding]:
     device = resolve_device(found.settings.device)
     model = found.model()
     if model is None:
-        text = "the run says which; name it in node.toml to have it checked here"
+        text = "the run names it; name it in node.toml to have it checked here"
         yield Finding(WARN, "model", text)
         return
     folder = resolve_model(model)
@@ -149,7 +151,7 @@ def _model(found: NodeFolder) -> Iterable[Finding]:
 
 
 def _room(folder: Path, device: torch.device, dtype: str) -> Finding:
-    """Whether the weights, and what editing needs beside them, fit into the device's memory."""
+    """Whether the weights and the memory that editing needs fit on the device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
@@ -165,7 +167,7 @@ def _room(folder: Path, device: torch.device, dtype: str) -> Finding:
 
 
 def _weights_bytes(folder: Path, device: torch.device, dtype: str) -> int:
-    """Size of a checkpoint's weights once they are loaded, from the heads of its files."""
+    """Bytes of a checkpoint's weights in memory, from the headers of its files."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:

@@ -1,11 +1,11 @@
-"""The folder of a node: what lies in it, and making it."""
+"""The folder of a node: its settings, and the places of its files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from fedit_app.config.model import DEVICE, DEVICE_MAP, DTYPE, Dtype
 from fedit_app.config.node_config import NODE_KEYS
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue
@@ -21,14 +21,14 @@ PEERS = "peers"
 
 
 class NodeSettings(Settings):
-    """What stands in node.toml, its policy apart."""
+    """The keys of node.toml, without its policy."""
 
-    name: str = key("", "Name of the node, by which the whole federation knows it.")
+    name: str = key("", "Name of the node in the federation.")
     superlink: str = key("", "HOST:PORT of the federation's server.")
     ca_cert: str | None = key(
         "ca.crt",
         "Certificate of the authority, from the server's operator.",
-        absent="the authorities that this machine trusts anyway",
+        absent="the authorities that this machine trusts",
     )
     node_key: str = key(
         "", "The node's private key, by which the server knows it. It never leaves this machine."
@@ -47,8 +47,7 @@ class NodeSettings(Settings):
     )
     work_cache: str | None = key(
         None,
-        "Folder in which optimised values are kept and found again by later runs, by hash and "
-        "without text.",
+        "Folder that keeps optimised values for later runs, by hash and without text.",
         absent="no cache",
     )
     model: str | None = key(
@@ -57,15 +56,9 @@ class NodeSettings(Settings):
         "makes sure that all nodes have the same weights.",
         absent="what the run says",
     )
-    device: str = key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "Weights in memory; auto: float32 on a CPU, else as in the checkpoint."
-    )
-    device_map: str | None = key(
-        None,
-        "Spreads a model over several GPUs: auto, balanced, sequential, or a JSON file.",
-        absent="all of it on device",
-    )
+    device: str = DEVICE
+    dtype: Dtype = DTYPE
+    device_map: str | None = DEVICE_MAP
     runtime_port: int = key(
         0,
         "Loopback TCP port between the SuperNode and its processes; 0: a free one at every start.",
@@ -75,21 +68,21 @@ class NodeSettings(Settings):
     worker_idle_seconds: float | None = key(
         None,
         "How long the node's resident process, which keeps the model in memory, waits for the next "
-        "message before it ends; 0: there is none, and every message loads the model anew.",
+        "message before it ends; 0: no such process, every message loads the model.",
         example=1800.0,
         ge=0,
     )
     worker_memory_gb: float | None = key(
         None,
-        "The resident process ends after a message that leaves it with more memory; without this "
-        "line with more than 80 % of the machine's.",
+        "The resident process ends after a message if it holds more memory than this; without this "
+        "line, more than 80 % of the machine's.",
         example=64.0,
         ge=0,
     )
     trusted_entities: str | None = key(
         None,
         "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities).",
-        absent="whatever app the server's operator starts",
+        absent="every app that the server's operator starts may run",
     )
 
 

@@ -12,7 +12,7 @@ from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file, write_private
+from fedit_app.support.files import write_file, write_private
 
 _HEAD = """\
 # A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
@@ -79,14 +79,14 @@ def init_node(
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     if ca_cert is not None:
-        _write(folder / "ca.crt", ca_cert.expanduser().read_bytes())
+        write_file(folder / "ca.crt", ca_cert.expanduser().read_bytes())
     if not node.node_key.exists():
         _make_key(node)
     if node.federation_key is not None and not node.federation_key.exists():
         shared.write(node.federation_key)
     write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
     text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
-    _write(folder / NODE_FILE, text.encode())
+    write_file(folder / NODE_FILE, text)
     return node
 
 
@@ -116,7 +116,7 @@ def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
     listed = node.peers / f"{name}.pub"
     before = listed.read_text(encoding="ascii") if listed.exists() else ""
     if public not in before.splitlines():
-        _write(listed, f"{before}{public}\n".encode())
+        write_file(listed, f"{before}{public}\n")
     return key_fingerprint(public)
 
 
@@ -145,13 +145,8 @@ def _federation_key_file(node: NodeFolder) -> Path:
 
 def _make_key(node: NodeFolder) -> None:
     pair = make_node_key()
-    _write(node.public_key, pair.public)
+    write_file(node.public_key, pair.public)
     write_private(node.node_key, pair.private)
-
-
-def _write(file: Path, content: bytes) -> None:
-    with replace_file(file) as temporary:
-        temporary.write_bytes(content)
 
 
 def next_steps(node: NodeFolder) -> str:

@@ -1,4 +1,4 @@
-"""What `fedit doctor` finds out about a server's folder."""
+"""The checks of `fedit doctor` on a server's folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedit_app.support.files import check_private
 
 
 def server(found: ServerFolder) -> list[Finding]:
-    """Certificate, names, port, files, and the nodes that are registered.
+    """Check certificate, names, port and files, and list the registered nodes.
 
     Args:
         found: the server's folder.
@@ -36,13 +36,15 @@ def server(found: ServerFolder) -> list[Finding]:
 def _certificate(found: ServerFolder) -> Iterable[Finding]:
     problems = found.certificate_problems()
     for problem in problems:
-        remedy = "fedit server renew" if found.settings.ca_key else "get a certificate that fits"
+        remedy = (
+            "fedit server renew" if found.settings.ca_key else "get a certificate for these names"
+        )
         yield Finding(FAIL, "certificate", f"{problem}; {remedy}")
     check_private(found.cert_key)
     end = expires(found.cert)
     left = end - datetime.now(UTC)
     if left < SOON and not problems:
-        yield Finding(WARN, "certificate", f"ends in {left.days} days: fedit server renew")
+        yield Finding(WARN, "certificate", f"expires in {left.days} days: fedit server renew")
     elif not problems:
         hosts = ", ".join(found.settings.hosts)
         yield Finding(OK, "certificate", f"for {hosts}, valid until {end:%Y-%m-%d}")
@@ -55,7 +57,7 @@ def _names(found: ServerFolder) -> Iterable[Finding]:
         try:
             socket.getaddrinfo(host, None)
         except OSError as error:
-            text = f"{host} cannot be resolved here ({error}); can the nodes?"
+            text = f"{host} cannot be resolved here ({error}); make sure that the nodes can"
             yield Finding(WARN, "names", text)
     local = {"127.0.0.1", "::1", "localhost"}
     if found.settings.bind in local and not set(found.settings.hosts) <= local:
@@ -77,7 +79,7 @@ def _port(found: ServerFolder) -> Iterable[Finding]:
         yield Finding(OK, "port", f"{join(bind, port)} is free; the server is not running")
     else:
         text = (
-            f"{join(bind, port)} cannot be listened on: taken by another program, or not an "
+            f"{join(bind, port)} cannot be listened on: another program has it, or it is no "
             "address of this machine; change bind or port in server.toml"
         )
         yield Finding(FAIL, "port", text)
@@ -88,7 +90,11 @@ def _files(found: ServerFolder) -> Iterable[Finding]:
     places = [found.folder, database.parent, runs, *([database] if database.exists() else [])]
     shut = [place for place in dict.fromkeys(places) if not os.access(place, os.W_OK)]
     for place in shut:
-        yield Finding(FAIL, "files", f"{place} is missing or may not be written to by this user")
+        yield Finding(
+            FAIL,
+            "files",
+            f"{place} is missing or not writable for this user; create it or change its mode",
+        )
     if not shut:
         size = database.stat().st_size / 1e6 if database.exists() else 0.0
         yield Finding(OK, "files", f"database {database} ({size:.1f} MB), run folders {runs}")
@@ -97,7 +103,7 @@ def _files(found: ServerFolder) -> Iterable[Finding]:
 def _nodes(found: ServerFolder) -> Iterable[Finding]:
     nodes = registered_nodes(found.superlink)
     if not nodes:
-        yield Finding(WARN, "nodes", "none is registered yet: fedit server register")
+        yield Finding(WARN, "nodes", "none is registered yet; fedit server register")
     for node in nodes:
         level = OK if node.status == ONLINE else WARN
         yield Finding(level, "nodes", f"{node.name} is {node.status}")

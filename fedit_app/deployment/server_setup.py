@@ -18,7 +18,7 @@ from fedit_app.deployment.services import write_services
 from fedit_app.mkv.node_key import Pair
 from fedit_app.support.addresses import DEFAULT_PORT, check_host
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file, write_private
+from fedit_app.support.files import write_file, write_private
 
 _HEAD = """\
 # A FedEdit server, made by `fedit server init`. Relative paths are relative to this folder.
@@ -83,8 +83,7 @@ def init_server(
     if problems:
         raise FedEditError("; ".join(problems))
     write_services(folder, "server", "fedit-server", "FedEdit server")
-    with replace_file(folder / SERVER_FILE) as temporary:
-        temporary.write_text(_HEAD + commented_keys(server.settings), encoding="utf-8")
+    write_file(folder / SERVER_FILE, _HEAD + commented_keys(server.settings))
     return server
 
 
@@ -118,22 +117,18 @@ def _make_certificates(server: ServerFolder) -> None:
     """Make what is not there yet: an authority, and a certificate that it signs."""
     if server.ca_key is not None and not server.ca_key.exists():
         authority = make_authority(f"FedEdit authority of {server.settings.hosts[0]}"[:64])
-        _write_public(server.ca_cert, authority.public)
+        write_file(server.ca_cert, authority.public)
         write_private(server.ca_key, authority.private)
     if not server.cert_key.exists():
-        _issue_certificate(server)
+        renew_certificate(server)
 
 
 def renew_certificate(server: ServerFolder) -> None:
-    """Replace the server's certificate and key by new ones of its authority.
+    """Issue the server's certificate and key with its authority's key; old ones are replaced.
 
     Raises:
-        FedEditError: the authority's key is not here.
+        FedEditError: the folder has no key of the authority.
     """
-    _issue_certificate(server)
-
-
-def _issue_certificate(server: ServerFolder) -> None:
     if server.ca_key is None or not server.ca_key.is_file():
         raise FedEditError(
             f"{server.folder / SERVER_FILE}: ca-key names no file; get a new certificate from "
@@ -142,12 +137,7 @@ def _issue_certificate(server: ServerFolder) -> None:
     authority = Pair(server.ca_cert.read_bytes(), server.ca_key.read_bytes())
     made = issue_server_certificate(authority, server.settings.hosts)
     write_private(server.cert_key, made.private, replace=True)
-    _write_public(server.cert, made.public)
-
-
-def _write_public(file: Path, content: bytes) -> None:
-    with replace_file(file) as temporary:
-        temporary.write_bytes(content)
+    write_file(server.cert, made.public)
 
 
 def next_steps(server: ServerFolder) -> str:

@@ -7,7 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 from fedit_app.support.processes import tool
 
 _UNIT = """\
@@ -39,26 +39,21 @@ WantedBy=multi-user.target
 """
 
 
-def write_services(folder: Path, side: str, name: str, what: str) -> tuple[Path, Path]:
+def write_services(folder: Path, side: str, name: str, what: str) -> None:
     """Write start.sh and a systemd unit that run `fedit SIDE start FOLDER`.
 
     Args:
         folder: absolute folder of the server or node.
         side: server or node.
         name: the unit's name.
-        what: what it is, in a few words.
-
-    Returns:
-        The script and the unit.
+        what: its description, in a few words.
     """
     command = f"{shlex.quote(tool('fedit'))} {side} start"
-    script = folder / "start.sh"
-    with replace_file(script) as temporary:
-        temporary.write_text(
-            f"#!/bin/sh\n# {what}, in the foreground.\nexec {command} {shlex.quote(str(folder))}\n",
-            encoding="utf-8",
-        )
-        temporary.chmod(0o700)
+    write_file(
+        folder / "start.sh",
+        f"#!/bin/sh\n# {what}, in the foreground.\nexec {command} {shlex.quote(str(folder))}\n",
+        0o700,
+    )
     unit = folder / f"{name}.service"
     values = {
         "what": what,
@@ -68,13 +63,11 @@ def write_services(folder: Path, side: str, name: str, what: str) -> tuple[Path,
         "folder": _escaped(str(folder)),
         "command": f"{_quoted(tool('fedit'))} {side} start {_quoted(str(folder))}",
     }
-    with replace_file(unit) as temporary:
-        temporary.write_text(_UNIT.format_map(values), encoding="utf-8")
-    return script, unit
+    write_file(unit, _UNIT.format_map(values))
 
 
 def _user() -> str:
-    """The user that runs this; in a container a number may be all that is known."""
+    """The name of this user, or the number where it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -82,7 +75,7 @@ def _user() -> str:
 
 
 def _escaped(text: str) -> str:
-    """A path as systemd wants it: % begins a specifier there."""
+    """A path for systemd, where % begins a specifier."""
     return text.replace("%", "%%")
 
 

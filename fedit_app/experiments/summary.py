@@ -15,7 +15,7 @@ from fedit_app.report.comparison import SCHEMA, UNEDITED, ComparedRun, Row, Slot
 from fedit_app.report.figures import value_of
 from fedit_app.report.results import NUMBERS, STAGES, SlotResult
 from fedit_app.report.tables import METRICS, figures_csv
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 
 _CENTRAL, _FEDAVG = "central", "fedavg"
 
@@ -60,8 +60,7 @@ def write_comparison(
     files = []
     for kind, text in texts.items():
         files.append(folder / f"comparison.{kind}")
-        with replace_file(files[-1]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(files[-1], text)
     return files
 
 

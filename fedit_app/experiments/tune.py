@@ -23,7 +23,7 @@ from fedit_app.experiments.tune_report import preset_text, preset_values, trial_
 from fedit_app.experiments.tune_requests import requests_for
 from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 from fedit_app.support.tables import Table
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ def tune(
         len(requests),
         _device_name(bench.model.device),
     )
-    with replace_file(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(output, text)
     return Tuned(
         trial_table(trials, null_space),
         trial_line(best, null_space),

@@ -10,7 +10,7 @@ import tomli_w
 
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import read_toml, replace_file
+from fedit_app.support.files import read_toml, write_file
 
 ORIGIN = "origin.toml"
 _HEAD = "# What this ledger was last used with: fedit ask, export and rollback read it.\n"
@@ -44,8 +44,7 @@ def write_origin(folder: Path, node: str, simulated: bool, config: RunConfig) ->
     text = _HEAD + tomli_w.dumps(values)
     file = folder / ORIGIN
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        with replace_file(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(file, text)
 
 
 def read_origin(folder: Path) -> Origin | None:

@@ -30,7 +30,7 @@ from fedit_app.report.styles import STYLES
 from fedit_app.report.tables import METRICS as COLUMNS
 from fedit_app.report.tables import methods_table
 from fedit_app.report.template import TEMPLATES
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 from fedit_app.support.formats import (
     NOT_MEASURED,
     byte_size,
@@ -102,8 +102,7 @@ def write_report(results: Results, path: str | Path) -> None:
         results: the run.
         path: the file to write; its folder is made if it is missing.
     """
-    with replace_file(Path(path)) as temporary:
-        temporary.write_text(render_report(results), encoding="utf-8")
+    write_file(Path(path), render_report(results))
 
 
 def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) -> str:

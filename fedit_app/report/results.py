@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 
 SCHEMA = 2
 
@@ -281,8 +281,7 @@ def write_results(path: str | Path, results: Results) -> None:
         results: the run.
     """
     text = results.model_dump_json(indent=2, by_alias=True) + "\n"
-    with replace_file(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(Path(path), text)
 
 
 def append_line(path: str | Path, line: SlotLine) -> None:

@@ -35,7 +35,7 @@ from fedit_app.report.results import (
     append_line,
 )
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,12 @@ class RunRecord:
             # A killed run may have left lines of a slot that it did not complete.
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
             kept = [line for line in lines if _slot_of(line) in self._slots]
-            with replace_file(file) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            write_file(file, "".join(f"{line}\n" for line in kept))
         logger.info("run folder %s: resumed with slot %d", self.folder, self.first_slot)
 
     def _write_config(self, comment: str) -> None:
-        with replace_file(self.folder / "config.toml") as temporary:
-            text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
-            temporary.write_text(text, encoding="utf-8")
+        text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
+        write_file(self.folder / "config.toml", text)
 
     def met(self, fingerprint: str, nodes: int, simulated: bool) -> None:
         """Note what the federation agreed on, and write down how to repeat the run.

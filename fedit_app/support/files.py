@@ -76,6 +76,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write a file that a reader sees either complete or not at all.
+
+    Args:
+        path: the file to create or replace; missing parent folders are made.
+        content: bytes, or text, which is written as UTF-8.
+        mode: its permissions, less those that the umask takes away.
+
+    Raises:
+        FedEditError: the disk is full or read-only; an existing file stays as it was.
+    """
+    with replace_file(path) as temporary:
+        temporary.touch(mode)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write JSON that a reader sees either complete or not at all.
 
@@ -83,9 +99,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
         path: the file to create or replace.
         value: anything `json` can write; NaN and infinity are refused (ValueError).
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_private(file: Path, content: bytes, replace: bool = False) -> None:
@@ -101,9 +115,7 @@ def write_private(file: Path, content: bytes, replace: bool = False) -> None:
     """
     if file.exists() and not replace:
         raise FedEditError(f"{file} exists already; keys are never overwritten")
-    with replace_file(file) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(content)
+    write_file(file, content, 0o600)
 
 
 def check_private(file: Path) -> None:

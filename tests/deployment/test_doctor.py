@@ -1,6 +1,7 @@
 """`fedit doctor`: each thing that may be wrong is found, said, and counted."""
 
 import importlib.metadata
+import json
 import shutil
 import socket
 from collections import namedtuple
@@ -24,9 +25,10 @@ def doctor(fedit):
     """Gives `doctor(folder)`: (exit status, lines by level and topic)."""
 
     def doctor(*folder) -> tuple[int, str]:
-        status, out, err = fedit("doctor", *folder)
+        status, out, err = fedit("doctor", *folder, "--format", "json")
         assert err == ""
-        return status, "\n".join(" ".join(line.split()) for line in out.splitlines())
+        rows = json.loads(out)["findings"]
+        return status, "\n".join(" ".join(row.values()) for row in rows)
 
     return doctor
 
@@ -56,8 +58,8 @@ def test_a_package_of_another_version(doctor, monkeypatch):
     status, told = doctor()
 
     assert status == 1
-    assert "FAIL versions flwr 1.29.0; needed is <1.42,>=1.41: pip install 'flwr[sim" in told
-    assert "FAIL versions lancedb 0.41.0; needed is <0.41,>=0.40" in told
+    assert "FAIL versions flwr 1.29.0; required is <1.42,>=1.41: pip install 'flwr[sim" in told
+    assert "FAIL versions lancedb 0.41.0; required is <0.41,>=0.40" in told
     assert told.count("FAIL") == 2
 
 
@@ -97,7 +99,7 @@ def test_a_certificate_that_ends(doctor, server, monkeypatch):
     monkeypatch.setattr(certificates, "SERVER_DAYS", 20)
     renew_certificate(server)
     status, told = doctor(server.folder)
-    assert (status, "warn certificate ends in 19 days: fedit server renew" in told) == (0, True)
+    assert (status, "warn certificate expires in 19 days: fedit server renew" in told) == (0, True)
 
     monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
     renew_certificate(server)
@@ -154,7 +156,7 @@ def test_a_node_in_order_but_for_the_server(doctor, node, tiny_folder):
 
 
 def test_a_model_that_the_run_names(doctor, node):
-    assert "warn model the run says which" in doctor(node.folder)[1]
+    assert "warn model the run names it" in doctor(node.folder)[1]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_the_federation_key(doctor, node):
     assert "FAIL federation key none, and the policy forbids" in doctor(node.folder)[1]
     edit(node, "unsealed = false", "unsealed = true")
     told = doctor(node.folder)[1]
-    assert "warn federation key none: what this node sends can be read" in told
+    assert "warn federation key none: the server can read what this node sends" in told
     assert "lets servers read what it sends" in told
 
 

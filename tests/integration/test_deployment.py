@@ -210,7 +210,7 @@ def test_doctor_on_both_sides(deployment, capsys):
     assert "answers over TLS" in told and "bank is running" in told
 
     assert main(["doctor", str(deployment.nodes["stranger"].folder)]) == 1
-    assert "FAIL  server       does not know the key of stranger" in capsys.readouterr().out
+    assert "| FAIL | server | does not know the key of stranger" in capsys.readouterr().out
 
 
 def test_all_end_when_they_are_asked_to(finished, deployment):
