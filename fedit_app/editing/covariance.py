@@ -1,7 +1,7 @@
 """C_l = E[k k^T], the uncentred covariance of the keys of every edited layer on ordinary text.
 
-Never computed twice on a machine. The cache has one folder per model, text, number of tokens and
-seed, with the text as token rows and one file per layer:
+Computed once per machine. The cache has one folder per model, text, number of tokens and seed, with
+the text as token rows and one file per layer:
 
     covariance/MODEL-DIGEST/tokens.safetensors
                             layer-4.safetensors, layer-5.safetensors, ...
@@ -25,7 +25,6 @@ from torch import Tensor
 from fedit_app.editing.corpus import (
     SAMPLE,
     CovarianceSource,
-    TokenProgress,
     read_rows,
     sample_text,
     token_rows,
@@ -64,7 +63,7 @@ _TOKENS_PER_PASS = 4096
 def covariance(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource
 ) -> dict[int, Tensor]:
-    """The covariances of the edited layers; what is not in the cache is computed and kept.
+    """The covariances of the edited layers, from the cache or computed and stored there.
 
     Args:
         model: the model, unedited.
@@ -84,7 +83,7 @@ def covariance(
 def statistics_files(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource
 ) -> dict[int, StatisticsFile]:
-    """The files with the covariances of some layers, made as far as they are missing.
+    """The files with the covariances of some layers; missing ones are made.
 
     Args:
         model: the model, unedited.
@@ -95,8 +94,8 @@ def statistics_files(
         layer -> its file.
 
     Raises:
-        FedEditError: the text is not there or too short, the statistics file is of another model
-            or lacks a layer, or a file of the cache is damaged.
+        FedEditError: the text does not exist or is too short, the statistics file is of another
+            model or lacks a layer, or a file of the cache is damaged.
     """
     if is_statistics_name(source.name):
         given = open_statistics(Path(source.name).expanduser())
@@ -112,7 +111,7 @@ def statistics_files(
 
 
 def load_into_cache(model: EditableModel, given: StatisticsFile) -> dict[int, StatisticsFile]:
-    """Put the layers of a statistics file into the cache, so that they need not be computed.
+    """Copy the layers of a statistics file into the cache, so that they are not computed.
 
     Args:
         model: the model.
@@ -132,10 +131,10 @@ def load_into_cache(model: EditableModel, given: StatisticsFile) -> dict[int, St
 
 
 def origin_of(model: EditableModel, source: CovarianceSource) -> Origin:
-    """What the covariances of a model on a text depend on.
+    """The origin of the covariances of a model on a text.
 
     Raises:
-        FedEditError: the text file is not there.
+        FedEditError: the text file does not exist.
     """
     return Origin(
         model=model.fingerprint,
@@ -149,7 +148,7 @@ def origin_of(model: EditableModel, source: CovarianceSource) -> Origin:
 def collect_covariance(
     model: EditableModel, layers: Sequence[int], rows: Iterable[Sequence[int]]
 ) -> dict[int, Tensor]:
-    """Accumulate C_l of all layers in one pass over the text, which stops after the last layer.
+    """Compute C_l of all layers in one pass over the text, which stops after the last layer.
 
     Args:
         model: the model, unedited.
@@ -161,8 +160,7 @@ def collect_covariance(
     """
     rows = list(rows)
     total = sum(map(len, rows))
-    progress = TokenProgress("counted", total)
-    last = max(layers)
+    last, counted = max(layers), 0
     sums: dict[int, Tensor] = {}
     for batch in _batches(rows):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
@@ -175,7 +173,9 @@ def collect_covariance(
                 sums[layer].addmm_(found.T, found)
             else:
                 sums[layer] = found.T @ found
-        progress.add(sum(map(len, batch)))
+        counted += sum(map(len, batch))
+        if counted < total:
+            logger.info("covariance: counted %d of %d tokens", counted, total)
     return {layer: (sums[layer] / total).cpu() for layer in layers}
 
 
@@ -199,7 +199,7 @@ def _make_missing(
     started = time.perf_counter()
     shown = ",".join(map(str, missing))
     logger.info(
-        "covariance: layers %s from %d tokens, %s; once for this model",
+        "covariance: computing layers %s from %d tokens, %s; once for this model",
         shown,
         origin.tokens,
         source.name,
@@ -212,18 +212,18 @@ def _make_missing(
     for layer, found in collect_covariance(model, missing, rows).items():
         write_statistics(_layer_file(origin, layer), origin, {layer: counted}, {layer: found})
     seconds = time.perf_counter() - started
-    logger.info("covariance: made in %.0f s, kept in %s", seconds, tokens.parent)
+    logger.info("covariance: computed in %.0f s, stored in %s", seconds, tokens.parent)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time works in a folder; the others wait and find the work done."""
+    """Lock a folder; other processes wait and then find the work done."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        logger.info("covariance: another process is making it, waiting for that")
+        logger.info("covariance: waiting for another process that computes it")
         lock.acquire()
     try:
         yield
@@ -242,13 +242,13 @@ def _layer_file(origin: Origin, layer: int) -> Path:
 
 
 def _cached(origin: Origin, layers: Iterable[int]) -> dict[int, StatisticsFile]:
-    """The files of those layers that are in the cache, in the order asked for."""
+    """The files of those layers that are in the cache, in the order of `layers`."""
     files = {}
     for layer in layers:
         path = _layer_file(origin, layer)
         if path.exists():
             file = open_statistics(path, DELETE)
             if file.origin != origin or set(file.counted) != {layer}:
-                raise FedEditError(f"{path}: its header is of something else; {DELETE}")
+                raise FedEditError(f"{path}: its header names another origin or layer; {DELETE}")
             files[layer] = file
     return files

@@ -1,23 +1,23 @@
-"""Whether an MKV could be an honest one: what it says against what the base model does.
+"""Screening of received MKVs: their size compared with the activations of the base model.
 
-Everything is measured in units of the base model, so that one set of bounds serves every model.
-With C = E[x x^T] the covariance of a layer's keys x on ordinary text, A what the solve uses
+All quantities are in units of the base model, so that one set of bounds fits every model. With
+C = E[x x^T] the covariance of a layer's keys x on ordinary text, A the matrix of the solve
 (lambda C for MEMIT) and W0 the unedited projection:
 
-    shape               what the model and the run's layers say
+    shape               n_layers, d_ff and d_model of the run
     key norm            |k| / sqrt(tr C)
     key distance        sqrt(k^T A^-1 k / E[x^T A^-1 x]), Mahalanobis' distance
-    common direction    key norm / key distance: large for a key along what all text has in common
+    common direction    key norm / key distance: large along the common direction of all keys
     shift norm          |r| / sqrt(E|W0 x|^2)
-    value norm          (|v* - h0| - rounding) / (clamp |h0|), which the optimiser keeps below 1
+    value norm          (|v* - h0| - rounding) / (clamp |h0|), at most 1 after the optimisation
 
-Keys of ordinary text have a norm and a distance around 1. The bounds limit what strangers can do to
-ordinary text: the joint solve minimises sum_i |r_i - Delta k_i|^2 + lambda E|Delta x|^2, where
-Delta = 0 costs sum_i |r_i|^2, so
+Keys of ordinary text have a norm and a distance around 1. The bounds limit the effect of received
+MKVs on ordinary text: the joint solve minimises sum_i |r_i - Delta k_i|^2 + lambda E|Delta x|^2,
+where Delta = 0 costs sum_i |r_i|^2, so
 
     E|Delta x|^2 <= sum_i |r_i|^2 / lambda
 
-whatever the keys are. What an MKV says about its own subject is not bounded by any of this.
+for any keys. The bounds do not limit what an MKV changes about its own subject.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BOUNDS = {
     "shift norm": 8.0,
     "value norm": 1.05,
 }
-"""Largest value of an honest MKV; `python -m benchmarks.screening` prints what was measured."""
+"""Largest value of an honest MKV, as `python -m benchmarks.screening` measures it."""
 
 _SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
 class LayerScale:
-    """What is usual in one edited layer of the base model.
+    """Usual sizes in one edited layer of the base model.
 
     Attributes:
         key_norm: root mean square of |x| on ordinary text.
@@ -60,12 +60,12 @@ class LayerScale:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an MKV cannot be an honest one.
+    """The reason why an MKV is rejected.
 
     Attributes:
         reason: `SHAPE`, or a key of `BOUNDS`.
-        value: what was measured, the largest of all layers; None for a shape.
-        bound: the largest value that passes; None for a shape.
+        value: the measured value, the largest of all layers; None for a shape.
+        bound: the largest accepted value; None for a shape.
     """
 
     reason: str
@@ -74,7 +74,7 @@ class Fault:
 
 
 def layer_scale(covariance: Tensor, weight: Tensor) -> LayerScale:
-    """What is usual in a layer.
+    """The usual sizes in a layer.
 
     Args:
         covariance: (d_ff, d_ff) C_l.
@@ -92,9 +92,9 @@ class Screen:
 
     Args:
         solver: the joint solve of the edited layers.
-        scales: layer -> what is usual there.
+        scales: layer -> its usual sizes.
         shape: n_layers, d_ff and d_model of an MKV.
-        clamp: largest |v* - h0| of the run's settings, in norms of h0.
+        clamp: largest |v* - h0| in the settings of the run, in norms of h0.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class Screen:
         self._shape, self._clamp = shape, clamp
 
     def faults(self, mkvs: Sequence[MKV], factor: float = 1.0) -> dict[str, Fault]:
-        """Which of some MKVs no honest node makes.
+        """The MKVs that exceed a bound or have another shape.
 
         Args:
             mkvs: MKVs of the workbench's fingerprint.
-            factor: by which all bounds are multiplied; 0: only the shapes are checked.
+            factor: factor of all bounds; 0: only the shapes are checked.
 
         Returns:
             id -> the fault that exceeds its bound most.
@@ -138,10 +138,10 @@ class Screen:
         return faults
 
     def measure(self, mkvs: Sequence[MKV]) -> dict[str, np.ndarray]:
-        """The quantities of `BOUNDS`, the largest of all layers.
+        """The quantities of `BOUNDS`, each the largest of all layers.
 
         Args:
-            mkvs: n >= 1 MKVs of the right shapes.
+            mkvs: n >= 1 MKVs of the run's shape.
 
         Returns:
             quantity -> (n,).

@@ -1,8 +1,8 @@
-"""Covariances in files: some layers of one model, together with what they were made from.
+"""Files of covariances: some layers of one model, with their origin.
 
-The cache keeps one such file per layer; `fedit stats --save` writes one with several layers, to be
-given away. Inside are `layer-N` (d_ff, d_ff) float32 and, as safetensors metadata, an `Origin` and
-how many tokens were counted per layer.
+The cache has one file per layer; `fedit stats --save` writes one with several layers, for others.
+A file holds `layer-N` (d_ff, d_ff) float32 and, as safetensors metadata, an `Origin` and the number
+of counted tokens per layer.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file
 
 SUFFIX = ".safetensors"
-DELETE = "delete it, and it will be made again"
+DELETE = "delete it, and it is computed again"
 MAKE = f"make one for this model with `fedit stats --save NAME{SUFFIX}`"
 _FORMAT = "fedit-covariance-1"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Everything that a covariance depends on beside the layer.
+    """Everything that a covariance depends on except the layer.
 
     Attributes:
         model: fingerprint of the model.
         source: the text, see `CovarianceSource.label`.
-        tokens: how many tokens were asked for.
-        seed: seed of the sampling; 0 where nothing is drawn.
+        tokens: requested number of tokens.
+        seed: seed of the sampling; 0 if the text is not sampled.
     """
 
     model: str
@@ -46,14 +46,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """A file of covariances, of which only the header was read.
+    """A file of covariances, of which only the header has been read.
 
     Attributes:
         path: the file.
-        origin: what the covariances were made from.
-        counted: layer -> number of tokens that were counted.
+        origin: origin of the covariances.
+        counted: layer -> number of counted tokens.
         d_ff: width of the matrices.
-        remedy: what a user can do if the file turns out to be unusable.
+        remedy: what the user can do if the file is unusable, for errors.
     """
 
     path: Path
@@ -63,11 +63,7 @@ class StatisticsFile:
     remedy: str
 
     def require_model(self, fingerprint: str, d_ff: int) -> None:
-        """Check that the file is of a model.
-
-        Raises:
-            FedEditError: it is of another model or width.
-        """
+        """Raise FedEditError if the file is of another model or width."""
         if self.origin.model != fingerprint:
             raise FedEditError(
                 f"{self.path}: statistics of another model (fingerprint "
@@ -79,11 +75,7 @@ class StatisticsFile:
             )
 
     def require_layers(self, layers: Iterable[int]) -> None:
-        """Check that the file has some layers.
-
-        Raises:
-            FedEditError: a layer is not in it.
-        """
+        """Raise FedEditError if a layer is not in the file."""
         absent = [layer for layer in layers if layer not in self.counted]
         if absent:
             raise FedEditError(
@@ -92,11 +84,7 @@ class StatisticsFile:
             )
 
     def read(self, layer: int) -> Tensor:
-        """C_l (d_ff, d_ff) float32 of a layer.
-
-        Raises:
-            FedEditError: the file is damaged.
-        """
+        """C_l (d_ff, d_ff) float32 of a layer; raises FedEditError if the file is damaged."""
         try:
             with safe_open(self.path, "pt") as tensors:
                 found: Tensor = tensors.get_tensor(_name(layer))
@@ -117,10 +105,10 @@ def open_statistics(path: Path, remedy: str = MAKE) -> StatisticsFile:
 
     Args:
         path: the file.
-        remedy: what a user can do if it is unusable, for the error.
+        remedy: what the user can do if the file is unusable, for errors.
 
     Raises:
-        FedEditError: it cannot be read, is damaged, or is no statistics file.
+        FedEditError: the file cannot be read, is damaged, or is not a statistics file.
     """
     try:
         with safe_open(path, "pt") as tensors:
@@ -140,19 +128,19 @@ def open_statistics(path: Path, remedy: str = MAKE) -> StatisticsFile:
         numbers = {key: int(metadata[key]) for key in ("tokens", "seed")}
         origin = Origin(metadata["model"], metadata["source"], **numbers)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FedEditError(f"{path}: not a whole statistics file ({error}); {remedy}") from None
+        raise FedEditError(f"{path}: not a complete statistics file ({error}); {remedy}") from None
     return StatisticsFile(path, origin, counted, shape[0], remedy)
 
 
 def write_statistics(
     path: Path, origin: Origin, counted: Mapping[int, int], covariances: Mapping[int, Tensor]
 ) -> None:
-    """Write a statistics file, whole or not at all.
+    """Write a statistics file in one atomic step.
 
     Args:
         path: the file to create or replace.
-        origin: what the covariances were made from.
-        counted: layer -> number of tokens that were counted.
+        origin: origin of the covariances.
+        counted: layer -> number of counted tokens.
         covariances: layer -> C_l (d_ff, d_ff); stored as float32.
     """
     metadata = {key: str(value) for key, value in dataclasses.asdict(origin).items()}
@@ -162,12 +150,12 @@ def write_statistics(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all, with the permissions of any new file."""
+    """Write a safetensors file in one atomic step, with the permissions of any new file."""
     with replace_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(dict(tensors), temporary, dict(metadata))
-        temporary.chmod(mode)  # safetensors leaves a file that only its owner can read
+        temporary.chmod(mode)  # safetensors makes a file that only its owner can read
 
 
 def _name(layer: int) -> str:

@@ -1,6 +1,6 @@
-"""What a model writes when it is left to itself: does it say the target, is it still fluent?
+"""Free generation: whether the model generates the target, and whether its text is fluent.
 
-Teacher forcing shows the model the right beginning of a target; here it sees the prompt only.
+With teacher forcing, the model sees the beginning of the target; here it sees the prompt only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from fedit_app.evaluation.metrics import mean
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad
@@ -28,17 +29,17 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def written_metrics(
     model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]]
 ) -> dict[str, dict[str, float | None]]:
-    """What the model, as it is now, writes about several groups of requests.
+    """Metrics of the text that the model generates about several groups of requests.
 
     Args:
         model: the model, edited or not.
-        scopes: name -> requests; what several have in common is written once.
+        scopes: name -> requests; a request of several groups is processed once.
 
     Returns:
-        name -> exact_match, the share of requests whose target the model says (see
-        `exact_matches`), and generation_entropy, the mean `n_gram_entropy` in bits of what it
-        writes after the first generation prompt of at most 16 requests, spread evenly over the
-        group; None where there is nothing to write about.
+        name -> exact_match, the share of requests whose target the model generates (see
+        `exact_matches`), and generation_entropy, the mean `n_gram_entropy` in bits of the text
+        after the first generation prompt of at most 16 requests, evenly spaced in the group; None
+        without requests or prompts.
     """
     requests = list(dict.fromkeys(itertools.chain.from_iterable(scopes.values())))
     exact = dict(zip(requests, exact_matches(model, requests), strict=True))
@@ -47,18 +48,17 @@ def written_metrics(
     entropies = dict(zip(asked, map(n_gram_entropy, free_texts(model, asked)), strict=True))
     return {
         name: {
-            "exact_match": _mean([exact[request] for request in group]),
-            "generation_entropy": _mean([entropies[prompt] for prompt in prompts[name]]),
+            "exact_match": mean([exact[request] for request in group]),
+            "generation_entropy": mean([entropies[prompt] for prompt in prompts[name]]),
         }
         for name, group in scopes.items()
     }
 
 
 def exact_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[bool]:
-    """Whether the model says the new target of each request, and the word then ends.
+    """Whether the model generates the new target of each request, as complete words.
 
-    Greedily it writes as many tokens as the target has, and one more: to say "Parisian" is not to
-    say "Paris".
+    Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris".
 
     Args:
         model: the model, edited or not.
@@ -73,20 +73,20 @@ def exact_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list
 
 
 def _says(text: str, target: str) -> bool:
-    """Whether a text begins with a target, and with no longer word of which it is a part."""
+    """Whether a text begins with a target, which is not a part of a longer word."""
     text = text.lstrip()
     following = text[len(target) : len(target) + 1]
-    # Letters without upper and lower case (Chinese, Arabic) do not tell where a word ends.
+    # Letters without case (Chinese, Arabic) do not show where a word ends.
     goes_on = following.isdigit() or following.lower() != following.upper()
     return text.startswith(target) and not (goes_on and target[-1].isalnum())
 
 
 def free_texts(model: EditableModel, prompts: Sequence[str]) -> list[str]:
-    """What the model writes after prompts: 100 tokens, each drawn from the 5 likeliest, as in ROME.
+    """Text after prompts: 100 tokens, each sampled from the 5 most likely, as in ROME.
 
     Args:
         model: the model, edited or not.
-        prompts: n prompts; the same ones on the same device give the same texts.
+        prompts: n prompts; the same prompts on the same device give the same texts.
     """
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -112,8 +112,8 @@ def continuations(
     Args:
         model: the model, edited or not.
         prompts: n prompts.
-        lengths: how many tokens to write at most after each of them.
-        how: what `generate` of transformers takes; `do_sample` at least.
+        lengths: largest number of new tokens for each prompt.
+        how: arguments of `generate` of transformers; at least `do_sample`.
     """
     rows = [tuple(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: (lengths[i], len(rows[i]), rows[i]))
@@ -126,7 +126,7 @@ def continuations(
             attention_mask=mask.to(model.device),
             max_new_tokens=max(lengths[i] for i in chosen),
             pad_token_id=model.pad_token_id,
-            # Not those of the checkpoint's generation_config.json, which are for chatting.
+            # Overrides the checkpoint's generation_config.json, which is meant for chat.
             num_beams=1,
             repetition_penalty=1.0,
             **how,
@@ -137,24 +137,24 @@ def continuations(
 
 
 def n_gram_entropy(text: str) -> float:
-    """How varied a text is (GE of ROME, Meng et al., arXiv 2202.05262; Zhang et al. 2018).
+    """The diversity of a text (GE of ROME, Meng et al., arXiv 2202.05262; Zhang et al. 2018).
 
-    With f_n the relative frequencies of the runs of n words (punctuation marks are words):
+    With f_n the relative frequencies of the n-grams of words (punctuation marks are words):
 
         GE = (2/3 H_2 + 4/3 H_3) / 2,   H_n = - sum f_n log2 f_n
 
     Args:
-        text: the text; one of less than two words has entropy 0.
+        text: the text; a text of fewer than two words has entropy 0.
 
     Returns:
-        Bits; the model that repeats itself has few.
+        Bits; a repetitive text has a low entropy.
     """
     words = _WORD.findall(text)
     return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2
 
 
 def _entropy(words: Sequence[str], n: int) -> float:
-    """H_n, the entropy in bits of the runs of n words."""
+    """H_n, the entropy in bits of the n-grams."""
     counts = Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
     return -sum(
         count / counts.total() * math.log2(count / counts.total()) for count in counts.values()
@@ -166,10 +166,6 @@ def _free_prompts(requests: Iterable[EditRequest]) -> list[str]:
 
 
 def _spread(prompts: Sequence[str]) -> list[str]:
-    """At most 16 of some prompts, evenly spread over them."""
+    """At most 16 of the prompts, evenly spaced."""
     count = min(len(prompts), _MOST_TEXTS)
     return [prompts[number * len(prompts) // count] for number in range(count)]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Scores that were asked for before, so that nobody asks the model the same twice."""
+"""A cache of scores, so that the same score is not computed twice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedit_app.models.editable import EditableModel
 
 
 class ScoreMemory:
-    """Remembers the scores on the unedited model and on the latest state of the weights.
+    """Caches the scores of the unedited model and of the latest state of the weights.
 
-    The nodes of a simulation share a process. The unedited model is the same for all of them, and
-    so is a global model, or a ledger with the same MKVs.
+    The nodes of a simulation share a process. The unedited model is the same for all nodes, as are
+    a global model and the model of ledgers with the same MKVs.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class ScoreMemory:
     def score(
         self, model: EditableModel, requests: Sequence[EditRequest], folder: Path | None = None
     ) -> dict[EditRequest, RequestScore]:
-        """Scores of requests on the model as it is.
+        """Scores of requests on the model in its present state.
 
         Args:
             model: the model, edited or not.
-            requests: what to score; requests that differ in id and slot only are the same.
-            folder: where scores are kept for other processes, see `ScoreFile`; None: nowhere.
+            requests: the requests; those that differ in id and slot only are the same.
+            folder: folder of the scores for other processes, see `ScoreFile`; None: no folder.
         """
         now = (model.fingerprint + str(model.model.dtype), model.edits_hash())
         for other in [key for key in self._known if key != now and key[1]]:

@@ -1,4 +1,4 @@
-"""Figures of one request, and their averages over requests."""
+"""Metrics of one request, and their means over requests."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass
 from fedit_app.protocol.metrics import Metric, Metrics, common_metric, score_of
 
 WRITTEN = ("exact_match", "generation_entropy")
-"""What is read off text that the model writes itself, see `evaluation.generation`."""
+"""Metrics of text that the model generates, see `evaluation.generation`."""
 
-# Beyond them, a probability depends on what else was in its batch.
+# Further digits of a probability depend on the other rows of its batch.
 _DIGITS = 4
 
 
 @dataclass(frozen=True)
 class RequestScore:
-    """What the metrics say of one request; shares in 0 .. 1.
+    """The metrics of one request; shares from 0 to 1.
 
-    With a true target, CounterFact's (Meng et al. 2022), which compare two targets; with no target
-    to compare with, zsRE's (Mitchell et al. 2022), which count correct tokens. Neighborhood prompts
-    with targets of their own are always scored as zsRE's.
+    With a true target, the metrics are CounterFact's (Meng et al. 2022), which compare two targets;
+    without one, zsRE's (Mitchell et al. 2022), which count correct tokens. Neighborhood prompts
+    with their own targets are always scored as in zsRE.
 
     Attributes:
-        efficacy: 1 if the new target is likelier than the true one after the prompt; without a true
-            target, the share of its tokens that are correct.
+        efficacy: 1 if the new target is more likely than the true one after the prompt; without a
+            true target, the share of its tokens that are correct.
         paraphrase: mean of the same over the paraphrase prompts; None without any.
-        neighborhood: share of neighborhood prompts after which the true target is likelier; with
-            targets of their own, mean share of their tokens that are correct; None without any, or
-            without such a target.
+        neighborhood: share of neighborhood prompts after which the true target is more likely; with
+            their own targets, mean share of their tokens that are correct; None without prompts or
+            without targets.
         accuracy: 1 if every token of the new target is the argmax after the prompt.
         metric: "likelihood" (two targets are compared), "tokens" (correct tokens), or "mixed".
         paraphrase_accuracy: the same as accuracy, over the paraphrase prompts.
@@ -56,24 +56,24 @@ class RequestScore:
 
 
 MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if field.name != "metric")
-"""What is averaged over requests."""
+"""The metrics that are averaged over requests."""
 
 
 def aggregate(
     scores: Sequence[RequestScore], written: Mapping[str, float | None] | None = None
 ) -> Metrics | None:
-    """Mean over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
+    """Means over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
 
     Args:
         scores: one per request.
-        written: value of each of `WRITTEN`; None if nothing was written.
+        written: value of each of `WRITTEN`; None if no text was generated.
 
     Returns:
-        None without any request.
+        The means; None without requests.
     """
     if not scores:
         return None
-    means = {name: _mean([getattr(score, name) for score in scores]) for name in MEASURES}
+    means = {name: _finite_mean([getattr(score, name) for score in scores]) for name in MEASURES}
     for name, value in means.items():
         if name.endswith("magnitude") and value is not None:
             means[name] = round(value, _DIGITS)
@@ -86,8 +86,12 @@ def aggregate(
     )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are known; None where it is not a finite number."""
-    known = [value for value in values if value is not None]
-    mean = sum(known) / len(known) if known else math.nan
-    return mean if math.isfinite(mean) else None
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None without values."""
+    return sum(values) / len(values) if values else None
+
+
+def _finite_mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the known values; None if it is not finite."""
+    found = mean([value for value in values if value is not None])
+    return found if found is not None and math.isfinite(found) else None

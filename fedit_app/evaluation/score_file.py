@@ -1,4 +1,4 @@
-"""Scores on this machine's disk: one file for each state of a model, without any text."""
+"""Scores on disk: one file for each state of a model, without any text."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fedit_app.support.files import write_json_atomic
 logger = logging.getLogger(__name__)
 
 SCORES_VERSION = 1
-"""Of what `evaluation.scores` computes; see `tests/mkv/test_numerics.py`."""
+"""The version of the arithmetic of `evaluation.scores`; see `tests/mkv/test_numerics.py`."""
 
 
 class ScoreFile:
-    """The scores of requests on a model as it is now, by the requests' hashes.
+    """The scores of requests on a model in its present state, by the requests' hashes.
 
     Args:
-        folder: where the files of all states are kept.
+        folder: folder of the files of all states.
         model: the model, edited or not.
     """
 
@@ -48,7 +48,7 @@ class ScoreFile:
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            logger.warning("work-cache: %s cannot be read (%s), made anew", self._file, error)
+            logger.warning("work-cache: %s cannot be read (%s) and is replaced", self._file, error)
 
     def get(self, request: EditRequest) -> RequestScore | None:
         """The score of a request; None if it has not been computed yet."""
@@ -56,7 +56,7 @@ class ScoreFile:
         return None if kept is None else RequestScore(**kept)
 
     def add(self, scores: Mapping[EditRequest, RequestScore]) -> None:
-        """Keep scores beside those that were found; one with a NaN in it is not worth keeping."""
+        """Add scores to the file; a score with a value that is not finite is dropped."""
         self._kept |= {
             _hash(request): vars(score)
             for request, score in scores.items()
@@ -66,6 +66,6 @@ class ScoreFile:
 
 
 def _hash(request: EditRequest) -> str:
-    """Hash of what a request asks, whoever asks it and when."""
+    """Hash of a request without its id, slot and relation."""
     asked = dataclasses.asdict(dataclasses.replace(request, id="-", slot=None, relation=None))
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

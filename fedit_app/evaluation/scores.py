@@ -1,15 +1,15 @@
-"""Per-request scores: what the model says after each prompt, and how likely the targets are."""
+"""Scores of requests: the likelihood of the targets after each prompt."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fedit_app.evaluation.metrics import RequestScore
+from fedit_app.evaluation.metrics import RequestScore, mean
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad
@@ -20,12 +20,12 @@ _TOKENS_PER_PASS = 1024
 
 @dataclass(frozen=True)
 class TargetScore:
-    """A target after a prompt.
+    """The likelihood of a target after a prompt.
 
     Attributes:
         nll: mean negative log-likelihood of the target's tokens, in nats.
-        correct: share of the target's tokens that are the argmax after the prompt and the target's
-            tokens before them.
+        correct: share of the target's tokens that are the argmax after the prompt and the preceding
+            tokens of the target.
     """
 
     nll: float
@@ -43,7 +43,7 @@ class TargetScore:
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
-    """Score requests on the model as it is now, edited or not.
+    """Score requests on the model in its present state, edited or not.
 
     Args:
         model: the model.
@@ -57,7 +57,7 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
 
 
 def _pairs(request: EditRequest) -> list[tuple[str, str]]:
-    """Every (prompt, target) that the score of a request looks at."""
+    """All pairs (prompt, target) that the score of a request needs."""
     targets = [request.target_new]
     if request.target_true is not None:
         targets.append(request.target_true)
@@ -99,28 +99,24 @@ def _score(request: EditRequest, scores: dict[tuple[str, str | None], TargetScor
         behind = [-lead(prompt) for prompt in around]
     return RequestScore(
         efficacy=said(request.text),
-        paraphrase=_mean([said(prompt) for prompt in asked]),
-        neighborhood=_mean(kept),
+        paraphrase=mean([said(prompt) for prompt in asked]),
+        neighborhood=mean(kept),
         accuracy=float(new(request.text).decoded),
         metric=metric,
-        paraphrase_accuracy=_mean([new(prompt).decoded for prompt in asked]),
-        neighborhood_accuracy=_mean([score.decoded for score in right]),
+        paraphrase_accuracy=mean([new(prompt).decoded for prompt in asked]),
+        neighborhood_accuracy=mean([score.decoded for score in right]),
         magnitude=lead(request.text) if compared else None,
-        paraphrase_magnitude=_mean([lead(prompt) for prompt in asked]) if compared else None,
-        neighborhood_magnitude=_mean(behind),
+        paraphrase_magnitude=mean([lead(prompt) for prompt in asked]) if compared else None,
+        neighborhood_magnitude=mean(behind),
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 @torch.no_grad()
 def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
-    """Likelihood of targets after prompts, in batches, with logits at the target tokens only.
+    """The likelihood of targets after prompts, in batches, with logits at the target tokens only.
 
-    Two targets whose rows differ in nothing but the last token, which predicts nothing, share one
-    row: for targets of one token a prompt is run once.
+    Targets whose rows differ in the last token only, which predicts nothing, share one row: with
+    targets of one token, a prompt is run once.
 
     Args:
         model: the model.
@@ -133,7 +129,7 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
     for number, row in enumerate(rows):
         users.setdefault(row.ids[:-1], []).append(number)
     result: dict[int, TargetScore] = {}
-    for batch in _batches(sorted(users, key=lambda ids: (len(ids), ids))):
+    for batch in batches(sorted(users, key=lambda ids: (len(ids), ids)), _TOKENS_PER_PASS):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
         final = last_states(model, ids, mask)
         wanted = [
@@ -172,11 +168,14 @@ def last_states(model: EditableModel, ids: torch.Tensor, mask: torch.Tensor) -> 
     return states[0]
 
 
-def _batches(rows: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Cut rows, sorted by length, into batches of a bounded number of padded tokens."""
-    batches: list[list[tuple[int, ...]]] = [[]]
+def batches(rows: Sequence[tuple[int, ...]], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    """Split rows into batches of at most `most_tokens` padded tokens, or of one row."""
+    batch: list[tuple[int, ...]] = []
     for row in rows:
-        if batches[-1] and (len(batches[-1]) + 1) * len(row) > _TOKENS_PER_PASS:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
+        longest = max(map(len, (*batch, row)))
+        if batch and longest * (len(batch) + 1) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

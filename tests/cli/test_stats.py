@@ -64,7 +64,7 @@ def test_the_table_describes_every_layer(stats, tiny_model):
     status, out, err = stats("--layers", "1-3")
 
     assert status == 0
-    assert "kept in" in err
+    assert "stored in" in err
     rows = rows_of(out)
     assert list(rows) == [1, 2, 3]
     found = covariance(tiny_model, (1, 2, 3), CovarianceSource(tokens=400))
@@ -171,7 +171,7 @@ def test_only_some_layers_of_a_file_are_shown_but_all_are_taken(stats, tmp_path,
         (["--layers", "3-4"], "layers: 4 is out of range, the model has 5 layers"),
         (["--layers", "x"], "layers = 'x'"),
         (["--save", "file.pt"], "--save file.pt: name a file that ends in .safetensors"),
-        (["--load", "/no/file.safetensors"], "/no/file.safetensors: not a whole statistics file"),
+        (["--load", "/no/file.safetensors"], "/no/file.safetensors: not a complete statistics"),
         (["-c", "covariance-source=/no/text"], "covariance-source: '/no/text'"),
         (["-c", "covariance-token=3"], "did you mean 'covariance-tokens'"),
         (["-c", "model=/no/model"], "/no/model does not exist"),

@@ -170,7 +170,7 @@ def test_text_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("length", [1, 257])
 def test_rows_fit_the_model(text, length):
-    with pytest.raises(FedEditError, match=f"rows of {length} tokens asked for; .* 2 to 256"):
+    with pytest.raises(FedEditError, match=f"rows of {length} tokens requested; .* 2 to 256"):
         neutral_rows(tiny.editable(), text, 1, length)
 
 

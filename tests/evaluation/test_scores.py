@@ -350,4 +350,4 @@ def test_scores_that_cannot_be_read_are_computed(counted, tmp_path, log):
     file.write_text('{"half')
     ScoreMemory().score(model, [make_request()], tmp_path)
     ScoreMemory().score(model, [make_request()], tmp_path)
-    assert counted == [["new"], ["new"], []] and "made anew" in log.text
+    assert counted == [["new"], ["new"], []] and "is replaced" in log.text
