@@ -233,7 +233,7 @@ def test_two_processes_at_once(tmp_path, tiny_folder):
     assert [process.returncode for process in processes] == [0, 0], first_log + second_log
     assert first == second
     assert set(rows_of(first)) == {1, 2, 3}
-    assert len(re.findall(r"covariance: made in", first_log + second_log)) == 1
+    assert len(re.findall(r"covariance: computed in", first_log + second_log)) == 1
     files = list(tmp_path.glob("cache/covariance/*/*"))
     assert not [file for file in files if file.suffix == ".tmp"]
     assert {layer for f in files if "layer" in f.name for layer in open_statistics(f).counted} == {
