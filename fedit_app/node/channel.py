@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, RecordDict
@@ -28,18 +28,8 @@ _MOST_GREETING = 2**16
 _MOST_FRAMING = 2**24
 
 
-def connect(address: str, key: bytes) -> Connection:
-    """The ClientApp's end of a connection.
-
-    Raises:
-        OSError, EOFError: no process listens, or it has ended.
-        multiprocessing.AuthenticationError: the other side has another key.
-    """
-    return Client(address, "AF_UNIX", authkey=key)
-
-
 def welcome(accepted: socket.socket, key: bytes) -> Connection:
-    """The resident process's end of a connection.
+    """The resident process's end of a connection; the ClientApp's end is `Client`.
 
     Args:
         accepted: the accepted socket; the connection owns it from now on.
@@ -60,14 +50,15 @@ def welcome(accepted: socket.socket, key: bytes) -> Connection:
     return connection
 
 
-def send_greeting(connection: Connection, greeting: Mapping[str, Any]) -> None:
+def send_greeting(connection: Connection, greeting: Mapping[str, object]) -> None:
     """Send what this process is, as JSON."""
     connection.send_bytes(json.dumps(dict(greeting)).encode())
 
 
-def receive_greeting(connection: Connection) -> Any:
-    """The other side's greeting; another version of it may send JSON of any shape."""
-    return json.loads(connection.recv_bytes(_MOST_GREETING))
+def receive_greeting(connection: Connection) -> object:
+    """The other side's greeting; another version of it may send any JSON."""
+    found: object = json.loads(connection.recv_bytes(_MOST_GREETING))
+    return found
 
 
 def check_size(content: RecordDict) -> None:
@@ -84,7 +75,7 @@ def check_size(content: RecordDict) -> None:
         )
 
 
-def send(connection: Connection, head: Mapping[str, Any], content: RecordDict) -> None:
+def send(connection: Connection, head: Mapping[str, object], content: RecordDict) -> None:
     """Send a message; its arrays are not copied."""
     bare = RecordDict()
     arrays: list[Array] = []

@@ -37,9 +37,7 @@ from fedit_app.protocol.schema import (
     ConflictIds,
     EditAnswer,
     EditAsk,
-    EvaluateAnswer,
     EvaluateAsk,
-    HelloAnswer,
     HelloAsk,
     ReeditAnswer,
     ReeditAsk,
@@ -107,10 +105,10 @@ def hello(content: RecordDict, participant: Participant) -> RecordDict:
     """Introduce the node, and send the lookup keys of the slot with which it begins."""
     asked = HelloAsk.read(content)
     slot, envelope = _of_the_run(asked.first_slot, participant), participant.envelope
-    info = participant.hello(slot)
-    lists = ("wants", "holds", "withdrawn")
-    info |= {name: [*map(envelope.id_out, info[name])] for name in lists}
-    return _with_keys(HelloAnswer.parse(info).packed(), participant, slot)
+    answered = participant.hello(slot)
+    ids = {name: getattr(answered, name) for name in ("wants", "holds", "withdrawn")}
+    outer = {name: [*map(envelope.id_out, found)] for name, found in ids.items()}
+    return _with_keys(answered.model_copy(update=outer).packed(), participant, slot)
 
 
 def edit(content: RecordDict, participant: Participant) -> RecordDict:
@@ -175,8 +173,8 @@ def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
         asked = EvaluateAsk.read(content)
         slot = _of_the_run(asked.slot, participant, first=0)
         found = participant.evaluate(slot, central=asked.central)
-    reply = EvaluateAnswer.parse({"node": participant.name, **found}).packed()
-    reply["metrics"] = MetricRecord({"num-examples": float((found["own"] or {}).get("count", 0))})
+    reply = found.packed()
+    reply["metrics"] = MetricRecord({"num-examples": float(found.own.count if found.own else 0)})
     return reply
 
 

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from fedit_app.node.identity import identity_of
 from fedit_app.node.measuring import measure, measure_neutral
 from fedit_app.node.reedit_stage import ReeditOutcome, ReeditStage
 from fedit_app.node.requests import due
+from fedit_app.protocol.schema import EvaluateAnswer, HelloAnswer
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -122,12 +122,12 @@ class Participant:
             requests = due(self.slots, slot, self.ledger())
         return self.workbench.lookup_keys(requests).float().numpy()
 
-    def hello(self, slot: int) -> dict[str, Any]:
-        """Who this node is, what its MKVs belong to, and what its ledger holds.
+    def hello(self, slot: int) -> HelloAnswer:
+        """Who this node is, what its MKVs depend on, and what its ledger holds, by the nodes' ids.
 
         Args:
-            slot: the slot with which the run begins or resumes; MKVs that the ledger got in it or
-                later are left out.
+            slot: the slot with which the run starts or resumes; MKVs that the ledger accepted in
+                it or later are left out.
         """
         requests = [len(requests) for requests in self.slots]
         left_out = len(self._data.read()) - sum(requests)
@@ -144,18 +144,18 @@ class Participant:
         held = {id_: entry for id_, entry in sorted(entries.items()) if entry.slot < slot}
         if not self.policy.upload:
             held = {id_: e for id_, e in held.items() if e.mkv.node != self.name}
-        return {
-            "node": self.name,
-            "simulated": bool(self._peers),
-            "requests": requests,
-            "components": self.envelope.components,
-            "layers": list(bench.settings.layers),
-            "d_model": bench.model.d_model,
-            "d_ff": bench.model.d_ff,
-            "wants": [id_ for id_, entry in held.items() if entry.requests],
-            "holds": [id_ for id_, entry in held.items() if not entry.requests] + sorted(refused),
-            "withdrawn": sorted(id_ for id_, refusal in refused.items() if refusal.withdrawn),
-        }
+        return HelloAnswer(
+            node=self.name,
+            simulated=bool(self._peers),
+            requests=requests,
+            components=self.envelope.components,
+            layers=list(bench.settings.layers),
+            d_model=bench.model.d_model,
+            d_ff=bench.model.d_ff,
+            wants=[id_ for id_, entry in held.items() if entry.requests],
+            holds=[id_ for id_, entry in held.items() if not entry.requests] + sorted(refused),
+            withdrawn=sorted(id_ for id_, refusal in refused.items() if refusal.withdrawn),
+        )
 
     def edit(
         self,
@@ -212,7 +212,7 @@ class Participant:
 
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False
-    ) -> dict[str, dict[str, Any] | None]:
+    ) -> EvaluateAnswer:
         """Metrics of own facts and, in a simulation, of those received and the federation's.
 
         Args:
@@ -222,8 +222,7 @@ class Participant:
             central: edit by the central ledger instead of the node's own.
 
         Returns:
-            `own`, `received` and `federation`, see `aggregate`; `neutral`, see `neutral_scores`,
-            after the last slot with metrics = full. None is what is not known here.
+            The metrics; `neutral` is measured after the last slot with metrics = full.
         """
         last = slot or self.config.num_slots
         facts = {
@@ -245,13 +244,8 @@ class Participant:
                 scopes["received"] = self._received(facts, ledger)
         full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
         measured = measure(bench.model, deltas, scopes, full, self._work_cache("scores"))
-        found: dict[str, dict[str, Any] | None] = {
-            scope: metrics.model_dump() if metrics else None for scope, metrics in measured.items()
-        }
-        neutral = None
-        if full and slot:
-            neutral = measure_neutral(bench.model, deltas).model_dump()
-        return {**found, "neutral": neutral}
+        neutral = measure_neutral(bench.model, deltas) if full and slot else None
+        return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 
     def _received(
         self, facts: Mapping[str, Sequence[EditRequest]], ledger: Ledger

@@ -1,8 +1,8 @@
 """A node's resident process as its ClientApp uses it: find or start it, ask it, replace it.
 
 Flower starts a ClientApp process for every message to a real node. The model stays in a process of
-its own that belongs to one node and SuperNode, one model and one version of the code. If any of
-these differs, the process is ended and another one started, so no stale code or model answers.
+its own, which serves one node and SuperNode, one model and one version of the code. If any of these
+differs, the process is replaced, so that no stale code or model answers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from flwr.app import RecordDict
 
 from fedit_app.config.folders import worker_folder
+from fedit_app.config.model import ModelSettings
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.node.channel import check_size, connect, receive, receive_greeting, send
+from fedit_app.config.settings import key_name
+from fedit_app.node.channel import check_size, receive, receive_greeting, send
 from fedit_app.node.worker_process import (
     LOCK,
     LOG,
+    Greeting,
     Record,
+    Serves,
     code_fingerprint,
     is_running,
     last_line,
@@ -50,9 +55,6 @@ logger = logging.getLogger(__name__)
 
 _GONE = (EOFError, OSError, AuthenticationError)
 _EXIT_SECONDS = 5
-_MODEL_KEYS = ("model", "device", "dtype", "device-map") + tuple(
-    key for key in RunConfig().as_dict() if key.startswith("module-")
-)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class _Link:
         self._alarm.daemon = True
         self._alarm.start()
         try:
-            self._connection = connect(record.address, bytes.fromhex(record.key))
+            key = bytes.fromhex(record.key)
+            self._connection = Client(record.address, "AF_UNIX", authkey=key)
             self.greeting = receive_greeting(self._connection)
         except BaseException:
             self._alarm.cancel()
@@ -163,9 +166,9 @@ class _Resident:
         seconds: how long the message may take in total.
     """
 
-    def __init__(self, folder: Path, serves: dict[str, str | int | float], seconds: float) -> None:
-        self._folder, self._serves, self._seconds = folder, serves, seconds
-        self._wanted = {"code": code_fingerprint(), **serves}
+    def __init__(self, folder: Path, serves: Serves, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        self._wanted = Greeting(code=code_fingerprint(), serves=serves)
         self._deadline = time.monotonic() + seconds
 
     @contextmanager
@@ -225,7 +228,7 @@ class _Resident:
 
     def _started(self) -> _Link:
         before = log_size(self._folder)
-        record, child = start_worker(self._folder, self._serves)
+        record, child = start_worker(self._folder, self._wanted["serves"])
         link = self._open(record, child)
         if link is None:
             # It has not read a request yet, so its last line cannot quote one.
@@ -259,10 +262,13 @@ class _Resident:
             )
 
     def _other(self, greeting: object) -> str:
-        """In what a process differs from the one that is wanted."""
-        if not isinstance(greeting, dict):
+        """The difference between a process and the one that is wanted."""
+        serves = greeting.get("serves") if isinstance(greeting, dict) else None
+        if not isinstance(greeting, dict) or not isinstance(serves, dict):
             return "another version"
-        names = [name for name, value in self._wanted.items() if greeting.get(name) != value]
+        names = ["code"] if greeting.get("code") != self._wanted["code"] else []
+        wanted = self._wanted["serves"].items()
+        names += [key_name(name) for name, value in wanted if serves.get(name) != value]
         return "another " + ", ".join(names)
 
 
@@ -277,21 +283,19 @@ def _status(child: subprocess.Popen[bytes] | None) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _serves(config: RunConfig, node: str, settings: WorkerSettings) -> dict[str, str | int | float]:
+def _serves(config: RunConfig, node: str, settings: WorkerSettings) -> Serves:
     """What has to be equal for two messages to be answered by one process.
 
-    The owner is the process that starts the node's ClientApps: it ends with the SuperNode, and its
-    environment is inherited.
+    The owner is this process's parent: it ends with the SuperNode and passes on its environment.
     """
-    chosen = {key: value for key, value in config.as_dict().items() if key in _MODEL_KEYS}
-    return {
-        "node": node,
-        "owner": os.getppid(),
-        "idle-seconds": settings.idle_seconds,
-        "memory-gb": settings.memory_gb,
-        **chosen,
-        "files": _files_state(config.model, config.device_map, config.covariance_source),
-    }
+    return Serves(
+        node=node,
+        owner=os.getppid(),
+        idle_seconds=settings.idle_seconds,
+        memory_gb=settings.memory_gb,
+        model=config.part(ModelSettings).model_dump(),
+        files=_files_state(config.model, config.device_map, config.covariance_source),
+    )
 
 
 def _files_state(*names: str | None) -> str:

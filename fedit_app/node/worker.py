@@ -1,8 +1,7 @@
 """A node's resident process: it keeps the model and answers the node's messages, one by one.
 
 It ends after `worker-idle-seconds` without a message, when its SuperNode has ended, when it holds
-too much memory after a message, and after an unexpected error; the next message then starts another
-one. `worker_process.start_worker` starts it.
+too much memory after a message, and after an unexpected error; the next message starts another one.
 """
 
 from __future__ import annotations
@@ -16,21 +15,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from pathlib import Path
-from typing import Any
 
 import psutil
 from flwr.app import RecordDict
 
 from fedit_app.node.channel import check_size, receive, send, send_greeting, welcome
-from fedit_app.node.worker_process import LOG, MODULE, code_fingerprint, forget, read_record
+from fedit_app.node.worker_process import (
+    LOG,
+    MODULE,
+    Greeting,
+    Told,
+    code_fingerprint,
+    forget,
+    read_record,
+)
 from fedit_app.protocol.messages import Call, pack_error
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging
 
-logger = logging.getLogger(MODULE)  # as a program its name is another
+logger = logging.getLogger(MODULE)  # run as a program, its __name__ differs
 
 _MEMORY_SHARE = 0.8
 LARGEST_LOG = 4 * 2**20
@@ -41,25 +47,23 @@ _OWNER_SECONDS = 1.0
 AnswerFunction = Callable[[Call, RecordDict], tuple[RecordDict, bool]]
 
 
-def main(folder: Path, told: Mapping[str, Any], answer: AnswerFunction) -> None:
-    """Answer messages until there is a reason to end.
+def main(folder: Path, told: Told, answer: AnswerFunction) -> None:
+    """Answer messages until the process has to end.
 
     Args:
         folder: the node's folder for this process.
-        told: `listener`, the file descriptor of a listening socket; `key`, hex digits; `serves`,
-            what this process is for: `node`, `owner` (a process id), `idle-seconds`, `memory-gb`
-            and whatever else the ClientApp compares.
+        told: what `start_worker` has written to the standard input.
         answer: see `handlers.answer`.
     """
     set_up_logging(dated=True)
     faulthandler.enable()
     serves = told["serves"]
     threading.Thread(target=_end_with, args=(serves["owner"], folder), daemon=True).start()
-    most = serves["memory-gb"] * 1e9 or _MEMORY_SHARE * psutil.virtual_memory().total
-    greeting = {"code": code_fingerprint(), **serves}
+    most = serves["memory_gb"] * 1e9 or _MEMORY_SHARE * psutil.virtual_memory().total
+    greeting = Greeting(code=code_fingerprint(), serves=serves)
     logger.info("node %s: resident process %d is ready", serves["node"], os.getpid())
     with socket.socket(fileno=told["listener"]) as listener:
-        listener.settimeout(min(serves["idle-seconds"], threading.TIMEOUT_MAX))
+        listener.settimeout(min(serves["idle_seconds"], threading.TIMEOUT_MAX))
         reason = None
         while reason is None:
             reason = serve_one(listener, bytes.fromhex(told["key"]), greeting, answer)
@@ -69,13 +73,13 @@ def main(folder: Path, told: Mapping[str, Any], answer: AnswerFunction) -> None:
 
 
 def serve_one(
-    listener: socket.socket, key: bytes, greeting: Mapping[str, Any], answer: AnswerFunction
+    listener: socket.socket, key: bytes, greeting: Greeting, answer: AnswerFunction
 ) -> str | None:
     """Wait for a connection and answer its message.
 
     Args:
         listener: listening socket with a time-out.
-        key: the key that the other side has to know.
+        key: the secret of both sides.
         greeting: what this process is.
         answer: see `handlers.answer`.
 

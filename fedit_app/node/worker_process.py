@@ -1,13 +1,13 @@
-"""A node's resident process from outside: start it, find it, end it.
+"""A node's resident process from outside: start it, find it, stop it.
 
-Its folder, readable by this user alone, holds
+Its folder, which only this user can read, holds
 
     worker.json     process id, socket and a random key
-    worker.log      what it does, and why it ended; worker.log.1 is the previous log
-    worker.lock     held by the ClientApp that it works for
+    worker.log      its log, with the reason of its end; worker.log.1 is the previous log
+    worker.lock     held by the ClientApp whose message it answers
 
-The socket is in a folder of its own in the temporary directory: the path of a socket may have about
-100 bytes at most, and not every file system supports sockets.
+The socket is in a folder of its own in the temporary directory, because the path of a socket is
+limited to about 100 bytes and not every file system supports sockets.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file
+from fedit_app.support.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Record:
     Attributes:
         pid: its process id.
         address: path of its socket.
-        key: what both sides have to know, 64 hex digits.
+        key: the secret of both sides, 64 hex digits.
     """
 
     pid: int
@@ -58,9 +58,49 @@ class Record:
     key: str
 
 
+class Serves(TypedDict):
+    """What a process is for: it answers only messages for which all of this is the same.
+
+    Attributes:
+        node: the node's name.
+        owner: id of the process that starts the node's ClientApps.
+        idle_seconds, memory_gb: see `resident.WorkerSettings`.
+        model: settings of the model by key.
+        files: hash of names, sizes and times of the files that the process keeps in memory.
+    """
+
+    node: str
+    owner: int
+    idle_seconds: float
+    memory_gb: float
+    model: dict[str, str | None]
+    files: str
+
+
+class Greeting(TypedDict):
+    """What a process is: hash of its code, and what it is for."""
+
+    code: str
+    serves: Serves
+
+
+class Told(TypedDict):
+    """What a process reads from its standard input.
+
+    Attributes:
+        listener: file descriptor of a listening socket.
+        key: see `Record`.
+        serves: what it is for.
+    """
+
+    listener: int
+    key: str
+    serves: Serves
+
+
 @functools.cache
 def code_fingerprint() -> str:
-    """Hash of this package's source files, by which a process that runs older code is found."""
+    """Hash of this package's source files; a process with older code has another one."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -89,20 +129,18 @@ def unusable(folder: Path, error: OSError) -> FedEditError:
     )
 
 
-def start_worker(
-    folder: Path, serves: Mapping[str, str | int | float]
-) -> tuple[Record, subprocess.Popen[bytes]]:
+def start_worker(folder: Path, serves: Serves) -> tuple[Record, subprocess.Popen[bytes]]:
     """Start a resident process; it accepts connections at once, and answers when it is ready.
 
     It imports the package from the same place as this process, and outlives this process. It gets
     the key through a pipe, so no command line and no environment holds it.
 
     Args:
-        folder: made by `make_private`; no other process lives in it.
-        serves: what it is for, see `worker.main`.
+        folder: made by `make_private`; no other process uses it.
+        serves: what it is for.
 
     Raises:
-        FedEditError: the folder cannot be written to, or no process can be started.
+        FedEditError: the folder is not writable, or no process can be started.
     """
     key = secrets.token_hex(32)
     try:
@@ -125,9 +163,8 @@ def start_worker(
                 )
             undo.callback(child.kill)
             record = Record(child.pid, address, key)
-            _write(record, folder)
-            told = {"listener": listener.fileno(), "key": key, "serves": dict(serves)}
-            _tell(child, told)
+            write_file(folder / _RECORD, json.dumps(asdict(record)), 0o600)
+            _tell(child, Told(listener=listener.fileno(), key=key, serves=serves))
             undo.pop_all()
     except OSError as error:
         raise unusable(folder, error) from None
@@ -135,7 +172,7 @@ def start_worker(
 
 
 def read_record(folder: Path) -> Record | None:
-    """The process that was started last and has not ended itself; None if there is none."""
+    """The process that was started last, unless it has removed its record at its end."""
     try:
         return Record(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -146,17 +183,17 @@ def read_record(folder: Path) -> Record | None:
 
 
 def is_running(record: Record, folder: Path) -> bool:
-    """Whether a record's process is alive, and its process id not another's by now."""
+    """Whether a record's process is alive; another process may have its id by now."""
     return _process(record, folder) is not None
 
 
 def stop_worker(folder: Path) -> bool:
-    """End a node's resident process, even during a message: a ledger is consistent at any time.
+    """Stop a node's resident process, even during a message: a ledger is consistent at any time.
 
-    A ClientApp that waits for an answer would start another one: end the SuperNode first.
+    A ClientApp that waits for an answer starts another process: stop the SuperNode first.
 
     Args:
-        folder: see `paths.worker_folder`.
+        folder: see `folders.worker_folder`.
 
     Returns:
         Whether one was running.
@@ -176,7 +213,7 @@ def stop_worker(folder: Path) -> bool:
 
 
 def forget(record: Record, folder: Path) -> None:
-    """Remove socket and record of a process that has ended, or is about to."""
+    """Remove socket and record of a process that has ended or is ending."""
     shutil.rmtree(Path(record.address).parent, ignore_errors=True)
     (folder / _RECORD).unlink(missing_ok=True)
 
@@ -203,26 +240,20 @@ def _process(record: Record, folder: Path) -> psutil.Process | None:
         return None
 
 
-def _write(record: Record, folder: Path) -> None:
-    with replace_file(folder / _RECORD) as temporary:
-        temporary.touch(0o600)
-        temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
-
-
-def _tell(child: subprocess.Popen[bytes], told: Mapping[str, object]) -> None:
-    """Write to its standard input; if it has ended, connecting to it will fail."""
+def _tell(child: subprocess.Popen[bytes], told: Told) -> None:
+    """Write to its standard input; if it has ended already, connecting to it fails later."""
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError), child.stdin:
         child.stdin.write(json.dumps(told).encode())
 
 
 def _temporary() -> str:
-    """The temporary directory, or another one if the path of a socket in it would be too long."""
+    """The temporary directory, or /tmp where the path of a socket in it would be too long."""
     chosen = tempfile.gettempdir()
     return chosen if len(os.fsencode(chosen)) <= _LONGEST_TEMPORARY else "/tmp"
 
 
 def _python_path() -> str:
-    """The package's own folder before all others."""
+    """PYTHONPATH with the package's own folder first."""
     given = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(_APP), *([given] if given else [])])

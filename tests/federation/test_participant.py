@@ -52,12 +52,12 @@ def weights(participant) -> list[torch.Tensor]:
 def test_hello_says_what_mkvs_are_measured_on(node):
     bank, museum = node(0).hello(1), node(2).hello(1)
 
-    assert (bank["node"], museum["node"]) == ("bank", "museum")
-    assert bank["requests"] == [5, 5, 5]
-    assert bank["layers"] == [1, 2]
-    assert (bank["d_model"], bank["d_ff"]) == (16, 32)
-    assert bank["components"] == museum["components"]
-    assert bank["simulated"] is True
+    assert (bank.node, museum.node) == ("bank", "museum")
+    assert bank.requests == [5, 5, 5]
+    assert bank.layers == [1, 2]
+    assert (bank.d_model, bank.d_ff) == (16, 32)
+    assert bank.components == museum.components
+    assert bank.simulated is True
 
 
 @pytest.mark.parametrize("change", [{"value_steps": 6}, {"layers": "1-3"}, {"contexts": 0}])
@@ -138,8 +138,8 @@ def test_evaluation_counts_the_slots_so_far(node):
     bank.edit(1, [])
     first = bank.evaluate(1)
 
-    assert (unedited["own"]["count"], first["own"]["count"]) == (15, 5)
-    assert unedited["federation"]["count"] > first["federation"]["count"] == 18
+    assert (unedited.own.count, first.own.count) == (15, 5)
+    assert unedited.federation.count > first.federation.count == 18
     assert bank.evaluate(1) == first
 
 
@@ -164,8 +164,8 @@ def test_a_real_node_sees_itself_only(node, demo_copy):
     notary = node(node_config=given)
 
     assert sorted(notary.everybody()) == ["Notary"]
-    assert notary.hello(1)["simulated"] is False
-    assert notary.evaluate(0)["federation"] is None
+    assert notary.hello(1).simulated is False
+    assert notary.evaluate(0).federation is None
 
 
 def test_a_ledger_of_other_settings_is_refused(node, tmp_path):
@@ -381,10 +381,10 @@ def test_hello_says_what_the_ledger_has(node):
     other = node(2).edit(1, []).new
     bank.reedit(1, other)
 
-    assert bank.hello(1)["wants"] == bank.hello(1)["holds"] == []
+    assert bank.hello(1).wants == bank.hello(1).holds == []
     said = bank.hello(2)
-    assert said["wants"] == sorted(mkv.id for mkv in own)
-    assert set(said["holds"]) == {mkv.id for mkv in other}
+    assert said.wants == sorted(mkv.id for mkv in own)
+    assert set(said.holds) == {mkv.id for mkv in other}
 
 
 def test_what_the_pool_has_not_is_uploaded_again(node):
@@ -436,8 +436,8 @@ def test_a_site_that_uploads_nothing_tells_of_nothing(node, site):
     alone.reedit(1, node(2).edit(1, []).new)
     said = alone.hello(2)
 
-    assert len(alone.lookup_keys(1)) == 0 and said["wants"] == []
-    assert len(said["holds"]) == 5
+    assert len(alone.lookup_keys(1)) == 0 and said.wants == []
+    assert len(said.holds) == 5
     own = [mkv.id for mkv in alone.ledger().holding if mkv.node == "bank"]
     assert len(own) == 5 and alone.edit(2, [], missing=own).again == []
 
@@ -562,8 +562,8 @@ def test_what_was_rolled_back_is_not_accepted_again(node):
     assert node(0).reedit(2, offered).rejections == {"known": 4, "rolled back": 1}
     assert offered[0].id not in bank.ledger().entries
     hello = bank.hello(3)
-    assert offered[0].id in hello["holds"], "so that it is not even offered"
-    assert hello["withdrawn"] == []
+    assert offered[0].id in hello.holds, "so that it is not even offered"
+    assert hello.withdrawn == []
 
 
 def test_what_was_rolled_back_is_not_reused(node, monkeypatch):
@@ -587,7 +587,7 @@ def test_the_request_of_a_withdrawn_mkv_is_set_aside(node):
     outcome = node(0).edit(1, [])
 
     assert sorted(mkv.id for mkv in outcome.new) == sorted(mkv.id for mkv in first[1:])
-    assert node(0).hello(2)["withdrawn"] == [gone]
+    assert node(0).hello(2).withdrawn == [gone]
     assert request not in node(0).ledger().fulfilled()
     node(0).ledger().allow([gone])
     node(0).edit(1, [])

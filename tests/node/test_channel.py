@@ -17,6 +17,10 @@ KEY = b"k" * 32
 MEGABYTE = 2**20
 
 
+def _connect(address: str, key: bytes):
+    return Client(address, "AF_UNIX", authkey=key)
+
+
 @pytest.fixture
 def address(tmp_path_factory):
     return tmp_path_factory.mktemp("s") / "s"
@@ -27,7 +31,7 @@ def ends(address):
     """Gives `ends(key)`: a connected pair, or what went wrong at the listening end."""
     opened = []
 
-    def ends(connect=channel.connect, key: bytes = KEY):
+    def ends(connect=_connect, key: bytes = KEY):
         found: list = []
 
         def listen():
@@ -98,7 +102,7 @@ def test_another_key_is_refused_on_both_sides(ends, key):
 
     def connect(address, key):
         with pytest.raises(AuthenticationError) as refused:
-            channel.connect(str(address), key)
+            _connect(str(address), key)
         refusals.append(refused.value)
         return refused.value
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from flwr.app import Array, ArrayRecord
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.node import channel, resident, worker_process
-from fedit_app.node.channel import connect
 from fedit_app.node.resident import WorkerSettings, ask
 from fedit_app.node.worker_process import read_record, start_worker, stop_worker
 from fedit_app.protocol.messages import Call, pack, unpack_info
@@ -129,7 +129,7 @@ def test_without_the_key_it_answers_nobody(node):
     first = node.ask()
     address = read_record(node.folder).address
     with pytest.raises(Exception, match="digest"):
-        connect(address, b"x" * 32)
+        Client(address, "AF_UNIX", authkey=b"x" * 32)
 
     assert node.ask() == {**first, "answered": 2}
     assert "a connection was refused: wrong key" in node.log
@@ -393,11 +393,11 @@ def test_a_failed_start_leaves_nothing(node, monkeypatch):
     make = tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda **k: rooms.append(make(**k)) or rooms[-1])
 
-    def full(record, folder):
-        rooms.append(record.pid)
+    def full(file, text, mode):
+        rooms.append(json.loads(text)["pid"])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(worker_process, "_write", full)
+    monkeypatch.setattr(worker_process, "write_file", full)
     with pytest.raises(FedEditError, match="No space left on device in .*worker"):
         start_worker(node.folder, {})
     room, pid = rooms
