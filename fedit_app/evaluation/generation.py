@@ -59,10 +59,6 @@ def exact_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list
     """Whether the model generates the new target of each request, as complete words.
 
     Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris".
-
-    Args:
-        model: the model, edited or not.
-        requests: n requests.
     """
     prompts = [request.text for request in requests]
     rows = [continuation_row(model, r.text, r.target_new) for r in requests]

@@ -33,9 +33,6 @@ def own_text(model: EditableModel) -> list[list[int]]:
 
     They are sampled once per model (`corpus.sample_text`) and stored in the cache.
 
-    Args:
-        model: the model, unedited.
-
     Raises:
         FedEditError: the file in the cache is damaged.
     """

@@ -43,12 +43,7 @@ class TargetScore:
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
-    """Score requests on the model in its present state, edited or not.
-
-    Args:
-        model: the model.
-        requests: n requests.
-    """
+    """Score requests on the model in its present state, edited or not."""
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
     scores: dict[tuple[str, str | None], TargetScore] = dict(
         zip(unique, score_targets(model, unique), strict=True)

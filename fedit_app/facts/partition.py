@@ -50,9 +50,6 @@ class NodeData:
     def slots(self, config: RunConfig) -> Slots:
         """The node's requests per slot; requests of later slots are dropped.
 
-        Args:
-            config: the run configuration.
-
         Raises:
             FedEditError: see `read` and `in_slots`.
         """

@@ -136,10 +136,6 @@ def take_over_partition(config: RunConfig, count: int, source: Path, run_folder:
 def check_partition(config: RunConfig, count: int) -> bool:
     """Check a partition as far as possible without a model.
 
-    Args:
-        config: the run configuration.
-        count: number of virtual nodes.
-
     Returns:
         Whether the partition needs embeddings of the texts.
 
