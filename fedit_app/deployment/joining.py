@@ -28,21 +28,20 @@ _RETRY_SECONDS = 5
 
 
 def join_federation(node: NodeFolder) -> int:
-    """Run a node's SuperNode until it is ended from outside.
+    """Run a node's SuperNode until it is stopped.
 
-    Waits for a server that does not answer yet. An error of its server ends a SuperNode; one that
-    ran well until then is restarted.
+    Waits for a server that does not answer yet. A SuperNode exits when its server fails; it is
+    restarted if it ran well until then.
 
     Args:
         node: the node's folder.
 
     Returns:
-        1: it ended by itself soon after its start. (Ended from outside, this raises
-            KeyboardInterrupt.)
+        1: it exited soon after its start. (Stopping it raises KeyboardInterrupt.)
 
     Raises:
-        FedEditError: it runs already; its files cannot be used; the server is not trusted, or does
-            not know the node.
+        FedEditError: it is already running; its files cannot be used; the server is not trusted, or
+            the node is not registered there.
     """
     name = node.settings.name
     with alone(node.home):
@@ -61,7 +60,7 @@ def join_federation(node: NodeFolder) -> int:
 
 
 def _run(node: NodeFolder, requests: int) -> float:
-    """Run the SuperNode until it ends by itself; returns the seconds that it has run."""
+    """Run the SuperNode until it exits; returns its running time in seconds."""
     name, started = node.settings.name, time.monotonic()
     with foreground(_command(node), node.home) as process:
         server = node.settings.superlink
@@ -73,7 +72,7 @@ def _run(node: NodeFolder, requests: int) -> float:
 
 
 def wait_for_server(node: NodeFolder) -> None:
-    """Wait until the server answers, and find out whether it takes the node.
+    """Wait until the server answers, and check that the node is registered there.
 
     Args:
         node: a node that is not running.

@@ -25,16 +25,16 @@ _START_SECONDS = 60
 
 
 def serve(server: ServerFolder) -> int:
-    """Run a server's SuperLink until it is ended from outside.
+    """Run a server's SuperLink until it is stopped.
 
     Args:
         server: the server's folder.
 
     Returns:
-        1: it ended by itself. (Ended from outside, this raises KeyboardInterrupt.)
+        1: it exited. (Stopping it raises KeyboardInterrupt.)
 
     Raises:
-        FedEditError: it runs already, or certificate, key or port cannot be used.
+        FedEditError: it is already running, or certificate, key or port cannot be used.
     """
     with alone(server.home):
         _check(server)
@@ -80,7 +80,7 @@ def _check(server: ServerFolder) -> None:
 
 
 def _wait_for_gate(server: ServerFolder, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the SuperLink answers, and make sure that its control API is closed."""
+    """Wait until the SuperLink answers, and check that its control API is closed."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

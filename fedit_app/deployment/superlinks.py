@@ -1,4 +1,4 @@
-"""From what the user calls a SuperLink to where it is."""
+"""The address of a SuperLink, from the name that the user gives."""
 
 from __future__ import annotations
 

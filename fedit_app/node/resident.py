@@ -1,4 +1,4 @@
-"""A node's resident process as its ClientApp uses it: find or start it, ask it, replace it.
+"""A node's resident process, seen from its ClientApp: find or start it, ask it, replace it.
 
 Flower starts a ClientApp process for every message to a real node. The model stays in a process of
 its own, which serves one node and SuperNode, one model and one version of the code. If any of these
@@ -59,7 +59,7 @@ _EXIT_SECONDS = 5
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a node's configuration says about its resident process.
+    """Settings of a node's resident process, from its configuration.
 
     Attributes:
         idle_seconds: `worker-idle-seconds`: it ends after this time without a message. With 0 the
@@ -89,15 +89,15 @@ def ask(
 ) -> RecordDict:
     """Have a node's resident process answer a message.
 
-    Handlers answer a repeated message from the ledger, so a process that ends during a message is
-    replaced once and asked again.
+    A process that ends during a message is replaced once and asked again: handlers answer a
+    repeated message from the ledger.
 
     Args:
         call: which message, to which node, in which run.
         content: the message's content.
         config: the run configuration of `call`.
         node: the node's name.
-        settings: the node's.
+        settings: settings of the node's resident process.
 
     Raises:
         FedEditError: the message is too large, or the process does not start, does not answer
@@ -119,8 +119,8 @@ class _Link:
 
     Args:
         record: the process.
-        deadline: in the time of `time.monotonic()`.
-        child: the process, if this one has started it.
+        deadline: on the clock of `time.monotonic()`.
+        child: the process if it is a child of this one.
 
     Raises:
         OSError, EOFError, AuthenticationError, ValueError: it has ended, or is another program.
@@ -158,12 +158,12 @@ class _Link:
 
 
 class _Resident:
-    """The resident process of one node, for the time of one message.
+    """The resident process of one node, during one message.
 
     Args:
-        folder: the node's folder for it.
-        serves: what the process has to be started for, see `_serves`.
-        seconds: how long the message may take in total.
+        folder: the folder of the node's resident process.
+        serves: what the process has to serve.
+        seconds: time limit of the message.
     """
 
     def __init__(self, folder: Path, serves: Serves, seconds: float) -> None:
@@ -191,7 +191,7 @@ class _Resident:
             lock.release()
 
     def answer(self, call: Call, content: RecordDict) -> RecordDict:
-        """Ask the process; if it ends during the message, ask another one, once."""
+        """Ask the process; if it ends during the message, start another one and ask again, once."""
         for attempt in (1, 2):
             link = self._found() or self._started()
             try:
@@ -213,7 +213,7 @@ class _Resident:
         )
 
     def _found(self) -> _Link | None:
-        """The running process if it is the right one; another one is ended."""
+        """The running process if it is the wanted one; another one is stopped."""
         record = read_record(self._folder)
         if record is None:
             return None
