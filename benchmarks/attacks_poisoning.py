@@ -145,9 +145,16 @@ def _directions(rng: np.random.Generator, count: int, like: np.ndarray) -> np.nd
     return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
+def _usual_norms(node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """(n_layers,) norms of keys and of outputs that are usual on ordinary text."""
+    scales = node.bench.scales.values()
+    keys = np.array([scale.key_norm for scale in scales])
+    return keys, np.array([scale.output_norm for scale in scales])
+
+
 def _random(node: Node) -> list[MKV]:
     rng, like = np.random.default_rng(0), node.honest[0]
-    key_norms, shift_norms = node.bench.usual_norms[:2]
+    key_norms, shift_norms = _usual_norms(node)
     keys = _directions(rng, _FLOOD, like.keys) * key_norms[:, None]
     shifts = _directions(rng, _FLOOD, like.shifts) * 4 * shift_norms[:, None]
     return [_made(node, *pair, like) for pair in zip(keys, shifts, strict=True)]
@@ -156,7 +163,7 @@ def _random(node: Node) -> list[MKV]:
 def _common(node: Node) -> list[MKV]:
     """Along what all keys share, with enough noise not to count as one fact."""
     rng, like = np.random.default_rng(0), node.honest[0]
-    key_norms, shift_norms = node.bench.usual_norms[:2]
+    key_norms, shift_norms = _usual_norms(node)
     found = covariance(node.bench.model, node.bench.settings.layers, CovarianceSource())
     common = np.stack([torch.linalg.eigh(c)[1][:, -1].numpy() for c in found.values()])
     keys = common + 0.2 * _directions(rng, _FLOOD, like.keys)
@@ -168,7 +175,7 @@ def _common(node: Node) -> list[MKV]:
 def _within_bounds(node: Node) -> list[MKV]:
     """Honest keys of subjects that the node has not, and the largest shifts that pass."""
     rng = np.random.default_rng(0)
-    shift_norms = node.bench.usual_norms[1] * BOUNDS["shift norm"] * 0.9
+    shift_norms = _usual_norms(node)[1] * BOUNDS["shift norm"] * 0.9
     honest = node.wrong_answers
     shifts = _directions(rng, len(honest), honest[0].shifts) * shift_norms[:, None]
     return [_made(node, m.keys, shift, m) for m, shift in zip(honest, shifts, strict=True)]

@@ -64,7 +64,8 @@ def key(
         limits: `ge`, `gt` and `le`, as in `pydantic.Field`.
     """
     extra = {"absent": absent, "source": source, "unit": unit, "example": example, "path": path}
-    return Field(default, description=doc, json_schema_extra=extra, **limits)  # type: ignore[arg-type]
+    bounds: dict[str, Any] = dict(limits)
+    return Field(default, description=doc, json_schema_extra=extra, **bounds)
 
 
 def key_name(field_name: str) -> str:

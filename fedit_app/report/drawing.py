@@ -11,11 +11,10 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, cast
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 # Stand-in colour for the drawing: (CSS variable, colour where the page defines none).
@@ -66,7 +65,7 @@ def drawing(name: str) -> Iterator[None]:
     Args:
         name: of the drawing; it makes the ids in its SVG the same every time.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"fedit-{name}"}):
+    with matplotlib.rc_context(cast(Any, {**_STYLE, "svg.hashsalt": f"fedit-{name}"})):
         yield
 
 
@@ -82,7 +81,7 @@ def line(axes: Axes, points: Sequence[tuple[float, float | None]], **style: Any)
     axes.plot([slot for slot, _ in measured], [score for _, score in measured], **style)
 
 
-def grid(axes: Axes, axis: str) -> None:
+def grid(axes: Axes, axis: Literal["both", "x", "y"]) -> None:
     """Thin lines behind the drawing, along `x`, `y` or `both`."""
     axes.grid(axis=axis, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -98,7 +97,7 @@ def svg(figure: Figure, prefix: str, label: str) -> str:
     with warnings.catch_warnings():
         # Text stays text, so it does not matter that matplotlib's own font lacks a character.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -189,7 +190,7 @@ def axis_plot(comparison: Comparison) -> str:
             points = [(place, spread) for place, spread in found if spread]
             axes.errorbar(
                 [place for place, _ in points],
-                [spread.mean for _, spread in points],
+                np.array([spread.mean for _, spread in points], float),
                 yerr=[spread.sd or 0 for _, spread in points],
                 capsize=3,
                 label=shorten(name, _METHOD_WIDTH),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
 from fedit_app.support.files import write_file
 
-SCHEMA = 2
+SCHEMA: Final = 2
 
 
 class Part(BaseModel):

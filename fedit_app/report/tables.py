@@ -49,7 +49,7 @@ def summary_table(results: Results) -> str:
         Lines without a trailing line break. Control characters in names and reasons are removed.
     """
     columns = ("node", *(f"own {part}" for part in _PARTS), "federation score")
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (shorten(name, _NAME_WIDTH), *_changes(node))
         for name, node in sorted(results.nodes.items())
     ]

@@ -252,7 +252,7 @@ class RunRecord:
             strategy=self._config.strategy,
             editor=self._config.editor,
             model=self._model,
-            config=self._config.as_dict(),
+            config={**self._config.as_dict()},
             connected=self._connected,
             nodes=nodes,
             summary=_mean(nodes.values()),

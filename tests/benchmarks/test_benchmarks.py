@@ -6,6 +6,7 @@ import os
 
 import inprocess
 import pytest
+from report.conftest import as_results, completed
 
 from benchmarks import (
     covariance,
@@ -287,16 +288,13 @@ def test_pool_asks_for_room_first(tmp_path):
 
 def test_deployment():
     """The figures' arithmetic; that the processes work is for the integration tests."""
-    slot = {"bytes_up": 2048, "bytes_down": 4096}
-    results = {
-        "seconds": {"hello": 7.0},
-        "slots": [
-            {**slot, "seconds": {"edit": 9.0, "reedit": 2.0, "evaluate": 0.0}},
-            {**slot, "seconds": {"edit": 4.0, "reedit": 1.0, "evaluate": 1.0}},
-            {**slot, "seconds": {"edit": 6.0, "reedit": 1.0, "evaluate": 0.0}},
-        ],
-    }
-    assert deployment._of_slots(results, nodes=2) == {
+    results = completed()
+    results["seconds"]["hello"] = 7.0
+    stages = ((9.0, 2.0, 0.0), (4.0, 1.0, 1.0), (6.0, 1.0, 0.0))
+    for slot, seconds in zip(results["slots"], stages, strict=True):
+        slot |= {"bytes_up": 2048, "bytes_down": 4096}
+        slot["seconds"] = dict(zip(("edit", "reedit", "evaluate"), seconds, strict=True))
+    assert deployment._of_slots(as_results(results), nodes=2) == {
         "hello_seconds": 7.0,
         "first_slot_seconds": 11.0,
         "later_slot_seconds": 6.5,
