@@ -1,4 +1,4 @@
-"""The main job on the real embedded model: one slot of the demo."""
+"""The main job on the real embedded model: one slot of the demo, three requests a node."""
 
 import dataclasses
 import os
@@ -29,7 +29,8 @@ def edited(tmp_path_factory, users_cache):
 def run(strategy, tmp_path_factory):
     folder, threads = tmp_path_factory.mktemp(strategy) / "run", torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    results, _ = federate({"strategy": strategy, "num-slots": 1, "output-dir": str(folder)}, 4)
+    config = {"strategy": strategy, "num-slots": 1, "requests-per-slot": 3}
+    results, _ = federate({**config, "output-dir": str(folder)}, 4)
     torch.set_num_threads(threads)
     return results, folder
 
