@@ -25,6 +25,7 @@ _HEAD = """\
 # A change counts from the next start of the server on.
 
 """
+_THIS_MACHINE = {"localhost", "127.0.0.1"}
 
 
 def init_server(
@@ -65,7 +66,7 @@ def init_server(
         raise FedEditError(f"--port {port}: must be between 1 and 65535")
     named = tuple(dict.fromkeys(check_host(host, "--host") for host in hosts))
     settings = ServerSettings(hosts=named or ("localhost",), port=port)
-    if named:
+    if not _THIS_MACHINE.issuperset(named):
         settings = settings.model_copy(update={"bind": "0.0.0.0"})
     settings = _with_given(settings, ca_cert, ca_key, cert, cert_key)
     for part in (folder, folder / "tls", folder / settings.runs):

@@ -139,7 +139,7 @@ def test_a_port_that_is_taken(fedit, reached, listening):
     status, _, err = fedit("server", "start", reached.folder)
 
     assert status == 2
-    assert f"cannot listen on 0.0.0.0:{reached.settings.port}" in err
+    assert f"cannot listen on 127.0.0.1:{reached.settings.port}" in err
 
 
 def test_a_server_whose_key_others_may_read(fedit, reached):

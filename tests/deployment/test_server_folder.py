@@ -39,6 +39,18 @@ def edit(server: ServerFolder, old: str, new: str) -> None:
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("hosts", "bind"),
+    [
+        ((), "127.0.0.1"),
+        (("127.0.0.1", "localhost"), "127.0.0.1"),
+        (("127.0.0.1", "fedit.example.org"), "0.0.0.0"),
+    ],
+)
+def test_a_server_for_this_machine_alone_does_not_listen_to_others(tmp_path, hosts, bind):
+    assert init_server(tmp_path / "server", hosts).settings.bind == bind
+
+
 def test_init_writes_a_folder_for_its_owner_alone(fedit, tmp_path):
     folder = tmp_path / "new" / "server"
     status, out, _ = fedit("server", "init", folder, "--host", "fedit.example.org")
