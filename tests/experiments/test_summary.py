@@ -162,7 +162,7 @@ def test_what_is_left_of_a_run_without_results(plan, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.integration
+@pytest.mark.slow
 def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
     made = plan("1", strategies="local,central")
     for run in made.runs:
