@@ -27,8 +27,9 @@ def test_a_folder_is_run_once(tmp_path):
 
 
 def test_what_an_earlier_start_left_is_ended(tmp_path):
-    command = [sys.executable, "-c", SLEEP]
-    left = processes.start(command, tmp_path, processes.environment(tmp_path), subprocess.DEVNULL)
+    command = [sys.executable, "-c", f"print(flush=True); {SLEEP}"]
+    left = processes.start(command, tmp_path, processes.environment(tmp_path), subprocess.PIPE)
+    left.stdout.readline()  # a process that is only being started has no environment to see yet
     with alone(tmp_path):
         assert left.wait(60) is not None
 
