@@ -56,17 +56,6 @@ Federation = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 
-def command_group(name: str, text: str) -> typer.Typer:
-    """Commands that share their first word.
-
-    Args:
-        name: this word.
-        text: what they are for.
-    """
-    # click suggests commands itself: typer would do it once more.
-    return typer.Typer(name=name, help=text, no_args_is_help=True, suggest_commands=False)
-
-
 def run_config(preset: Path | None, overrides: Sequence[str] | None) -> dict[str, ConfigValue]:
     """The run-config values that --config and -c give; see `read_run_config`."""
     from fedit_app.config.overrides import read_run_config

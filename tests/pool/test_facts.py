@@ -3,33 +3,15 @@
 import itertools
 
 import lancedb
-import numpy as np
 import pytest
+from mkv.test_same_key import mkv
 
-from fedit_app.mkv import create
 from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.pool import MKVPool
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "model-a"
-D_FF, D_MODEL, LAYERS = 12, 8, 2
 CONFIG = SameFact()
-
-
-def towards(axis: int, width: int, cosine: float) -> np.ndarray:
-    """A vector with this cosine to axis 0; what is left points along another axis."""
-    vector = np.zeros(width)
-    vector[0] = cosine
-    vector[axis] += np.sqrt(1 - cosine**2)
-    return vector
-
-
-def mkv(node="clinic", slot=1, fingerprint=FINGERPRINT, key=1.0, value=1.0, shifts=1.0, axis=1):
-    """An MKV with these cosines to `mkv()`; those with different axes are less alike."""
-    keys = np.tile(towards(axis, D_FF, key), (LAYERS, 1))
-    h0 = np.full(D_MODEL, 0.5)
-    shift = towards(axis, LAYERS * D_MODEL, shifts).reshape(LAYERS, D_MODEL)
-    return create(node, slot, fingerprint, keys, shift, h0 + towards(axis, D_MODEL, value), h0)
 
 
 @pytest.fixture
