@@ -104,7 +104,7 @@ def _plain_value(
     for step in range(1, settings.steps + 1):
         target, essence = scores(delta)
         nll = -(target * share).sum() / len(rows.contexts)
-        kl = (essence0.exp() * (essence0 - essence)).sum()
+        kl = (essence.exp() * (essence - essence0)).sum()
         decay = settings.weight_decay * delta.norm() / h0.norm() ** 2
         loss = nll + settings.kl_weight * kl + decay
         if step < settings.steps:

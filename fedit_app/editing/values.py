@@ -1,13 +1,14 @@
 """The objective of a value v*: which state at the subject makes the model say the target.
 
     v* = h0 + delta,   delta = argmin  mean over contexts of NLL(target) / |target|
-                                       + kl_weight KL(p_0 || p_delta)
+                                       + kl_weight KL(p_delta || p_0)
                                        + weight_decay |delta| / |h0|^2
 
-(MEMIT, arXiv 2210.07229, equation 16; the last two terms are those of its code.) h0 is the state of
-the unedited model at the subject's last token, p_delta its next-token distribution after "SUBJECT
-is a" with delta added at the subject. The tokens before the subject's last one and the layers below
-delta do not depend on delta: they are computed once, and many requests share each pass.
+(MEMIT, arXiv 2210.07229, equation 16; the last two terms, and the direction of the divergence, are
+those of its code, as of ROME's, PMET's and AlphaEdit's.) h0 is the state of the unedited model at
+the subject's last token, p_delta its next-token distribution after "SUBJECT is a" with delta added
+at the subject. The tokens before the subject's last one and the layers below delta do not depend on
+delta: they are computed once, and many requests share each pass.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Outcome:
 
     Attributes:
         nll: (n,) mean over contexts and target tokens of the negative log-likelihood, in nats.
-        kl: (n,) KL(p_0 || p_delta) after "SUBJECT is a".
+        kl: (n,) KL(p_delta || p_0) after "SUBJECT is a".
         decoded: (n,) whether every target token is the argmax in every context.
     """
 
@@ -165,7 +166,7 @@ class ValueProblem:
         nll = per_row.index_add(0, goals.row, -of_target * goals.share.to(of_target))
         missed = per_row.index_add(0, goals.row, (log_p.argmax(-1) != goals.token).to(of_target))
         essence = self.model.log_probabilities(final[in_contexts:, 0])
-        kl = functional.kl_div(essence, self.essence0, log_target=True, reduction="none").sum(-1)
+        kl = functional.kl_div(self.essence0, essence, log_target=True, reduction="none").sum(-1)
         return Outcome(
             nll=nll.view(n, n_contexts).mean(1).to(delta.device),
             kl=kl.to(delta.device),

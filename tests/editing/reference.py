@@ -113,7 +113,7 @@ def optimise_value(model, request, templates, settings, editor="memit"):
                 decoded = decoded and scores.argmax().item() == token
         logits = forward(model, essence_ids, modules, essence_at, delta)[0]
         log_p = logits[essence_at].log_softmax(-1)
-        kl = (log_p0.exp() * (log_p0 - log_p)).sum()
+        kl = (log_p.exp() * (log_p - log_p0)).sum()
         decay = sum(d.norm() / h.norm() ** 2 for d, h in zip(delta, h0, strict=True))
         if editor == "pmet" and decoded:
             nll = 0.1 * nll

@@ -199,7 +199,7 @@ def test_mkvs_are_rounded_to_the_precision(precision, error):
 
 @pytest.mark.parametrize("editor", ["memit", "alphaedit", "memit-fe"])
 def test_a_candidate_is_reused_only_if_it_says_the_target(editor):
-    bench = make_bench(editor=editor)
+    bench = make_bench(settings=dataclasses.replace(STRONG, steps=40), editor=editor)
     first, second = bench.compute(EASY[:2], Ledger(bench.fingerprint), "bank", 1)
     nothing = create(
         "bank", 1, bench.fingerprint, first.keys, first.shifts, v_star=first.h0, h0=first.h0
