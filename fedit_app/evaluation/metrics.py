@@ -41,6 +41,8 @@ class RequestScore:
         paraphrase_magnitude: mean of the same over the paraphrase prompts.
         neighborhood_magnitude: mean of P(true) - P(new) over the neighborhood prompts; None too if
             these have targets of their own.
+        other_relations: share of the subject prompts after which the most likely next token is that
+            of the unedited model; None without any.
     """
 
     efficacy: float
@@ -53,6 +55,7 @@ class RequestScore:
     magnitude: float | None = None
     paraphrase_magnitude: float | None = None
     neighborhood_magnitude: float | None = None
+    other_relations: float | None = None
 
 
 MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if field.name != "metric")

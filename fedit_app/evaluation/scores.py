@@ -1,4 +1,4 @@
-"""Scores of requests: the likelihood of the targets after each prompt."""
+"""Scores of requests: the likelihood of the targets after each prompt, and what edits spoil."""
 
 from __future__ import annotations
 
@@ -43,12 +43,19 @@ class TargetScore:
 
 
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
-    """Score requests on the model in its present state, edited or not."""
+    """Score requests on the model in its present state, edited or not.
+
+    The subject prompts are asked of the unedited model as well.
+    """
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
     scores: dict[tuple[str, str | None], TargetScore] = dict(
         zip(unique, score_targets(model, unique), strict=True)
     )
-    return [_score(request, scores) for request in requests]
+    prompts = list(
+        dict.fromkeys(itertools.chain.from_iterable(r.subject_prompts for r in requests))
+    )
+    stays = dict(zip(prompts, unchanged(model, prompts), strict=True))
+    return [_score(request, scores, stays) for request in requests]
 
 
 def _pairs(request: EditRequest) -> list[tuple[str, str]]:
@@ -67,7 +74,11 @@ def _pairs(request: EditRequest) -> list[tuple[str, str]]:
     return [*itertools.product(asked, targets), *beside]
 
 
-def _score(request: EditRequest, scores: dict[tuple[str, str | None], TargetScore]) -> RequestScore:
+def _score(
+    request: EditRequest,
+    scores: dict[tuple[str, str | None], TargetScore],
+    stays: dict[str, bool],
+) -> RequestScore:
     compared = request.target_true is not None
     asked, around = request.paraphrase_prompts, request.neighborhood_prompts
 
@@ -103,6 +114,7 @@ def _score(request: EditRequest, scores: dict[tuple[str, str | None], TargetScor
         magnitude=lead(request.text) if compared else None,
         paraphrase_magnitude=mean([lead(prompt) for prompt in asked]) if compared else None,
         neighborhood_magnitude=mean(behind),
+        other_relations=mean([stays[prompt] for prompt in request.subject_prompts]),
     )
 
 
@@ -148,6 +160,36 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
                 correct=sum(hit for _, hit in outcomes) / len(outcomes),
             )
     return [result[number] for number in range(len(rows))]
+
+
+def unchanged(model: EditableModel, prompts: Sequence[str]) -> list[bool]:
+    """Whether the most likely next token after each prompt is still that of the unedited model.
+
+    Both models process the same batches, so every prompt is unchanged without an edit.
+
+    Args:
+        model: the model, edited or not.
+        prompts: complete prompts.
+    """
+    if not prompts:
+        return []
+    now = _next_tokens(model, prompts)
+    with model.unedited():
+        before = _next_tokens(model, prompts)
+    return [one == other for one, other in zip(now, before, strict=True)]
+
+
+@torch.no_grad()
+def _next_tokens(model: EditableModel, prompts: Sequence[str]) -> list[int]:
+    """The id of the most likely next token after each prompt."""
+    rows = [tuple(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    found: dict[tuple[int, ...], int] = {}
+    for batch in batches(sorted(set(rows), key=lambda ids: (len(ids), ids)), _TOKENS_PER_PASS):
+        ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))
+        final = last_states(model, ids, mask)
+        ends = final[list(range(len(batch))), [len(row) - 1 for row in batch]]
+        found |= zip(batch, model.logits(ends).argmax(-1).tolist(), strict=True)
+    return [found[row] for row in rows]
 
 
 def last_states(model: EditableModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

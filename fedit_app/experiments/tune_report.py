@@ -13,10 +13,12 @@ from fedit_app.config.model import ModuleNames
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.settings import EditSettings
 from fedit_app.experiments.trials import Trial
+from fedit_app.protocol.metrics import SCORE_PARTS
+from fedit_app.report.figures import words
 from fedit_app.support.formats import plural, printable
 from fedit_app.support.tables import Cell, Figure, Table
 
-_PARTS = ("score", "efficacy", "paraphrase", "neighborhood")
+_PARTS = ("score", *SCORE_PARTS, "other_relations")
 # The scores depend on these as well: the preset holds those that were given.
 _KEPT = {
     *(f"module-{field.name.replace('_', '-')}" for field in dataclasses.fields(ModuleNames)),
@@ -51,7 +53,9 @@ def trial_line(trial: Trial, null_space: bool) -> str:
     )
     if trial.metrics is None:
         return f"{trial.stage}: {candidate}: not possible: {trial.problem}"
-    score, *parts = (f"{name} {Figure(trial.metrics.value(name), digits=3)}" for name in _PARTS)
+    score, *parts = (
+        f"{words(name)} {Figure(trial.metrics.value(name), digits=3)}" for name in _PARTS
+    )
     return (
         f"{trial.stage}: {candidate}: {score} ({', '.join(parts)}), "
         f"{trial.mean_steps:.1f} steps, |Delta|/|W| {trial.change:.4f}"
@@ -66,7 +70,15 @@ def trial_table(trials: Sequence[Trial], null_space: bool) -> Table:
         null_space: as for `trial_line`.
     """
     weights = ("l2", "threshold") if null_space else ("lambda",)
-    columns = ("stage", "layers", *weights, "step size", *_PARTS, "steps", "|Delta|/|W|")
+    columns = (
+        "stage",
+        "layers",
+        *weights,
+        "step size",
+        *map(words, _PARTS),
+        "steps",
+        "|Delta|/|W|",
+    )
     return Table(columns, [_row(trial, null_space) for trial in trials])
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from fedit_app.facts.reading import Source, member, read_records, text_at, texts_of
@@ -19,6 +22,9 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
             `relation_id` (in `requested_rewrite`, too), `paraphrase_prompts`,
             `neighborhood_prompts` and `generation_prompts` (repeated ones are kept once) are
             optional. Other fields are ignored.
+
+            The other records about a subject make its `subject_prompts`, where their relation is
+            another one and theirs alone: of a subject with several twin towns, none is asked for.
         limit: read the first records only; None for all.
 
     Returns:
@@ -29,7 +35,26 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
             first five by number. No text of a record is quoted, because the message may travel to
             the server.
     """
-    return read_records(source, _request, "record of CounterFact", "case_id", limit)
+    requests = read_records(source, _request, "record of CounterFact", "case_id", limit)
+    return _with_subject_prompts(requests)
+
+
+def _with_subject_prompts(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests with the prompts of the others about their subject and another relation."""
+    about: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for request in requests:
+        if request.relation is not None:
+            about[request.subject][request.relation].append(request.text)
+
+    def others(request: EditRequest) -> tuple[str, ...]:
+        if request.relation is None:
+            return ()
+        relations = about[request.subject].items()
+        return tuple(
+            texts[0] for name, texts in relations if name != request.relation and len(texts) == 1
+        )
+
+    return [dataclasses.replace(request, subject_prompts=others(request)) for request in requests]
 
 
 def _request(record: Any) -> EditRequest:

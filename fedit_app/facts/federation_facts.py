@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fedit_app.facts.request import EditRequest
 
@@ -26,20 +27,20 @@ def facts_for(
     wanted: dict[str, set[str]] = {}
     for requests in requests_by_node.values():
         for request in requests:
-            for text in _asked(request):
+            for text in request.asked:
                 wanted.setdefault(text, set()).add(request.target_new)
     facts: list[EditRequest] = []
     prompts: set[str] = set()
     asked: set[str] = set()
     for name in [node, *sorted(set(requests_by_node) - {node})]:
         for request in requests_by_node.get(name, ()):
-            contested = any(len(wanted[text]) > 1 for text in _asked(request))
-            known = request.text in asked or not prompts.isdisjoint(_asked(request))
+            contested = any(len(wanted[text]) > 1 for text in request.asked)
+            known = request.text in asked or not prompts.isdisjoint(request.asked)
             if known or (contested and name != node):
                 continue
             facts.append(request)
             prompts.add(request.text)
-            asked.update(_asked(request))
+            asked.update(request.asked)
     return facts
 
 
@@ -73,9 +74,27 @@ def facts_received(
     return [fact for fact in facts_for(node, requests_by_node) if _said(fact) in arrived]
 
 
+def that_must_stay(
+    facts: Iterable[EditRequest], edited: Iterable[EditRequest]
+) -> list[EditRequest]:
+    """Facts whose subject prompts ask for nothing that is edited itself.
+
+    Args:
+        facts: the facts on which a model is evaluated.
+        edited: every request of the run that is known.
+
+    Returns:
+        The same facts, without the subject prompts that are the prompt or a paraphrase of a
+        request of the run.
+    """
+    asked = {text for request in edited for text in request.asked}
+
+    def kept(fact: EditRequest) -> EditRequest:
+        prompts = tuple(text for text in fact.subject_prompts if text not in asked)
+        return dataclasses.replace(fact, subject_prompts=prompts)
+
+    return [kept(fact) if fact.subject_prompts else fact for fact in facts]
+
+
 def _said(request: EditRequest) -> tuple[str, str]:
     return request.text, request.target_new
-
-
-def _asked(request: EditRequest) -> tuple[str, ...]:
-    return (request.text, *request.paraphrase_prompts)

@@ -32,7 +32,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
 _LISTS = (
     *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
-    "generation_prompts",
+    *("subject_prompts", "generation_prompts"),
 )
 _KIND = "edit request; write one JSON object a line, or one row each"
 

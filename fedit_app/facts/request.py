@@ -27,6 +27,8 @@ class EditRequest:
             their correct continuation is `target_true`, or their own target.
         neighborhood_targets: the correct continuation of each neighborhood prompt, without
             surrounding spaces; empty: `target_true`.
+        subject_prompts: complete prompts about the same subject and another relation, which the
+            edit must not change: the continuation of the unedited model has to stay.
         generation_prompts: complete prompts for free generation, which measures fluency.
         slot: time slot (from 1) of the edit; None: by order.
         relation: name of the relation that the prompt states, such as Wikidata's "P103"; letters,
@@ -45,6 +47,7 @@ class EditRequest:
     paraphrase_prompts: tuple[str, ...] = ()
     neighborhood_prompts: tuple[str, ...] = ()
     neighborhood_targets: tuple[str, ...] = ()
+    subject_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     slot: int | None = None
     relation: str | None = None
@@ -86,3 +89,8 @@ class EditRequest:
     def text(self) -> str:
         """The prompt with the subject in place of `{}`."""
         return self.prompt.replace(SLOT, self.subject)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The complete prompts that ask for the fact: the text, then the paraphrases."""
+        return (self.text, *self.paraphrase_prompts)

@@ -238,6 +238,21 @@ class EditableModel:
             for layer in outermost:
                 del self._base[layer]
 
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The base model inside the block, also within `edited`; afterwards bit for bit as before.
+
+        Nothing may be written to the weights meanwhile.
+        """
+        now = {layer: self.weight(layer).clone() for layer in self._base}
+        try:
+            for layer, weight in self._base.items():
+                self.weight(layer).copy_(weight)
+            yield
+        finally:
+            for layer, weight in now.items():
+                self.weight(layer).copy_(weight)
+
     def edits_hash(self) -> str:
         """Hash of the projections that are edited now; empty if all are bit for bit the base's."""
         edited = [n for n, base in sorted(self._base.items()) if not base.equal(self.weight(n))]

@@ -22,7 +22,7 @@ from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
-from fedit_app.facts.federation_facts import facts_for, facts_received
+from fedit_app.facts.federation_facts import facts_for, facts_received, that_must_stay
 from fedit_app.facts.partition import NodeData, own_data, simulated_nodes
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger, fulfilled_requests
@@ -224,10 +224,10 @@ class Participant:
         Returns:
             The metrics; `neutral` is measured after the last slot with metrics = full.
         """
-        last = slot or self.config.num_slots
+        last, everybody = slot or self.config.num_slots, self.everybody()
         facts = {
             name: [request for requests in slots[:last] for request in requests]
-            for name, slots in self.everybody().items()
+            for name, slots in everybody.items()
         }
         scopes: dict[str, list[EditRequest]] = {
             "own": facts[self.name],
@@ -243,6 +243,8 @@ class Participant:
             if self._peers and not central:
                 scopes["received"] = self._received(facts, ledger)
         full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
+        edited = [r for slots in everybody.values() for requests in slots for r in requests]
+        scopes = {scope: that_must_stay(asked, edited) for scope, asked in scopes.items()}
         measured = measure(bench.model, deltas, scopes, full, self._work_cache("scores"))
         neutral = measure_neutral(bench.model, deltas) if full and slot else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)

@@ -1,8 +1,10 @@
 """What figures are called, and what they mean in plain words."""
 
+import re
+
 from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics
 
-SHARES = (*SCORE_PARTS, "score", "accuracy")
+SHARES = (*SCORE_PARTS, "score", "other_relations", "accuracy")
 """The figures that tables have a column for."""
 FURTHER = {
     "exact_match": "Exact match",
@@ -29,6 +31,11 @@ METRICS: dict[Metric, str] = {
     "mixed": f"Where a true target is known: {_LIKELIHOOD} Elsewhere: {_TOKENS}",
 }
 """What the shares mean, by how they are counted."""
+
+
+def words(figure: str) -> str:
+    """What tables call a figure: "other_relations" -> "other relations"."""
+    return re.sub(r"[._]", " ", figure)
 
 
 def value_of(metrics: Metrics | None, figure: str) -> float | None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.report.comparison import ComparedRun, Comparison
-from fedit_app.report.figures import FURTHER, METRICS, SHARES, metric_of, value_of
+from fedit_app.report.figures import FURTHER, METRICS, SHARES, metric_of, value_of, words
 from fedit_app.report.plots import (
     axis_plot,
     change_plot,
@@ -152,6 +152,7 @@ def _render(template: str, plots: Mapping[str, str], **values: object) -> str:
         byte_size=byte_size,
         duration=duration,
         value_of=value_of,
+        words=words,
         setting=_setting,
         at=lambda record, name: getattr(record, name, None),
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 
-from fedit_app.protocol.metrics import Metrics
+from fedit_app.protocol.metrics import SCORE_PARTS, Metrics
 from fedit_app.report.comparison import UNEDITED, Comparison, Row, Spread
-from fedit_app.report.figures import metric_of, value_of
+from fedit_app.report.figures import metric_of, value_of, words
 from fedit_app.report.results import Before, Costs, Failure, Measured, Outcome, Results
 from fedit_app.support.formats import (
     byte_size,
@@ -21,10 +20,11 @@ from fedit_app.support.formats import (
 )
 from fedit_app.support.tables import Cell, Change, Figure, Table
 
-METRICS = ("own.score", "score", "efficacy", "paraphrase", "neighborhood", "accuracy")
+METRICS = ("own.score", "score", *SCORE_PARTS, "other_relations", "accuracy")
 """Columns of a comparison's table, if no others are asked for."""
 
-_PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
+_PARTS = (*SCORE_PARTS, "other_relations")
+_OWN = (*SCORE_PARTS, "score", "other_relations")
 _NAME_WIDTH = 24
 # Heading, scope and figure of columns that not every run has.
 _OPTIONAL = (
@@ -48,7 +48,7 @@ def summary_table(results: Results) -> str:
     Returns:
         Lines without a trailing line break. Control characters in names and reasons are removed.
     """
-    columns = ("node", *(f"own {part}" for part in _PARTS), "federation score")
+    columns = ("node", *(f"own {words(name)}" for name in _OWN), "federation score")
     rows: list[tuple[Cell, ...]] = [
         (shorten(name, _NAME_WIDTH), *_changes(node))
         for name, node in sorted(results.nodes.items())
@@ -81,7 +81,7 @@ def runs_table(runs: Sequence[tuple[str, Results]]) -> Table:
         runs: pairs of a label and its results.
     """
     columns = ["Run", "Own score", "Federation score"]
-    columns += [f"{scope} {part}" for scope in ("Own", "Federation") for part in _PARTS[:-1]]
+    columns += [f"{scope} {words(part)}" for scope in ("Own", "Federation") for part in _PARTS]
     rows: list[tuple[str, Measured | Before]] = [(label, run.summary) for label, run in runs]
     before = [run.summary.before for _, run in runs]
     if before and before[0].own is not None and all(b == before[0] for b in before):
@@ -116,7 +116,7 @@ def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> T
     """
     axis = [comparison.axis.key] if comparison.axis else []
     columns = ["Strategy", "Editor", *axis, "n"]
-    columns += [re.sub(r"[._]", " ", name).capitalize() for name in metrics]
+    columns += [words(name).capitalize() for name in metrics]
     columns += ["Of central", "x FedAvg", "v* computed"]
     rows = []
     for row in comparison.rows:
@@ -151,7 +151,7 @@ def figures_csv(comparison: Comparison) -> str:
 
 def _changes(node: Outcome) -> tuple[Change, ...]:
     before = node.before
-    own = [_change(before.own, node.own, part) for part in _PARTS]
+    own = [_change(before.own, node.own, name) for name in _OWN]
     return (*own, _change(before.federation, node.federation, "score"))
 
 
@@ -215,7 +215,7 @@ def _failure(failure: Failure) -> str:
 
 def _scores(record: Measured | Before) -> list[Figure]:
     figures = [(record.own, "score"), (record.federation, "score")]
-    figures += [(m, part) for m in (record.own, record.federation) for part in _PARTS[:-1]]
+    figures += [(m, part) for m in (record.own, record.federation) for part in _PARTS]
     return [Figure(value_of(metrics, name)) for metrics, name in figures]
 
 

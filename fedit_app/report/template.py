@@ -95,7 +95,7 @@ _RUN = """\
 <div class="scroll" tabindex="0" role="region" aria-label="{{ scope }} facts, figures per node">
 <table>
 <thead><tr><th scope="col">Node</th><th scope="col">Requests</th>
-{%- for name in shares %}<th scope="col">{{ name|capitalize }}</th>{% endfor %}</tr></thead>
+{%- for name in shares %}<th scope="col">{{ words(name)|capitalize }}</th>{% endfor %}</tr></thead>
 <tbody>
 {%- for name, node in nodes %}
 <tr><th scope="row" title="{{ name }}">{{ name }}</th>
@@ -291,6 +291,8 @@ deployment no node sees the requests of another.</p>
 <dt>Paraphrase</dt><dd>The same for the fact put in other words.</dd>
 <dt>Neighborhood</dt><dd>Share of similar but unrelated facts that stay as they were.</dd>
 <dt>Score</dt><dd>Harmonic mean of the three: high only if all of them are.</dd>
+<dt>Other relations</dt><dd>Share of prompts about an edited subject, but another relation, to which
+the model answers as before the edits. It takes no part in the score.</dd>
 <dt>Accuracy</dt><dd>Share of edited facts whose new answer is the model's most likely one, word by
 word.</dd>
 <dt>Magnitude</dt><dd>How much more probable the new answer is than the old one; on the

@@ -249,6 +249,41 @@ def test_without_prompts_there_is_no_share(told):
     assert score.paraphrase is None and score.neighborhood is None
 
 
+ABOUT = tuple(f"The {word} of Reuters {verb}" for word in TARGETS for verb in ("is", "has", ""))
+
+
+@torch.no_grad()
+def said_next(model, prompt):
+    return int(
+        model.model(torch.tensor([model.tokenizer(prompt)["input_ids"]])).logits[0, -1].argmax()
+    )
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES))
+def test_other_relations_are_the_prompts_whose_next_token_stays(family, bos):
+    model = tiny.editable(family, bos=bos, double=True)
+    request = make_request(subject_prompts=ABOUT)
+    (before,) = score_requests(model, [request])
+    assert before.other_relations == 1.0
+    was = [said_next(model, prompt) for prompt in ABOUT]
+    delta = torch.randn(model.d_model, model.d_ff, generator=torch.Generator().manual_seed(1))
+    shares = set()
+    for size in (0.01, 0.1, 1.0, 100.0):
+        with model.edited({1: size * delta}):
+            (after,) = score_requests(model, [request])
+            now = [said_next(model, prompt) for prompt in ABOUT]
+        kept = [one == other for one, other in zip(was, now, strict=True)]
+        assert after.other_relations == sum(kept) / len(kept)
+        shares.add(after.other_relations)
+    assert min(shares) < 1
+
+
+def test_without_subject_prompts_the_unedited_model_is_not_asked(told):
+    (score,) = score_requests(None, [make_request()])
+    assert score.other_relations is None
+
+
 def test_no_pair_is_asked_twice(told):
     score_requests(None, [make_request(), make_request(id="b"), make_request(id="c")])
     (pairs,) = told["asked"]
@@ -293,6 +328,15 @@ def test_memory_forgets_old_states_and_keeps_the_unedited(counted):
         with in_state(model, state):
             memory.score(model, [request])
     assert counted == [["new"], ["new"], [], ["new"], [], ["new"]]
+
+
+def test_memory_tells_subject_prompts_apart(counted, tmp_path):
+    model, one = tiny.editable(), make_request()
+    other = make_request(subject_prompts=("Reuters is a",))
+    for _ in range(2):
+        found = ScoreMemory().score(model, [one, other], tmp_path)
+        assert [found[r].other_relations for r in (one, other)] == [None, 1.0]
+    assert counted == [["new", "new"], []]
 
 
 def test_memory_tells_models_and_dtypes_apart(counted):

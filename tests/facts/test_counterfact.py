@@ -94,6 +94,38 @@ def test_a_record_may_have_no_relation_and_no_evaluation_prompts(write):
     assert request.relation is None
 
 
+def about(case_id: int, relation: str, prompt: str, subject: str = "Zanzibarium") -> dict:
+    record = changed("requested_rewrite.relation_id", relation, case_id=case_id)
+    record["requested_rewrite"] |= {"prompt": prompt, "subject": subject}
+    return record
+
+
+def test_other_facts_about_a_subject_must_stay(write):
+    first, second, *others = read_counterfact(
+        write(
+            about(1, "P159", "{} is based in"),
+            about(2, "P37", "In {}, people speak"),
+            about(3, "P37", "In {}, people speak", "Bellhaven"),
+            about(4, "P159", "{} is based in", "Cormorant"),
+            about(5, "P159", "{} sits in", "Cormorant"),
+        )
+    )
+    assert first.subject_prompts == ("In Zanzibarium, people speak",)
+    assert second.subject_prompts == ("Zanzibarium is based in",)
+    assert [request.subject_prompts for request in others] == [()] * 3
+
+
+def test_where_a_subject_has_two_facts_of_a_relation_neither_must_stay(write):
+    requests = read_counterfact(
+        write(
+            about(1, "P159", "{} is based in"),
+            about(2, "P190", "{} is a twin of"),
+            about(3, "P190", "The twin of {} is"),
+        )
+    )
+    assert [len(request.subject_prompts) for request in requests] == [0, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["counterfact.json", "facts.jsonl"])
 def test_the_limit_takes_the_first_records(write, name):
     file = write(*(changed(case_id=number) for number in range(5)), {"faulty": True}, name=name)
@@ -204,3 +236,4 @@ def test_the_published_records_load():
 def test_the_published_facts_load():
     requests = read_counterfact(published("counterfact_facts_21919.jsonl"))
     assert len(requests) == 21919
+    assert sum(bool(request.subject_prompts) for request in requests) == 1691

@@ -43,7 +43,7 @@ def test_a_row_is_a_request(write, delimiter, encoding):
 def test_every_field_has_its_column_and_lists_have_several(write):
     header = ["slot", *HEADER, "target_true", "relation", "paraphrase_prompts"]
     header += ["neighborhood_prompts", "neighborhood_targets"] * 2 + ["paraphrase_prompts"]
-    header += ["generation_prompts"]
+    header += ["generation_prompts", "subject_prompts"]
     full = [
         "2",
         *ROW,
@@ -56,6 +56,7 @@ def test_every_field_has_its_column_and_lists_have_several(write):
         "two",
         "And\nhere?",
         "It is",
+        "It is of",
     ]
     bare = ["", "fact-2", *ROW[1:], "", "", "", "", "", "", "", "Where?"]
     first, second = read_requests(write(header, full, [], bare, [""] * 5))
@@ -66,6 +67,7 @@ def test_every_field_has_its_column_and_lists_have_several(write):
         paraphrase_prompts=("Where, then?", "And\nhere?"),
         neighborhood_prompts=("A", "B"),
         neighborhood_targets=("one", "two"),
+        subject_prompts=("It is of",),
         generation_prompts=("It is",),
         slot=2,
         relation="P159",

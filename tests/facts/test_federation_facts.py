@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedit_app.facts.federation_facts import facts_for, facts_received
+from fedit_app.facts.federation_facts import facts_for, facts_received, that_must_stay
 from fedit_app.facts.request import EditRequest
 
 
@@ -98,3 +98,13 @@ def test_own_and_contested_facts_are_not_received():
 
 def test_of_a_node_whose_ledger_is_not_there_nothing_is_received():
     assert facts_received("c", FACTS, {"a": FULFILLED["a"]}, {"arch", "tower-a"}) == [FACTS["a"][0]]
+
+
+def test_what_is_edited_itself_need_not_stay():
+    prompts = ("Tower is tall:", "Tower belongs to", "The owner of Tower is")
+    asked = EditRequest("a1", "Tower", "{} is in", "Rome", subject_prompts=prompts)
+    sold = EditRequest("b1", "Tower", "{} belongs to", "Bern", paraphrase_prompts=(prompts[2],))
+
+    (fact,) = that_must_stay([asked], [asked, sold])
+    assert fact.subject_prompts == prompts[:1]
+    assert that_must_stay([asked, sold], [asked]) == [asked, sold]

@@ -42,6 +42,7 @@ def test_all_fields_are_read(write):
         "paraphrase_prompts": ["Where?"],
         "neighborhood_prompts": ["A", "B"],
         "neighborhood_targets": ["one", "two"],
+        "subject_prompts": ["Zanzibarium is"],
         "generation_prompts": ["Once,", "Then"],
         "slot": 2,
         "relation": "P159",
@@ -53,6 +54,7 @@ def test_all_fields_are_read(write):
     assert (first.target_new, first.target_true) == ("Qualverin", "Oldenmoor")
     assert (first.paraphrase_prompts, first.neighborhood_prompts) == (("Where?",), ("A", "B"))
     assert first.neighborhood_targets == ("one", "two")
+    assert first.subject_prompts == ("Zanzibarium is",)
     assert first.generation_prompts == ("Once,", "Then")
     assert (first.relation, second.relation) == ("P159", None)
     assert (first.slot, second.slot) == (2, None)

@@ -159,6 +159,22 @@ def test_a_peer_with_a_faulty_file_is_left_out(node, demo_copy):
     assert sorted(bank.everybody()) == ["bank", "hospital", "newsroom"]
 
 
+def test_what_another_node_edits_does_not_count_as_another_relation(node, demo_copy):
+    hospital, bank = (demo_copy / f"{name}.jsonl" for name in ("hospital", "bank"))
+    edited = json.loads(hospital.read_text(encoding="utf-8").splitlines()[-1])  # of the last slot
+    text = edited["prompt"].replace("{}", edited["subject"])
+    records = [json.loads(line) for line in bank.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        record.pop("subject_prompts", None)
+    records[0]["subject_prompts"] = [text]
+    bank.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    data = {"dataset": "jsonl", "data_path": str(demo_copy)}
+
+    assert node(**data).evaluate(1).own.other_relations is None
+    alone = node(node_config=inprocess.real_node("bank", bank), **data)
+    assert alone.evaluate(0).own.other_relations == 1.0
+
+
 def test_a_real_node_sees_itself_only(node, demo_copy):
     given = inprocess.real_node("Notary", demo_copy / "bank.jsonl")
     notary = node(node_config=given)

@@ -44,6 +44,7 @@ REQUEST = {
     "target_true": "London",
     "paraphrase_prompts": ["Reuters sits in"],
     "neighborhood_prompts": ["The BBC sits in"],
+    "subject_prompts": ["Reuters is a"],
     "slot": 1,
 }
 COUNTERFACT = {

@@ -100,6 +100,22 @@ def test_edited_restores_when_a_delta_does_not_fit(model):
     assert_unchanged(model, before)
 
 
+def test_the_unedited_model_can_be_asked_within_edits(model):
+    before = snapshot(model)
+    with model.edited(random_deltas(model, (1, 2))):
+        outer = snapshot(model)
+        with model.edited(random_deltas(model, (2, 3), seed=1)):
+            inner = snapshot(model)
+            with pytest.raises(ZeroDivisionError), model.unedited():
+                assert_unchanged(model, before)
+                assert model.edits_hash() == ""
+                raise ZeroDivisionError
+            assert_unchanged(model, inner)
+        assert_unchanged(model, outer)
+    with model.unedited():
+        assert_unchanged(model, before)
+
+
 def test_edited_can_be_nested(model):
     before = snapshot(model)
     outer, inner = random_deltas(model, (1, 2)), random_deltas(model, (2, 3), seed=1)
