@@ -77,8 +77,18 @@ def run(
         sys.stderr.write(f"fedit: the run failed ({status}); see the log above\n")
         return 1
     folder = Path(settings.output_dir or "~/fedit-runs/RUN-ID of the server")
-    say(f"results: {folder / 'results.json'}\nreport:  {folder / 'report.html'}")
+    lines = _shared_subjects(folder / "results.json")
+    lines += [f"results: {folder / 'results.json'}", f"report:  {folder / 'report.html'}"]
+    say("\n".join(lines))
     return 0
+
+
+def _shared_subjects(file: Path) -> list[str]:
+    """What became of facts that share a subject, if the results are on this machine."""
+    from fedit_app.report import load_results
+    from fedit_app.report.figures import shared_subject_lines
+
+    return shared_subject_lines(load_results(file).summary) if file.is_file() else []
 
 
 def _recorded(run_dir: Path) -> Path:

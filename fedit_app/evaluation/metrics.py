@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedit_app.protocol.metrics import Metric, Metrics, common_metric, score_of
+from fedit_app.protocol.metrics import Metric, Metrics, SharedSubject, common_metric, score_of
 
 WRITTEN = ("exact_match", "generation_entropy")
 """Metrics of text that the model generates, see `evaluation.generation`."""
@@ -63,13 +63,16 @@ MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if fie
 
 
 def aggregate(
-    scores: Sequence[RequestScore], written: Mapping[str, float | None] | None = None
+    scores: Sequence[RequestScore],
+    written: Mapping[str, float | None] | None = None,
+    shared: Sequence[RequestScore] = (),
 ) -> Metrics | None:
     """Means over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
 
     Args:
         scores: one per request.
         written: value of each of `WRITTEN`; None if no text was generated.
+        shared: those of the requests that share a subject with another one.
 
     Returns:
         The means; None without requests.
@@ -86,6 +89,17 @@ def aggregate(
         score=score_of(means),
         count=len(scores),
         metric=common_metric(score.metric for score in scores),
+        shared_subject=_shared_subject(shared),
+    )
+
+
+def _shared_subject(scores: Sequence[RequestScore]) -> SharedSubject | None:
+    if not scores:
+        return None
+    return SharedSubject(
+        count=len(scores),
+        hold=sum(score.accuracy == 1 for score in scores),
+        efficacy=_finite_mean([score.efficacy for score in scores]),
     )
 
 

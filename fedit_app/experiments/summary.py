@@ -12,7 +12,7 @@ from fedit_app.experiments.runner import Todo, what_is_left
 from fedit_app.protocol.metrics import mean_metrics
 from fedit_app.report import Comparison, Results, load_results, methods_table, render_comparison
 from fedit_app.report.comparison import SCHEMA, UNEDITED, ComparedRun, Row, SlotMeans, Spread
-from fedit_app.report.figures import value_of
+from fedit_app.report.figures import figures_by_scope, value_of
 from fedit_app.report.results import NUMBERS, STAGES, SlotResult
 from fedit_app.report.tables import METRICS, figures_csv
 from fedit_app.support.files import write_file
@@ -178,11 +178,11 @@ def _of_scopes(
 ) -> dict[str, dict[str, Spread]]:
     """Scope -> figure -> its spread."""
     scopes = dict.fromkeys(scope for record in records for scope in record)
-    found = {scope: [record.get(scope) for record in records] for scope in scopes}
-    return {
-        scope: _spreads(dict(part) for part in parts if part is not None)
-        for scope, parts in found.items()
-    }
+    found: dict[str, list[dict[str, object]]] = {scope: [] for scope in scopes}
+    for record in records:
+        for scope, figures in figures_by_scope(record).items():
+            found.setdefault(scope, []).append(figures)
+    return {scope: _spreads(parts) for scope, parts in found.items()}
 
 
 def _spreads(records: Iterable[Mapping[str, object]]) -> dict[str, Spread]:

@@ -96,5 +96,31 @@ def that_must_stay(
     return [kept(fact) if fact.subject_prompts else fact for fact in facts]
 
 
+def that_share_a_subject(
+    facts: Iterable[EditRequest], everyones: Iterable[EditRequest]
+) -> list[EditRequest]:
+    """Facts that begin like another fact up to and including the subject.
+
+    Such facts have the same key. The same fact of another node, in the same words or as a
+    paraphrase, is not another one, whichever target it wants.
+
+    Args:
+        facts: the facts in question.
+        everyones: all facts of the run that are known.
+    """
+    by_beginning: dict[str, list[EditRequest]] = {}
+    for request in everyones:
+        by_beginning.setdefault(request.beginning, []).append(request)
+
+    def another(fact: EditRequest, request: EditRequest) -> bool:
+        return fact.text not in request.asked and request.text not in fact.asked
+
+    return [
+        fact
+        for fact in facts
+        if any(another(fact, request) for request in by_beginning.get(fact.beginning, ()))
+    ]
+
+
 def _said(request: EditRequest) -> tuple[str, str]:
     return request.text, request.target_new

@@ -91,6 +91,11 @@ class EditRequest:
         return self.prompt.replace(SLOT, self.subject)
 
     @property
+    def beginning(self) -> str:
+        """The text up to and including the subject: what the key of the fact depends on."""
+        return self.prompt.split(SLOT)[0] + self.subject
+
+    @property
     def asked(self) -> tuple[str, ...]:
         """The complete prompts that ask for the fact: the text, then the paraphrases."""
         return (self.text, *self.paraphrase_prompts)

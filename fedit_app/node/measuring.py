@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory
-from fedit_app.evaluation.metrics import aggregate
+from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
+from fedit_app.facts.federation_facts import that_share_a_subject
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.protocol.metrics import Metrics, Neutral
@@ -22,6 +23,7 @@ def measure(
     model: EditableModel,
     deltas: dict[int, Tensor],
     scopes: Mapping[str, list[EditRequest]],
+    known: Sequence[EditRequest],
     full: bool,
     folder: Path | None,
 ) -> dict[str, Metrics | None]:
@@ -31,6 +33,7 @@ def measure(
         model: the model, unedited.
         deltas: edit by these: layer -> (d_model, d_ff).
         scopes: name -> requests.
+        known: the facts of the run that the node knows, among which some share a subject.
         full: also what the model writes itself.
         folder: where scores are kept for other processes; None: nowhere.
     """
@@ -38,8 +41,16 @@ def measure(
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)
         written = written_metrics(model, scopes) if full else {}
+
+    def scores_of(requests: Sequence[EditRequest]) -> list[RequestScore]:
+        return [scores[request] for request in requests]
+
     return {
-        scope: aggregate([scores[request] for request in requests], written.get(scope))
+        scope: aggregate(
+            scores_of(requests),
+            written.get(scope),
+            scores_of(that_share_a_subject(requests, known)),
+        )
         for scope, requests in scopes.items()
     }
 

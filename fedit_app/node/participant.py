@@ -245,7 +245,9 @@ class Participant:
         full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
         edited = [r for slots in everybody.values() for requests in slots for r in requests]
         scopes = {scope: that_must_stay(asked, edited) for scope, asked in scopes.items()}
-        measured = measure(bench.model, deltas, scopes, full, self._work_cache("scores"))
+        known = [request for requests in facts.values() for request in requests]
+        cache = self._work_cache("scores")
+        measured = measure(bench.model, deltas, scopes, known, full, cache)
         neutral = measure_neutral(bench.model, deltas) if full and slot else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 

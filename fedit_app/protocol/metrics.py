@@ -6,9 +6,9 @@ The node computes these records (`fedit_app.evaluation`), the server keeps them,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 Metric = Literal["likelihood", "tokens", "mixed"]
 """How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
@@ -22,6 +22,32 @@ SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
 
 class _Measured(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SharedSubject(_Measured):
+    """What becomes of facts that begin like another one up to and including the subject.
+
+    Attributes:
+        count: number of these facts, at least 1.
+        hold: of how many every token of the new target is the argmax after the prompt.
+        efficacy: as in `Metrics`, over these facts.
+    """
+
+    count: Annotated[int, Field(ge=1)]
+    hold: Annotated[int, Field(ge=0)]
+    efficacy: Share
+
+    @model_validator(mode="after")
+    def _no_more_than_there_are(self) -> Self:
+        if self.hold > self.count:
+            raise ValueError(f"hold should be at most count, {self.count}")
+        return self
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def accuracy(self) -> float:
+        """The share of these facts that hold."""
+        return self.hold / self.count
 
 
 class Metrics(_Measured):
@@ -38,6 +64,7 @@ class Metrics(_Measured):
         score: harmonic mean of efficacy, paraphrase and neighborhood, as far as they are known.
         count: number of requests.
         metric: how the shares are counted; results of older versions are of `likelihood`.
+        shared_subject: of the requests that share a subject with another one; None without any.
     """
 
     efficacy: Share
@@ -55,6 +82,7 @@ class Metrics(_Measured):
     score: Share
     count: Annotated[int, Field(ge=0)]
     metric: Metric = "likelihood"
+    shared_subject: SharedSubject | None = None
 
     def value(self, figure: str) -> float | None:
         """One of `FIGURES`, by its name."""
@@ -62,7 +90,9 @@ class Metrics(_Measured):
         return found
 
 
-FIGURES = tuple(name for name in Metrics.model_fields if name not in ("count", "metric"))
+FIGURES = tuple(
+    name for name in Metrics.model_fields if name not in ("count", "metric", "shared_subject")
+)
 """The measured numbers of `Metrics`."""
 
 
@@ -110,6 +140,7 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
         **means,
         count=sum(record.count for record in measured),
         metric=common_metric(record.metric for record in measured),
+        shared_subject=_mean_shared(record.shared_subject for record in measured),
     )
 
 
@@ -149,6 +180,22 @@ def score_of(means: Mapping[str, float | None]) -> float | None:
 
 
 def _weighted_mean(records: Sequence[Metrics], figure: str) -> float | None:
-    known = [(value, r.count) for r in records if (value := r.value(figure)) is not None]
-    weight = sum(count for _, count in known)
-    return sum(value * count for value, count in known) / weight if weight else None
+    return _weighted((r.value(figure), r.count) for r in records)
+
+
+def _mean_shared(records: Iterable[SharedSubject | None]) -> SharedSubject | None:
+    known = [record for record in records if record is not None]
+    if not known:
+        return None
+    return SharedSubject(
+        count=sum(record.count for record in known),
+        hold=sum(record.hold for record in known),
+        efficacy=_weighted((record.efficacy, record.count) for record in known),
+    )
+
+
+def _weighted(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """The mean of (value, weight), as far as values are known."""
+    known = [(value, weight) for value, weight in values if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None

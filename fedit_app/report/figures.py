@@ -1,8 +1,13 @@
 """What figures are called, and what they mean in plain words."""
 
 import re
+from collections.abc import Mapping
 
-from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics
+from pydantic import BaseModel
+
+from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics, SharedSubject
+from fedit_app.report.results import Measured
+from fedit_app.support.formats import plural
 
 SHARES = (*SCORE_PARTS, "score", "other_relations", "accuracy")
 """The figures that tables have a column for."""
@@ -46,3 +51,40 @@ def value_of(metrics: Metrics | None, figure: str) -> float | None:
 def metric_of(metrics: Metrics | None) -> Metric:
     """How shares are counted; where nothing was measured, as for most data."""
     return "likelihood" if metrics is None else metrics.metric
+
+
+def shared_subject_lines(measured: Measured) -> list[str]:
+    """How many facts share a subject with others, and how many of them hold, in plain words."""
+    lines = []
+    own, everybody = _shared(measured.own), _shared(measured.federation)
+    if own is not None:
+        share, hold = ("shares", "holds") if own.count == 1 else ("share", "hold")
+        facts = plural(own.count, "own fact")
+        lines.append(f"{facts} {share} a subject with others: {own.hold:,} {hold}")
+    if everybody is not None:
+        lines.append(
+            "the federation's facts that share a subject, asked of every node: "
+            f"{everybody.hold:,} of {everybody.count:,} hold"
+        )
+    return lines
+
+
+def _shared(metrics: Metrics | None) -> SharedSubject | None:
+    return None if metrics is None else metrics.shared_subject
+
+
+def figures_by_scope(measured: Mapping[str, BaseModel | None]) -> dict[str, dict[str, object]]:
+    """Scope -> figure -> value; facts that share a subject are a scope, `own.shared_subject`.
+
+    Args:
+        measured: scope -> what was measured there; None: nothing.
+    """
+    scopes: dict[str, dict[str, object]] = {}
+    for scope, part in measured.items():
+        if part is not None:
+            figures = part.model_dump()
+            shared = figures.pop("shared_subject", None)
+            scopes[scope] = figures
+            if shared is not None:
+                scopes[f"{scope}.shared_subject"] = shared
+    return scopes

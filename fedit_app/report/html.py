@@ -16,7 +16,15 @@ from markupsafe import Markup
 
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.report.comparison import ComparedRun, Comparison
-from fedit_app.report.figures import FURTHER, METRICS, SHARES, metric_of, value_of, words
+from fedit_app.report.figures import (
+    FURTHER,
+    METRICS,
+    SHARES,
+    metric_of,
+    shared_subject_lines,
+    value_of,
+    words,
+)
 from fedit_app.report.plots import (
     axis_plot,
     change_plot,
@@ -224,6 +232,7 @@ def _lead(results: Results) -> str:
             f"{plural(totals.requests, 'fact')} in {model} with strategy {strategy} and editor "
             f"{editor}.",
             *_score_sentences(results.summary),
+            *(f"{line[0].upper()}{line[1:]}." for line in shared_subject_lines(results.summary)),
             *_exchange_sentences(totals),
         ]
     failed = results.failed

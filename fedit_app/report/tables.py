@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedit_app.protocol.metrics import SCORE_PARTS, Metrics
 from fedit_app.report.comparison import UNEDITED, Comparison, Row, Spread
-from fedit_app.report.figures import metric_of, value_of, words
+from fedit_app.report.figures import (
+    figures_by_scope,
+    metric_of,
+    shared_subject_lines,
+    value_of,
+    words,
+)
 from fedit_app.report.results import Before, Costs, Failure, Measured, Outcome, Results
 from fedit_app.support.formats import (
     byte_size,
@@ -136,7 +142,7 @@ def figures_csv(comparison: Comparison) -> str:
     for run in comparison.runs:
         before = run.before or Before(own=None, federation=None)
         records = [*run.measured.items(), *((f"before {scope}", m) for scope, m in before)]
-        scopes = [(scope, record.model_dump()) for scope, record in records if record is not None]
+        scopes: list[tuple[str, Mapping[str, object]]] = [*figures_by_scope(dict(records)).items()]
         scopes.append(("costs", run.costs or {}))
         ratios = {"retention": run.retention, "ratio_to_fedavg": run.ratio_to_fedavg}
         scopes.append(("federation", ratios))
@@ -176,6 +182,7 @@ def _further_lines(summary: Outcome) -> list[str]:
         lines.append(
             f"facts received from others: score {share(received.score)} on {received.count:,}"
         )
+    lines += shared_subject_lines(summary)
     scopes = [
         ("own", summary.before.own, summary.own),
         ("federation", summary.before.federation, summary.federation),

@@ -293,6 +293,8 @@ deployment no node sees the requests of another.</p>
 <dt>Score</dt><dd>Harmonic mean of the three: high only if all of them are.</dd>
 <dt>Other relations</dt><dd>Share of prompts about an edited subject, but another relation, to which
 the model answers as before the edits. It takes no part in the score.</dd>
+<dt>Facts that share a subject</dt><dd>Facts that begin like another one up to the subject, so that
+both have to live with one key. A fact holds if its new answer is the model's most likely one.</dd>
 <dt>Accuracy</dt><dd>Share of edited facts whose new answer is the model's most likely one, word by
 word.</dd>
 <dt>Magnitude</dt><dd>How much more probable the new answer is than the old one; on the

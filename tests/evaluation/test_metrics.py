@@ -3,7 +3,7 @@
 import pytest
 
 from fedit_app.evaluation.metrics import RequestScore, aggregate
-from fedit_app.protocol.metrics import Metrics, harmonic_mean
+from fedit_app.protocol.metrics import Metrics, SharedSubject, harmonic_mean
 
 
 def score(efficacy, paraphrase=None, neighborhood=None, accuracy=0.0, metric="likelihood"):
@@ -45,6 +45,15 @@ def test_further_figures_are_averaged_where_they_were_measured():
     magnitudes = [found.value(f"{part}magnitude") for part in ("", "paraphrase_", "neighborhood_")]
     assert magnitudes == [0.75, 0.25, -0.5]
     assert (found.exact_match, found.generation_entropy) == (0.5, 6.0)
+
+
+def test_facts_that_share_a_subject_are_counted_by_whether_they_hold():
+    first, second = score(1.0, accuracy=1.0), score(1.0, accuracy=0.0)
+    found = aggregate([score(0.0), first, second, second], shared=[first, second, second])
+    expected = SharedSubject(count=3, hold=1, efficacy=1.0)
+    assert found.shared_subject == expected
+    assert expected.accuracy == pytest.approx(1 / 3)
+    assert aggregate([first]).shared_subject is None
 
 
 def test_no_request_has_no_metrics():

@@ -127,6 +127,18 @@ def test_what_is_missing_is_said(plan):
     assert "7 of 8 runs" in page and "on | fire [31m" in page
 
 
+def test_facts_that_share_a_subject_are_a_scope_of_their_own(plan):
+    made = plan()
+    shared = {"count": 4, "hold": 3, "efficacy": 1.0}
+    write_results(made.runs[0], 0.8, own=metrics(0.8, shared_subject=shared))
+    comparison = summarise(made, {})
+    row = row_of(comparison, made.runs[0].strategy)
+    assert row.figure("own.shared_subject.accuracy") == Spread(mean=0.75, sd=None, n=1)
+    assert "0.750" in methods_table(comparison, ["own.shared_subject.accuracy"]).text()
+    line = f"{made.runs[0].name},{made.runs[0].strategy},memit,1,,own.shared_subject,accuracy,0.75"
+    assert line in figures_csv(comparison).splitlines()
+
+
 def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
     made = plan()
     failures = [{"node": node, "slot": 2, "stage": "evaluate", "reason": "slow"} for node in "aab"]

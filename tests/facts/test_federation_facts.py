@@ -2,7 +2,12 @@
 
 import pytest
 
-from fedit_app.facts.federation_facts import facts_for, facts_received, that_must_stay
+from fedit_app.facts.federation_facts import (
+    facts_for,
+    facts_received,
+    that_must_stay,
+    that_share_a_subject,
+)
 from fedit_app.facts.request import EditRequest
 
 
@@ -108,3 +113,24 @@ def test_what_is_edited_itself_need_not_stay():
     (fact,) = that_must_stay([asked], [asked, sold])
     assert fact.subject_prompts == prompts[:1]
     assert that_must_stay([asked, sold], [asked]) == [asked, sold]
+
+
+def sharing(*facts: EditRequest) -> list[str]:
+    return [request.id for request in that_share_a_subject(facts, facts)]
+
+
+def test_facts_with_one_beginning_share_a_subject():
+    seat, owner = fact("a", "Tower", "Rome"), fact("b", "Tower", "Bern", "{} belongs to")
+    behind = fact("c", "Tower", "Oslo", "In {} sits")
+    assert sharing(seat, behind, fact("d", "Gate", "Oslo")) == []
+    assert sharing(seat, owner, behind) == ["a", "b"]
+    assert [r.id for r in that_share_a_subject([owner], [seat, owner])] == ["b"]
+    assert that_share_a_subject([owner], [owner]) == []
+
+
+def test_the_same_fact_of_another_node_does_not_share_its_subject():
+    seat = fact("a", "Tower", "Rome")
+    again = EditRequest("c", "Tower", "{} stands in", "Rome", None, (seat.text,))
+    assert sharing(seat, fact("b", "Tower", "Rome")) == []
+    assert sharing(seat, fact("b", "Tower", "Bern")) == [], "a contradiction"
+    assert sharing(seat, again) == []

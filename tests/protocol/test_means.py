@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedit_app.protocol.metrics import Metrics, Neutral, mean_metrics, mean_neutral
+from fedit_app.protocol.metrics import Metrics, Neutral, SharedSubject, mean_metrics, mean_neutral
 
 
 def record(efficacy, paraphrase, neighborhood, score, count, **more):
@@ -59,3 +59,18 @@ def test_further_figures_are_averaged_over_requests_and_neutral_text_over_nodes(
     mean = mean_neutral([neutral[0], None, neutral[1]])
     assert (mean.kl, mean.tokens) == (pytest.approx(0.2), 8.5)
     assert mean_neutral([None]) is None
+
+
+def test_facts_that_share_a_subject_are_weighted_by_their_own_number():
+    few, many = (
+        SharedSubject(count=count, hold=hold, efficacy=efficacy)
+        for count, hold, efficacy in ((1, 0, 0.0), (3, 3, 1.0))
+    )
+    mean = mean_metrics(
+        [
+            record(1.0, 1.0, 1.0, 1.0, 30, shared_subject=few),
+            record(1.0, 1.0, 1.0, 1.0, 10, shared_subject=many),
+            record(1.0, 1.0, 1.0, 1.0, 10),
+        ]
+    )
+    assert mean.shared_subject == SharedSubject(count=4, hold=3, efficacy=0.75)

@@ -19,6 +19,7 @@ from fedit_app.support.errors import FedEditError
 
 EDIT = {"slot": 1, "central": False, "upload": True, "missing": [], "withdrawn": {}}
 METRICS = dict.fromkeys(FIGURES, 0.5) | {"count": 3, "metric": "tokens"}
+SHARED = {"count": 4, "hold": 3, "efficacy": 0.5, "accuracy": 0.75}
 
 
 def test_what_is_packed_is_read_again():
@@ -64,13 +65,17 @@ def test_a_missing_field_is_named(field):
         {"efficacy": True},
         {"count": 1.0},
         {"metric": "made up"},
+        {"shared_subject": SHARED | {"hold": 5}},
+        {"shared_subject": SHARED | {"count": 0, "hold": 0}},
     ],
 )
 def test_metrics_out_of_their_range_are_refused(changed):
     answered = {"node": "bank", "received": None, "federation": None, "neutral": None}
-    assert EvaluateAnswer.parse({**answered, "own": METRICS}).own.model_dump() == METRICS
+    for sound in (METRICS | {"shared_subject": None}, METRICS | {"shared_subject": SHARED}):
+        assert EvaluateAnswer.parse({**answered, "own": sound}).own.model_dump() == sound
+    assert EvaluateAnswer.parse({**answered, "own": METRICS}).own.shared_subject is None
     (name,) = changed
-    with pytest.raises(FedEditError, match=re.escape(f"its answer has an invalid own.{name}: ")):
+    with pytest.raises(FedEditError, match=re.escape(f"its answer has an invalid own.{name}")):
         EvaluateAnswer.parse({**answered, "own": METRICS | changed})
 
 

@@ -1,4 +1,7 @@
-from fedit_app.report import render_report, runs_table, summary_table
+from html import unescape
+
+from fedit_app.protocol.metrics import SharedSubject
+from fedit_app.report import Results, render_report, runs_table, summary_table
 
 
 def test_summary_table(sample):
@@ -95,6 +98,23 @@ def test_what_edits_do_to_other_facts_about_their_subjects_is_shown(sample):
     assert "own other relations" in lines[2]
     assert [line.split()[-4] for line in lines if line.startswith("mean")] == ["0.75"]
     assert '<th scope="col">Other relations</th>' in render_report(results)
+
+
+def test_what_becomes_of_facts_that_share_a_subject_is_said(sample):
+    results, shared = sample("completed"), {"count": 12, "hold": 11, "efficacy": 1.0}
+    assert "share a subject" not in summary_table(results)
+    for scope, count in (("own", 12), ("federation", 48)):
+        metrics = getattr(results.summary, scope)
+        found = SharedSubject(**shared | {"count": count})
+        setattr(results.summary, scope, metrics.model_copy(update={"shared_subject": found}))
+    own = "12 own facts share a subject with others: 11 hold"
+    everybody = "the federation's facts that share a subject, asked of every node: 11 of 48 hold"
+    assert {own, everybody} < set(summary_table(results).splitlines())
+    page = unescape(render_report(results))
+    assert f"{own}." in page and f"T{everybody[1:]}." in page
+    again = Results.model_validate_json(results.model_dump_json(by_alias=True))
+    assert again == results
+    assert results.as_json()["summary"]["own"]["shared_subject"]["accuracy"] == 11 / 12
 
 
 def test_comparison_of_nothing():
