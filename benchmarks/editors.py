@@ -3,7 +3,7 @@
 Efficacy, paraphrase, neighborhood, score and accuracy are CounterFact's; KL and perplexity are
 measured on ordinary text, which no edit should change. Seconds per edit hold everything that an
 edit costs once model and covariance are there: v*, keys and the solve. The last line times the
-plain optimisation of v* alone, see `benchmarks.targets`.
+optimisation of v* alone as `benchmarks.plain` does it, without any saving.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ A benchmark is a module with a function that prints its tables and returns its f
 `--json`.
 
 Names of figures are paths whose last part is the quantity with its unit: `seconds_per_edit`,
-`prompts_per_second`, `peak_mib`, `speedup`; for example `solve/16384/n=128/speedup`.
+`peak_mib`; for example `pool/576/n=10000/bytes_per_mkv`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 import torch
-from rich.cells import cell_len
 
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.settings import edit_settings
@@ -52,8 +51,8 @@ from fedit_app.models.embedded import EMBEDDED_MODEL
 from fedit_app.models.loading import DTYPES, load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
-from fedit_app.support.formats import NOT_MEASURED
 from fedit_app.support.log import set_up_logging
+from fedit_app.support.tables import Shown, Table
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
 MIB = 2**20
@@ -244,17 +243,12 @@ class Measured(Generic[T]):
     Attributes:
         result: the function's return value.
         seconds: wall time.
-        peak_bytes: peak memory above the level at the start.
+        peak_mib: peak memory above the level at the start.
     """
 
     result: T
     seconds: float
-    peak_bytes: int
-
-    @property
-    def peak_mib(self) -> float:
-        """Peak memory in MiB."""
-        return self.peak_bytes / MIB
+    peak_mib: float
 
 
 def measure(function: Callable[[], T], device: torch.device | str) -> Measured[T]:
@@ -273,29 +267,22 @@ def measure(function: Callable[[], T], device: torch.device | str) -> Measured[T
     device = torch.device(device)
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        result, seconds = timed(function, device)
-        return Measured(result, seconds, torch.cuda.max_memory_allocated(device) - before)
-    _trim_heap()
-    with _ResidentMemory() as memory:
-        result, seconds = timed(function, device)
-    return Measured(result, seconds, memory.peak_bytes)
-
-
-def timed(function: Callable[[], T], device: torch.device | str) -> tuple[T, float]:
-    """Run a function once: its result and its wall time in seconds, waiting for a CUDA device."""
-    device = torch.device(device)
-    _wait_for(device)
-    started = time.perf_counter()
-    result = function()
-    _wait_for(device)
-    return result, time.perf_counter() - started
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
+        started = time.perf_counter()
+        result = function()
         torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated(device) - before
+    else:
+        _trim_heap()
+        with _ResidentMemory() as memory:
+            started = time.perf_counter()
+            result = function()
+            seconds = time.perf_counter() - started
+        peak = memory.peak_bytes
+    return Measured(result, seconds, peak / MIB)
 
 
 def _trim_heap() -> None:
@@ -340,25 +327,11 @@ class _ResidentMemory:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """A Markdown table that is aligned in a terminal as well, without a trailing line break.
+    """A Markdown table without a trailing line break.
 
-    Columns of text are left-aligned, columns of numbers right-aligned. Numbers get three
-    significant digits, whole numbers all of theirs; None is a dash.
+    Numbers get three significant digits, whole numbers all of theirs; None is a dash.
     """
-    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    parts = []
-    for place, column in enumerate(zip(*lines, strict=True)):
-        number = any(isinstance(row[place], int | float) for row in rows)
-        width = max(3, *map(cell_len, column))
-        cells = [
-            " " * (width - cell_len(cell)) + cell
-            if number
-            else cell + " " * (width - cell_len(cell))
-            for cell in column
-        ]
-        cells.insert(1, "-" * (width - 1) + ":" if number else "-" * width)
-        parts.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*parts, strict=True))
+    return Table(columns, [[_cell(value) for value in row] for row in rows]).markdown()
 
 
 def print_figures(
@@ -379,19 +352,15 @@ def print_figures(
     print(table([heading, *columns], rows))
 
 
-def _cell(value: Cell) -> str:
-    if value is None:
-        return NOT_MEASURED
-    if isinstance(value, str):
+def _cell(value: Cell) -> Cell | Shown:
+    if not isinstance(value, float):
         return value
-    if isinstance(value, int):
-        return f"{value:,}"
     if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
+        return Shown(value, f"{value:g}")
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -3:
-        return f"{value:.1e}"
-    return f"{value:,.{max(0, 2 - magnitude)}f}"
+        return Shown(value, f"{value:.1e}")
+    return Shown(value, f"{value:,.{max(0, 2 - magnitude)}f}")
 
 
 def report(options: argparse.Namespace, figures: Mapping[str, float]) -> None:

@@ -2,29 +2,14 @@
 
 import json
 import math
-import os
 
 import inprocess
 import pytest
 from report.conftest import as_results, completed
 
-from benchmarks import (
-    covariance,
-    deployment,
-    editors,
-    evaluation,
-    lookup,
-    pool,
-    pool_worker,
-    reuse,
-    sketch,
-    solve,
-    targets,
-    wire,
-)
+from benchmarks import deployment, editors, lookup, pool, pool_worker, reuse, sketch, wire
 from fedit_app.editing.method import EditingMethod
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import cache_dir
 
 FACTS = [
     ("{} is in", "Reuters", "Basel", "London"),
@@ -74,66 +59,6 @@ def figures(tmp_path, capsys):
         return values
 
     return figures
-
-
-def test_solve(figures):
-    found = figures(solve.run, "--d-ff", "24,40", "--n", "1,5")
-    for d_ff in (24, 40):
-        assert found[f"solve/{d_ff}/first_use_seconds"] > 0
-        assert found[f"solve/{d_ff}/first_use_peak_mib"] >= 0
-        for n in (1, 5):
-            of = {
-                part: found[f"solve/{d_ff}/n={n}/{part}"]
-                for part in ("plain_seconds", "cached_seconds", "speedup", "relative_difference")
-            }
-            assert of["speedup"] == of["plain_seconds"] / of["cached_seconds"]
-            assert of["relative_difference"] < 1e-10
-    assert len(found) == 2 * (2 + 2 * 6)
-
-
-def test_evaluation(figures, tiny_folder, data):
-    found = figures(
-        evaluation.run,
-        *("--model", tiny_folder, "--data", data, "--records", 3, "--plain-records", 2),
-    )
-    assert found["evaluation/batched/prompts"] > found["evaluation/plain/prompts"] > 8
-    assert found["evaluation/batched/records"] == 3
-    assert found["evaluation/largest_nll_difference"] < 1e-3
-    speeds = [found[f"evaluation/{name}/prompts_per_second"] for name in ("batched", "plain")]
-    assert found["evaluation/speedup"] == speeds[0] / speeds[1]
-
-
-@pytest.mark.parametrize("tokens", [(), ("--tokens", 100)])
-def test_covariance(figures, tiny_folder, tmp_path, monkeypatch, tokens):
-    monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
-    before = dict(os.environ)
-    found = figures(covariance.run, "--model", tiny_folder, "--plain-texts", 2, *tokens)
-    assert found["covariance/first_call/tokens"] == (100 if tokens else 320)
-    assert found["covariance/sampling/tokens"] == found["covariance/collecting/tokens"]
-    assert found["covariance/plain_collecting/tokens"] > 0
-    assert found["covariance/second_call/seconds"] > 0
-    assert found["covariance/relative_difference"] < 1e-5
-    assert dict(os.environ) == before
-    assert not (cache_dir() / "covariance").exists(), "the user's covariances are left alone"
-
-
-def test_targets(figures, tiny_folder, data):
-    found = figures(
-        targets.run,
-        *("--model", tiny_folder, "--data", data, "--records", 3, "--plain-records", 2),
-    )
-    ways = ["plain", "+ logits at targets", "+ lower layers cached", "+ prefix cached"]
-    ways += ["+ batching", "+ early stop", "library"]
-    assert found["targets/plain/speedup"] == 1
-    for way in ways:
-        count = 3 if way == "library" else 2
-        assert found[f"targets/{way}/records"] == count
-        assert found[f"targets/{way}/seconds_per_edit"] > 0
-        assert 0 <= found[f"targets/{way}/efficacy"] <= 1
-        assert 0 <= found[f"targets/{way}/said"] <= 1
-    for way in ways[:5]:
-        assert found[f"targets/{way}/passes"] == 25, "no saving changes the number of passes"
-        assert found[f"targets/{way}/loss"] == pytest.approx(found["targets/plain/loss"], rel=0.05)
 
 
 def test_editors(figures, tiny_folder, data, tmp_path):

@@ -78,13 +78,9 @@ def test_the_client_app_takes_the_nodes_values(tiny_folder, tmp_path):
     }
 
     def node_config(number: int) -> dict:
-        return {
-            "name": names[number],
-            "data-path": str(tiny.DEMO / f"{names[number]}.jsonl"),
-            "state-dir": str(tmp_path / names[number]),
-            "model": str(tiny_folder),
-            "federation-key": inprocess.federation_key(),
-        }
+        name = names[number]
+        own = {"state-dir": str(tmp_path / name), "model": str(tiny_folder)}
+        return inprocess.real_node(name, tiny.DEMO / f"{name}.jsonl") | own
 
     results, _ = inprocess.federate(run_config, 2, node_config=node_config)
 

@@ -56,9 +56,13 @@ def test_fedit_pool_looks_after_it(uri, make_mkvs, capsys):
     assert [len(MKVPool(uri)), main(["pool", "verify", uri])] == [3, 0]
 
 
-def test_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
+def test_a_bucket_that_does_not_exist_is_named(bucket):
     with pytest.raises(FedEditError, match="pool s3://nobodys/pool: cannot be opened .*404"):
         MKVPool("s3://nobodys/pool")
+
+
+@pytest.mark.slow
+def test_storage_that_cannot_be_reached_is_named(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FedEditError, match=f"pool {bucket}/pool: cannot be opened") as raised:
         MKVPool(f"{bucket}/pool")

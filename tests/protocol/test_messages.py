@@ -247,6 +247,7 @@ def test_arrays_that_we_do_not_send_are_refused_before_they_take_memory(data):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_random_corruptions_of_an_array():
     random = np.random.default_rng(0)
     refused = 0
