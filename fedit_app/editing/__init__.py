@@ -3,10 +3,10 @@
 One request becomes one change of the weights in four steps. Read the modules in this order beside
 MEMIT (Meng et al., arXiv 2210.07229, algorithm 1):
 
-    values, optimise    value   v* = h0 + delta, so that the model says the target    (equation 16)
-    subjects            key     k_l, the input of W_l at the subject's last token     (equation 19)
-    memit, method       shift   r_l, the part of the way to v* that layer l goes      (equation 20)
-    solver              solve   Delta_l = R_l K_l^T (lambda C_l + K_l K_l^T)^-1       (equation 14)
+    values, optimise    value   v* = h0 + delta, so that the model says the target
+    subjects            key     k_l, the input of W_l at the subject's last token
+    memit, method       shift   r_l, the part of the way to v* that layer l goes
+    solver              solve   Delta_l = R_l K_l^T (lambda C_l + K_l K_l^T)^-1
 
     contexts            the texts in which a value has to hold
     sites               where delta is added

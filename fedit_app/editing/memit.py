@@ -3,8 +3,8 @@
 v* is the wanted output of the last edited layer, L = l_n. For the edited layers l_1 .. l_n in turn,
 with the model as edited so far:
 
-    k_l = mean over contexts of the input of W_l at the subject's last token     (equation 19)
-    change_l = (v* - h_L) / (n - i),   i = 0 .. n-1 the number of l               (equation 20)
+    k_l = mean over contexts of the input of W_l at the subject's last token
+    change_l = (v* - h_L) / (n - i),   i = 0 .. n-1 the number of l
 
 In families with a norm between W_l and the residual stream the change is carried through it, see
 `EditableModel.projection_shift`.

@@ -1,7 +1,7 @@
 """The joint solve: all MKVs of a ledger into one change per layer.
 
     Delta_l = R_l K_l^T (A_l + K_l K_l^T)^-1,   A_l = lambda C_l
-                                                 (MEMIT, arXiv 2210.07229, equation 14)
+                                                 (MEMIT, arXiv 2210.07229, algorithm 1)
 
 with K_l (d_ff, n) and R_l (d_model, n) the keys and shifts as columns. A_l is factorised once; with
 X = A_l^-1 K_l the Woodbury identity leaves an n x n system:

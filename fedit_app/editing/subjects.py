@@ -2,7 +2,7 @@
 
     k_l = mean over contexts of the input of W_l at the subject's last token      (d_ff,)
 
-(MEMIT, arXiv 2210.07229, equation 19.)
+(MEMIT, arXiv 2210.07229, algorithm 1.)
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def mkv(subject: int, node: str, slot: int = 1, tilt: float = 0.0, fingerprint: 
     return create(node, slot, fingerprint, vector[None], vector[None], 2 * vector, vector / 2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mkvs():
     """Five facts: subject 0 computed by three nodes, subject 1 by two alike."""
     return {
@@ -39,14 +39,20 @@ def mkvs():
     }
 
 
-@pytest.fixture
-def folder(tmp_path, mkvs):
+@pytest.fixture(scope="module")
+def appended(tmp_path_factory, mkvs):
     """A pool of these, appended node by node."""
-    folder = tmp_path / "run" / "pool"
+    folder = tmp_path_factory.mktemp("appended")
     pool = MKVPool(str(folder))
     for one in mkvs.values():
         pool.append([one])
     return folder
+
+
+@pytest.fixture
+def folder(appended, tmp_path):
+    """A copy of the pool, to be changed."""
+    return shutil.copytree(appended, tmp_path / "run" / "pool")
 
 
 @pytest.fixture

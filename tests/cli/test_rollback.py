@@ -85,6 +85,7 @@ def test_without_model_or_wish_nothing_is_measured(fedit, sites):
     assert sites.of("bank", "museum") == []
 
 
+@pytest.mark.integration
 def test_what_was_rolled_back_does_not_come_back_until_it_is_allowed(fedit, sites):
     gone = sites.of("bank", "hospital")
     fedit("rollback", sites.root / "bank", "--from", "hospital", "--no-metrics")
@@ -102,6 +103,7 @@ def test_what_was_rolled_back_does_not_come_back_until_it_is_allowed(fedit, site
     ]
 
 
+@pytest.mark.integration
 def test_a_withdrawal_reaches_the_others_in_the_next_run(fedit, sites):
     mine, kept = sites.of("bank", "bank")
     request = sites.ledger("bank").entries[mine].requests[0]
@@ -122,6 +124,7 @@ def test_a_withdrawal_reaches_the_others_in_the_next_run(fedit, sites):
     assert fedit("ledger", "verify", sites.root / "museum")[0] == 0
 
 
+@pytest.mark.integration
 def test_a_withdrawal_can_be_taken_back(fedit, sites):
     mine = sites.of("bank", "bank")[0]
     fedit("rollback", sites.root / "bank", "--mkv", mine, "--no-metrics")

@@ -31,7 +31,6 @@ SMALL = {
     "value-steps": 2,
 }
 CITIES = ["Bern", "Rome", "Oslo", "Cardiff", "Toronto", "London"]
-QUICK = ("demo", "paper-gptj-zsre")  # the other presets run in `make test-all`
 
 every_preset = pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
 
@@ -89,7 +88,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
     "preset",
     [
-        pytest.param(file, marks=() if file.stem in QUICK else pytest.mark.slow, id=file.stem)
+        pytest.param(file, marks=() if file.stem == "demo" else pytest.mark.slow, id=file.stem)
         for file in PRESETS
     ],
 )

@@ -30,12 +30,14 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
 
 LAYERS = (1, 3)
+ROW = 24  # tokens of a sampled row here, instead of 96: a token is a pass of the model
 OTHER_TEXT = "Other words about the bank and the city of Basel.\n" * 40
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "_SAMPLED_LENGTH", ROW)
 
 
 @pytest.fixture
@@ -117,7 +119,7 @@ def test_sampled_text_is_the_same_for_the_same_seed(family):
     assert sample_text(model, 250, seed=7) == first
     assert sample_text(model, 250, seed=8) != first
     assert sum(map(len, first)) >= 250
-    assert {len(row) for row in first} == {96}
+    assert {len(row) for row in first} == {ROW}
     assert len({row[0] for row in first}) > 1
 
 
@@ -125,23 +127,23 @@ def test_sampled_text_is_the_same_for_the_same_seed(family):
 def test_text_is_sampled_in_batches_that_fit(monkeypatch, passes):
     model = tiny.editable()
     seen = passes(model)
-    whole = sample_text(model, 480, seed=7)
-    assert len(seen) == 95
-    per_row = 2 * model.n_layers * model.d_model * 4 * 96
+    whole = sample_text(model, 5 * ROW, seed=7)
+    assert len(seen) == ROW - 1
+    per_row = 2 * model.n_layers * model.d_model * 4 * ROW
     monkeypatch.setattr(corpus, "_SAMPLING_BYTES", 2 * per_row)
-    parts = sample_text(model, 480, seed=7)
-    assert len(seen) == 4 * 95, "five rows, two at once"
-    assert {len(row) for row in parts} == {96}
+    parts = sample_text(model, 5 * ROW, seed=7)
+    assert len(seen) == 4 * (ROW - 1), "five rows, two at once"
+    assert {len(row) for row in parts} == {ROW}
     assert [row[0] for row in parts] == [row[0] for row in whole]
-    assert sample_text(model, 480, seed=7) == parts
+    assert sample_text(model, 5 * ROW, seed=7) == parts
 
 
 def test_sampled_text_does_not_follow_the_checkpoints_taste(monkeypatch):
     model = tiny.editable()
-    plain = sample_text(model, 96, seed=7)
+    plain = sample_text(model, ROW, seed=7)
     for name, value in {"top_p": 0.1, "repetition_penalty": 5.0, "temperature": 0.1}.items():
         monkeypatch.setattr(model.model.generation_config, name, value)
-    assert sample_text(model, 96, seed=7) == plain
+    assert sample_text(model, ROW, seed=7) == plain
 
 
 def test_no_row_is_longer_than_the_model_reads(monkeypatch):
@@ -213,14 +215,14 @@ def test_only_missing_layers_are_computed(passes):
     seen = passes(model)
     source = CovarianceSource(tokens=100, seed=3)
     first = covariance(model, (1, 2), source)
-    assert len(seen) == 95 + 1, "95 tokens written behind the first ones, one pass over the text"
+    assert len(seen) == ROW - 1 + 1, "tokens written behind the first ones, one pass over the text"
     before = {name: file.stat().st_mtime_ns for name, file in cached_files().items()}
     assert set(before) == {"tokens.safetensors", "layer-1.safetensors", "layer-2.safetensors"}
 
     found = covariance(model, (3, 2, 0), source)
     assert list(found) == [3, 2, 0]
     assert torch.equal(found[2], first[2])
-    assert len(seen) == 95 + 2, "no text is sampled again, one pass for both layers"
+    assert len(seen) == ROW - 1 + 2, "no text is sampled again, one pass for both layers"
     after = {name: file.stat().st_mtime_ns for name, file in cached_files().items()}
     assert set(after) - set(before) == {"layer-0.safetensors", "layer-3.safetensors"}
     assert before.items() <= after.items()
@@ -353,13 +355,13 @@ def test_long_work_is_visible(log, monkeypatch):
     monkeypatch.setattr(corpus, "_SAMPLING_BYTES", 1)
     monkeypatch.setattr(module, "_TOKENS_PER_PASS", 1)
     covariance(tiny.editable(), (1,), CovarianceSource(tokens=100))
-    assert "sampled 96 of 192 tokens" in log.text
-    assert "counted 96 of 192 tokens" in log.text
+    assert "sampled 24 of 120 tokens" in log.text
+    assert "counted 24 of 120 tokens" in log.text
 
 
 def test_short_work_is_not(log):
     covariance(tiny.editable(), (1,), CovarianceSource(tokens=100))
-    assert " of 192 tokens" not in log.text
+    assert " of 120 tokens" not in log.text
 
 
 # Statistics files
