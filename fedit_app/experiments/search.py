@@ -6,13 +6,11 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.solver import MAX_CONDITION
@@ -47,19 +45,9 @@ class Grid:
 DEFAULT_GRID = Grid()
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """Candidates that differ from the best one so far in one coordinate.
-
-    Attributes:
-        name: name of the stage in the table.
-        size: the number of candidates.
-        candidates: from the best settings so far to those to try.
-    """
-
-    name: str
-    size: int
-    candidates: Callable[[EditSettings], list[EditSettings]]
+_Stage = tuple[str, Callable[[EditSettings], list[EditSettings]]]
+"""A name in the table, and what makes of the best settings so far those to try: they differ from
+the best in one coordinate."""
 
 
 def windows(n_layers: int, width: int, depths: Sequence[float]) -> list[tuple[int, ...]]:
@@ -75,11 +63,7 @@ def windows(n_layers: int, width: int, depths: Sequence[float]) -> list[tuple[in
 
 
 def search(
-    examiner: Examiner,
-    start: EditSettings,
-    spans: Sequence[tuple[int, ...]],
-    grid: Grid,
-    null_space: bool,
+    examiner: Examiner, start: EditSettings, spans: Sequence[tuple[int, ...]], grid: Grid
 ) -> list[Trial]:
     """Try candidates stage by stage; each stage varies the best candidate so far.
 
@@ -88,8 +72,6 @@ def search(
         start: the first candidate.
         spans: the layers to try.
         grid: the other values to try.
-        null_space: whether the editor solves as AlphaEdit does, with l2 and the threshold in place
-            of lambda.
 
     Returns:
         Every candidate once, in the order in which they were tried, `start` first.
@@ -97,77 +79,49 @@ def search(
     Raises:
         FedEditError: the values v* cannot be optimised, see `EditingMethod.values`.
     """
-    stages = _stages(examiner, spans, grid, null_space)
     trials: list[Trial] = []
-    product = logging.getLogger(__name__.partition(".")[0])
-    total = 1 + sum(stage.size for stage in stages)
-    with (
-        logging_redirect_tqdm([product]),
-        tqdm(total=total, desc="tune", unit="candidate", leave=False, disable=None) as bar,
-    ):
-        for stage, settings in _candidates(stages, start, trials):
+    first: _Stage = ("start", lambda best: [best])
+    for stage, candidates in [first, *_stages(examiner, spans, grid)]:
+        solved = any(trial.metrics is not None for trial in trials)
+        for settings in candidates(best_of(trials).settings if solved else start):
             if all(settings != trial.settings for trial in trials):
                 started = time.perf_counter()
                 trials.append(examiner.examine(stage, settings))
                 seconds = time.perf_counter() - started
-                logger.info("tune: %s, %.1f s", trial_line(trials[-1], null_space), seconds)
-            bar.update()
+                logger.info("tune: %s, %.1f s", trial_line(trials[-1]), seconds)
     return trials
 
 
-def _candidates(
-    stages: Sequence[_Stage], start: EditSettings, trials: Sequence[Trial]
-) -> Iterator[tuple[str, EditSettings]]:
-    """Stage and settings to try next; reads from `trials`, which grows, what was best so far."""
-    yield "start", start
-    for stage in stages:
-        solved = any(trial.metrics is not None for trial in trials)
-        for settings in stage.candidates(best_of(trials).settings if solved else start):
-            yield stage.name, settings
-
-
-def _stages(
-    examiner: Examiner, spans: Sequence[tuple[int, ...]], grid: Grid, null_space: bool
-) -> list[_Stage]:
+def _stages(examiner: Examiner, spans: Sequence[tuple[int, ...]], grid: Grid) -> list[_Stage]:
     rate = _axis("step size", "learning_rate", grid.learning_rates)
-    if not null_space:
+    if not examiner.null_space:
         layers = _axis("layers", "layers", spans)
         weight = _axis("weight", "covariance_weight", grid.covariance_weights)
         return [weight, layers, rate, _around("covariance_weight", grid.around)]
     thresholds = _Thresholds(examiner)
-    layers = _Stage(
-        "layers", len(spans), lambda best: [thresholds.moved(best, span) for span in spans]
-    )
-    threshold = _Stage(
-        "threshold",
-        len(grid.free_shares),
-        lambda best: [
-            dataclasses.replace(best, null_space_threshold=thresholds.at(best.layers, share))
-            for share in grid.free_shares
-        ],
-    )
-    weight = _axis("weight", "l2", grid.l2)
-    again = dataclasses.replace(threshold, name="threshold again")
-    return [weight, threshold, layers, rate, _around("l2", grid.around), again]
+
+    def shares(best: EditSettings) -> list[EditSettings]:
+        found = [thresholds.at(best.layers, share) for share in grid.free_shares]
+        return [dataclasses.replace(best, null_space_threshold=threshold) for threshold in found]
+
+    return [
+        _axis("weight", "l2", grid.l2),
+        ("threshold", shares),
+        ("layers", lambda best: [thresholds.moved(best, span) for span in spans]),
+        rate,
+        _around("l2", grid.around),
+        ("threshold again", shares),
+    ]
 
 
 def _axis(name: str, field: str, values: Sequence[float | tuple[int, ...]]) -> _Stage:
-    return _Stage(
-        name,
-        len(values),
-        lambda best: [_changed(best, field, value) for value in values],
-    )
+    return name, lambda best: [_changed(best, field, value) for value in values]
 
 
 def _around(field: str, factors: Sequence[float]) -> _Stage:
-    return _Stage(
-        "weight again",
-        len(factors),
-        lambda best: [
-            _changed(best, field, _three_digits(factor * getattr(best, field)))
-            for factor in factors
-        ],
-    )
+    return "weight again", lambda best: [
+        _changed(best, field, _three_digits(factor * getattr(best, field))) for factor in factors
+    ]
 
 
 def _changed(settings: EditSettings, field: str, value: Any) -> EditSettings:

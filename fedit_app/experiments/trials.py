@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedit_app.editing.alphaedit import null_space_solver
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.values import Values
@@ -34,6 +36,7 @@ class Trial:
         mean_steps: forward passes of a v*, mean over requests.
         change: |Delta_l| / |W_l| (Frobenius norms), mean over layers.
         problem: why there are no metrics.
+        null_space: whether the editor solves as AlphaEdit does.
     """
 
     stage: str
@@ -42,6 +45,15 @@ class Trial:
     mean_steps: float | None = None
     change: float | None = None
     problem: str = ""
+    null_space: bool = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Run-config key -> value, of the keys that weigh the solve."""
+        settings = self.settings
+        if self.null_space:
+            return {"l2": settings.l2, "null-space-threshold": settings.null_space_threshold}
+        return {"covariance-weight": settings.covariance_weight}
 
     @property
     def merit(self) -> float:
@@ -81,6 +93,10 @@ class Examiner:
         bench: model, editor and contexts.
         requests: the requests to edit.
         files: layer -> file of its covariance, for all layers of the search.
+
+    Attributes:
+        null_space: whether the editor solves as AlphaEdit does, with l2 and the threshold in place
+            of lambda.
     """
 
     def __init__(
@@ -90,6 +106,7 @@ class Examiner:
         files: Mapping[int, StatisticsFile],
     ) -> None:
         self._bench, self._requests, self._files = bench, requests, files
+        self.null_space = bench.editor.solver is null_space_solver
         self._values: dict[tuple[tuple[int, ...], float], Values] = {}
 
     def examine(self, stage: str, settings: EditSettings) -> Trial:
@@ -103,17 +120,19 @@ class Examiner:
             The trial, without metrics if the joint solve fails with these settings.
         """
         model = self._bench.model
+        trial = Trial(stage, settings, null_space=self.null_space)
         values = self._values_for(settings)
         try:
             deltas = self._deltas(settings, values)
         except (FedEditError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            return Trial(stage, settings, problem=str(error))
+            return dataclasses.replace(trial, problem=str(error))
         change = sum(map(self._relative_change, deltas, deltas.values())) / len(deltas)
         if not math.isfinite(change):
-            return Trial(stage, settings, problem="the change of the weights is not finite")
+            return dataclasses.replace(trial, problem="the change of the weights is not finite")
         with model.edited(deltas):
             metrics = aggregate(score_requests(model, self._requests))
-        return Trial(stage, settings, metrics, float(values.steps.double().mean()), change)
+        steps = float(values.steps.double().mean())
+        return dataclasses.replace(trial, metrics=metrics, mean_steps=steps, change=change)
 
     def covariance(self, layer: int) -> Tensor:
         """C_l (d_ff, d_ff) float64."""

@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.alphaedit import null_space_solver
 from fedit_app.editing.covariance import CovarianceSource, statistics_files
-from fedit_app.editing.editors import editor_named
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.statistics import is_statistics_name, open_statistics
 from fedit_app.editing.workbench import workbench_for
@@ -68,7 +66,6 @@ def tune(
         FedEditError: the configuration, the data or the file cannot be used.
     """
     _check_output(output)
-    null_space = editor_named(config.editor).solver is null_space_solver
     requests = requests_for(config, data, count)
     start, spans = _choices(config, grid)
     layers = _all_layers(start, spans)
@@ -84,12 +81,12 @@ def tune(
             "tune: no request has neighborhood prompts with their right answers, so the score does "
             "not show what an edit damages; among equal scores the smallest change of weights wins"
         )
-    trials = search(Examiner(bench, requests, files), start, spans, grid, null_space)
+    trials = search(Examiner(bench, requests, files), start, spans, grid)
     best = best_of(trials)
     if best.merit <= 0:
         logger.warning("tune: no candidate has a score above 0; the preset edits poorly")
     text = preset_text(
-        preset_values(config, best.settings, null_space),
+        preset_values(config, best),
         best,
         trials[0],
         _data_name(config, data),
@@ -97,11 +94,7 @@ def tune(
         _device_name(bench.model.device),
     )
     write_file(output, text)
-    return Tuned(
-        trial_table(trials, null_space),
-        trial_line(best, null_space),
-        trial_line(trials[0], null_space),
-    )
+    return Tuned(trial_table(trials), trial_line(best), trial_line(trials[0]))
 
 
 def _check_output(output: Path) -> None:

@@ -11,7 +11,6 @@ import tomli_w
 from fedit_app.config.editing import layers_text
 from fedit_app.config.model import ModuleNames
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.editing.settings import EditSettings
 from fedit_app.experiments.trials import Trial
 from fedit_app.protocol.metrics import SCORE_PARTS
 from fedit_app.report.figures import words
@@ -35,21 +34,12 @@ _KEPT = {
 }
 
 
-def trial_line(trial: Trial, null_space: bool) -> str:
-    """A trial in one line of the log.
-
-    Args:
-        trial: the trial.
-        null_space: whether its weights are l2 and the threshold, not lambda.
-    """
-    names = ("l2", "threshold") if null_space else ("lambda",)
-    weights = zip(names, _weights(trial.settings, null_space), strict=True)
-    candidate = ", ".join(
-        [
-            f"layers {layers_text(trial.settings.layers)}",
-            *(f"{name} {value:g}" for name, value in weights),
-            f"step size {trial.settings.learning_rate:g}",
-        ]
+def trial_line(trial: Trial) -> str:
+    """A trial in one line of the log."""
+    weights = "".join(f"{_named(key)} {value:g}, " for key, value in trial.weights.items())
+    candidate = (
+        f"layers {layers_text(trial.settings.layers)}, {weights}"
+        f"step size {trial.settings.learning_rate:g}"
     )
     if trial.metrics is None:
         return f"{trial.stage}: {candidate}: not possible: {trial.problem}"
@@ -62,45 +52,28 @@ def trial_line(trial: Trial, null_space: bool) -> str:
     )
 
 
-def trial_table(trials: Sequence[Trial], null_space: bool) -> Table:
-    """A table of trials in the given order.
-
-    Args:
-        trials: the trials.
-        null_space: as for `trial_line`.
-    """
-    weights = ("l2", "threshold") if null_space else ("lambda",)
-    columns = (
-        "stage",
-        "layers",
-        *weights,
-        "step size",
-        *map(words, _PARTS),
-        "steps",
-        "|Delta|/|W|",
-    )
-    return Table(columns, [_row(trial, null_space) for trial in trials])
+def trial_table(trials: Sequence[Trial]) -> Table:
+    """A table of one or more trials in the given order."""
+    weights = map(_named, trials[0].weights)
+    columns = ("stage", "layers", *weights, "step size", *_PARTS, "steps", "|Delta|/|W|")
+    return Table(columns, [_row(trial) for trial in trials])
 
 
-def preset_values(
-    config: RunConfig, settings: EditSettings, null_space: bool
-) -> dict[str, ConfigValue]:
-    """The run-config keys that reproduce these settings.
+def preset_values(config: RunConfig, best: Trial) -> dict[str, ConfigValue]:
+    """The run-config keys that reproduce a trial.
 
     Args:
         config: the run configuration of the search.
-        settings: the best settings.
-        null_space: as for `trial_line`.
+        best: the trial.
     """
     given, defaults = config.as_dict(), RunConfig().as_dict()
     kept = {key: given[key] for key in given if key in _KEPT and given[key] != defaults[key]}
-    keys = ("l2", "null-space-threshold") if null_space else ("covariance-weight",)
     return {
         "model": config.model,
         "editor": config.editor,
-        "layers": layers_text(settings.layers),
-        **dict(zip(keys, _weights(settings, null_space), strict=True)),
-        "learning-rate": settings.learning_rate,
+        "layers": layers_text(best.settings.layers),
+        **best.weights,
+        "learning-rate": best.settings.learning_rate,
         **kept,
     }
 
@@ -128,12 +101,12 @@ def preset_text(
     )
 
 
-def _row(trial: Trial, null_space: bool) -> list[Cell]:
+def _row(trial: Trial) -> list[Cell]:
     metrics = trial.metrics
     return [
         trial.stage,
         layers_text(trial.settings.layers),
-        *(f"{value:g}" for value in _weights(trial.settings, null_space)),
+        *(f"{value:g}" for value in trial.weights.values()),
         f"{trial.settings.learning_rate:g}",
         *(Figure(metrics.value(name) if metrics else None, digits=3) for name in _PARTS),
         Figure(trial.mean_steps, digits=1),
@@ -141,10 +114,9 @@ def _row(trial: Trial, null_space: bool) -> list[Cell]:
     ]
 
 
-def _weights(settings: EditSettings, null_space: bool) -> tuple[float, ...]:
-    if null_space:
-        return settings.l2, settings.null_space_threshold
-    return (settings.covariance_weight,)
+def _named(key: str) -> str:
+    """A weight's name in tables, for its run-config key."""
+    return {"covariance-weight": "lambda", "null-space-threshold": "threshold"}.get(key, key)
 
 
 def _score(trial: Trial) -> str:

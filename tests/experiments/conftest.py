@@ -27,11 +27,12 @@ FACTS = [
 def _own_process():
     """What the command sets for its process, its log and its signals, ends with the test."""
     logger = logging.getLogger("fedit_app")
-    handlers, level, handler = logger.handlers, logger.level, signal.getsignal(signal.SIGTERM)
-    logger.handlers = []
+    handler = signal.getsignal(signal.SIGTERM)
+    # pytest puts handlers of its own on a logger that does not propagate
+    logger.handlers, logger.propagate = [], True
     yield
-    logger.handlers = handlers
-    logger.setLevel(level)
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
     signal.signal(signal.SIGTERM, handler)
 
 

@@ -1,9 +1,11 @@
 """`fedit tune`: what is tried, what wins, what is written, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import logging
 import tomllib
+from pathlib import Path
 
 import pytest
 import tiny
@@ -38,32 +40,63 @@ SMALL = Grid(
 DEMO = sorted(tiny.DEMO.glob("*.jsonl"))
 
 
-@pytest.fixture(autouse=True)
-def _own_logging():
-    """The command's log goes to the standard error of the test that runs it."""
-    logger = logging.getLogger("fedit_app")
-    logger.handlers, logger.propagate = [], True
-    yield
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
+def tiny_config(folder, **overrides) -> RunConfig:
+    """A run configuration of a tiny model, with few steps."""
+    common = {
+        "model": str(folder),
+        "device": "cpu",
+        "contexts": 2,
+        "value-steps": 6,
+        "covariance-tokens": 400,
+    }
+    given = {name.replace("_", "-"): value for name, value in overrides.items()}
+    return RunConfig.parse(common | given)
 
 
 @pytest.fixture
 def config(tiny_folder):
-    """Gives `config(**overrides)`: a run configuration of the tiny model, with few steps."""
+    """Gives `config(**overrides)`: a run configuration of the tiny model."""
+    return functools.partial(tiny_config, tiny_folder)
 
-    def config(**overrides) -> RunConfig:
-        common = {
-            "model": str(tiny_folder),
-            "device": "cpu",
-            "contexts": 2,
-            "value-steps": 6,
-            "covariance-tokens": 400,
-        }
-        given = {name.replace("_", "-"): value for name, value in overrides.items()}
-        return RunConfig.parse(common | given)
 
-    return config
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A finished search with `memit` on three requests.
+
+    Attributes:
+        config: where it started from.
+        tuned: its outcome.
+        preset: the file that it wrote.
+        values_of: layers and step size of every optimisation of values.
+        weights: tensors of the model, before and after it.
+    """
+
+    config: RunConfig
+    tuned: Tuned
+    preset: Path
+    values_of: list
+    weights: list
+
+
+@pytest.fixture(scope="module")
+def search(tiny_folder, tmp_path_factory) -> Search:
+    config = tiny_config(tiny_folder, clamp=0.6, weight_decay=0.4)
+    preset = tmp_path_factory.mktemp("tune") / "presets" / "best.toml"
+    model = load_model(config.model, "cpu").model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calls = []
+    optimise = EditingMethod.values
+
+    def counted(self, model, requests, templates, settings, *others, **more):
+        calls.append((settings.layers, settings.learning_rate))
+        return optimise(self, model, requests, templates, settings, *others, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EditingMethod, "values", counted)
+        tuned = tune(config, preset, DEMO[0], count=3, grid=SMALL)
+    after = model.state_dict()
+    weights = [(tensor, after[name]) for name, tensor in before.items()]
+    return Search(config, tuned, preset, calls, weights)
 
 
 def rows_of(tuned: Tuned) -> list[dict[str, str]]:
@@ -107,12 +140,8 @@ def trial(score: float, change: float, stage: str = "weight") -> Trial:
 # The whole search
 
 
-def test_the_best_of_the_table_is_written(config, tmp_path):
-    preset = tmp_path / "presets" / "best.toml"
-    run_config = config()
-    tuned = tune(run_config, preset, count=5, grid=SMALL)
-
-    rows = rows_of(tuned)
+def test_the_best_of_the_table_is_written(search):
+    rows = rows_of(search.tuned)
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     assert stages == ["start", "weight", "layers", "step size", "weight again"]
     candidates = [(row["layers"], row["lambda"], row["step size"]) for row in rows]
@@ -120,70 +149,64 @@ def test_the_best_of_the_table_is_written(config, tmp_path):
     scores = [float(row["score"]) for row in rows]
     assert len(set(scores)) > 1
 
-    values = tomllib.loads(preset.read_text())
+    values = tomllib.loads(search.preset.read_text())
     written = (values["layers"], f"{values['covariance-weight']:g}", f"{values['learning-rate']:g}")
     best = rows[candidates.index(written)]
     tied = [row for row in rows if float(row["score"]) >= max(scores) - 0.005]
     least = min(float(row["|Delta|/|W|"]) for row in tied)
     assert float(best["score"]) >= max(scores) - 0.005
     assert float(best["|Delta|/|W|"]) == least
-    assert f"score {best['score']}" in tuned.best
+    assert f"score {best['score']}" in search.tuned.best
 
 
-def test_the_preset_gives_the_best_settings_again(config, tmp_path):
-    preset = tmp_path / "best.toml"
-    run_config = config(clamp=0.6, weight_decay=0.4)
-    tune(run_config, preset, count=4, grid=SMALL)
-
-    values = tomllib.loads(preset.read_text())
+def test_the_preset_gives_the_best_settings_again(search, tmp_path):
+    values = tomllib.loads(search.preset.read_text())
     assert set(values) == {
         *("model", "editor", "layers", "covariance-weight", "learning-rate"),
         *("value-steps", "clamp", "weight-decay", "contexts", "covariance-tokens"),
     }
-    found = settings_of(preset)
-    start = run_settings(run_config, "llama", tiny.LAYERS, tiny.D_MODEL)
+    found = settings_of(search.preset)
+    start = run_settings(search.config, "llama", tiny.LAYERS, tiny.D_MODEL)
     assert found == dataclasses.replace(
         start,
         layers=read_layers(values["layers"]),
         covariance_weight=values["covariance-weight"],
         learning_rate=values["learning-rate"],
     )
-    runnable = read_run_config(preset, ["device=cpu", f"output-dir={tmp_path / 'run'}"])
+    runnable = read_run_config(search.preset, ["device=cpu", f"output-dir={tmp_path / 'run'}"])
     assert check_simulation(RunConfig.parse(runnable), None) == 4
 
 
-def test_the_comment_says_where_it_comes_from(config, tmp_path):
-    preset = tmp_path / "best.toml"
-    tuned = tune(config(), preset, DEMO[0], count=3, grid=SMALL)
-
-    comment = [line for line in preset.read_text().splitlines() if line.startswith("#")]
+def test_the_comment_says_where_it_comes_from(search):
+    comment = [line for line in search.preset.read_text().splitlines() if line.startswith("#")]
     assert "`fedit tune`" in comment[0] and comment[0].endswith(", cpu.")
     assert f"3 requests of {DEMO[0].name}" in comment[1]
-    assert comment[2].endswith(f"score {rows_of(tuned)[0]['score']}.")
+    assert comment[2].endswith(f"score {rows_of(search.tuned)[0]['score']}.")
 
 
-@pytest.mark.parametrize("editor", ["memit", "pmet", "memit-fe"])
-def test_values_are_optimised_once_for_layers_and_step_size(config, tmp_path, monkeypatch, editor):
-    calls = []
-    optimise = EditingMethod.values
-
-    def counted(self, model, requests, templates, settings):
-        calls.append((settings.layers, settings.learning_rate))
-        return optimise(self, model, requests, templates, settings)
-
-    monkeypatch.setattr(EditingMethod, "values", counted)
-    tuned = tune(config(editor=editor), tmp_path / "best.toml", count=3, grid=SMALL)
-
-    rows = rows_of(tuned)
+def test_values_are_optimised_once_for_layers_and_step_size(search):
+    rows = rows_of(search.tuned)
     pairs = {(read_layers(row["layers"]), float(row["step size"])) for row in rows}
-    assert len(calls) == len(set(calls)) < len(rows)
-    assert set(calls) == pairs
+    assert len(search.values_of) == len(set(search.values_of)) < len(rows)
+    assert set(search.values_of) == pairs
+
+
+def test_the_weights_are_as_before(search):
+    assert all(torch.equal(before, after) for before, after in search.weights)
+
+
+@pytest.mark.parametrize("editor", ["pmet", "memit-fe"])
+def test_every_editor_can_be_tuned(config, tmp_path, editor):
+    only_layers = Grid((), (), (), SMALL.depths, (), ())
+    rows = rows_of(tune(config(editor=editor), tmp_path / "best.toml", count=2, grid=only_layers))
+    assert all(float(row["|Delta|/|W|"]) > 0 for row in rows)
 
 
 def test_covariances_are_collected_in_one_pass(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.INFO)
-    tune(config(), tmp_path / "best.toml", count=2, grid=SMALL)
+    only_layers = Grid((), (), (), SMALL.depths, (), ())
+    tune(config(), tmp_path / "best.toml", count=2, grid=only_layers)
 
     passes = [line for line in caplog.messages if "once for this model" in line]
     assert len(passes) == 1
@@ -245,17 +268,7 @@ def test_without_any_possible_candidate_nothing_is_written(config, tmp_path):
     assert not preset.exists()
 
 
-# Weights, interruption, privacy
-
-
-def test_the_weights_are_as_before(config, tmp_path):
-    run_config = config()
-    model = load_model(run_config.model, "cpu").model
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tune(run_config, tmp_path / "best.toml", count=3, grid=SMALL)
-
-    after = model.state_dict()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+# Interruption, privacy
 
 
 def test_interrupted_it_has_told_what_it_found(config, tmp_path, monkeypatch, capsys, tiny_folder):
@@ -445,7 +458,7 @@ def test_a_family_whose_modules_are_named(config, tmp_path):
         "module_final_norm": "model.norm",
     }
     preset = tmp_path / "best.toml"
-    tune(config(model=str(folder), **names), preset, count=2, grid=SMALL)
+    tune(tiny_config(folder, **names), preset, count=2, grid=Grid((), (), (), (), (), ()))
 
     values = tomllib.loads(preset.read_text())
     for name, path in names.items():
