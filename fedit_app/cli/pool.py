@@ -1,4 +1,4 @@
-"""`fedit pool`: what a pool holds, whether it is sound, and taking MKVs out of it."""
+"""`fedit pool`: shows what a pool holds, checks it, and removes MKVs from it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ BeforeSlot = Annotated[int, typer.Option(metavar="N", help="Of a slot before thi
 
 
 def open_pool(source: str) -> MKVPool:
-    """The pool that a command is about.
+    """Open the pool that a command is given.
 
     Args:
-        source: the pool's folder or URI, or a run folder.
+        source: folder or URI of a pool, or a run folder.
 
     Raises:
-        FedEditError: there is no pool, or it is of another version of FedEdit.
+        FedEditError: there is no pool, or another version of FedEdit made it.
     """
     from fedit_app.pool import MKVPool
 
@@ -127,7 +127,7 @@ def _bar(share: float) -> Shown:
 
 
 def _node_table(found: Overview) -> Table:
-    """A row per node, a column per slot; of many slots the earlier ones are one column."""
+    """A row for each node and a column for each of the last 8 slots; one for all earlier ones."""
     everybody = sum(found.slots.values(), Counter[int]())
     shown = sorted(everybody)[-_MOST_SLOT_COLUMNS:]
     earlier = sorted(everybody)[:-_MOST_SLOT_COLUMNS]
@@ -236,7 +236,7 @@ def _only_row(pool: MKVPool, beginning: str) -> dict[str, Any]:
 
 
 def _vectors(mkv: Record) -> Part:
-    """Sizes and lengths of an MKV's vectors, a row per layer for keys and shifts."""
+    """Width and norm of an MKV's vectors; a row for each layer's key and shift."""
     import numpy as np
 
     from fedit_app.mkv import SealedMKV

@@ -1,4 +1,4 @@
-"""TLS certificates of a federation's server; their keys are elliptic (P-384)."""
+"""TLS certificates of a federation's server, with P-384 keys."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fedit_app.support.errors import FedEditError
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_EARLIER = timedelta(hours=1)  # clocks of nodes that are somewhat slow
+_EARLIER = timedelta(hours=1)  # for nodes whose clock is slow
 
 
 def make_authority(name: str) -> Pair:
-    """A certificate authority for one federation, valid for ten years.
+    """Make a certificate authority for one federation, valid for ten years.
 
     Args:
-        name: what its certificate is called.
+        name: common name of its certificate.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -41,15 +41,15 @@ def make_authority(name: str) -> Pair:
 
 
 def issue_server_certificate(authority: Pair, hosts: Sequence[str]) -> Pair:
-    """A server certificate, valid for 825 days.
+    """Make a server certificate, valid for 825 days.
 
     Args:
-        authority: the authority that signs it.
-        hosts: host names and IP addresses at which the server is reached; the machine's own
-            (localhost, 127.0.0.1, ::1) are added.
+        authority: certificate and key of the authority that signs it.
+        hosts: host names and IP addresses of the server; localhost, 127.0.0.1 and ::1 are added.
 
     Raises:
-        FedEditError: the authority's certificate and key do not belong together, or it is none.
+        FedEditError: certificate and key of the authority do not belong together or cannot be read,
+            or the certificate is not that of an authority.
     """
     issuer, issuer_key = _authority_certificate(authority), _authority_key(authority)
     if issuer_key.public_key() != issuer.public_key():
@@ -142,7 +142,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def expires(certificate: Path) -> datetime:
-    """When the first certificate of a PEM file ends.
+    """The end of validity of the first certificate in a PEM file.
 
     Raises:
         FedEditError: the file cannot be read, or holds no certificate.
@@ -158,16 +158,16 @@ def expires(certificate: Path) -> datetime:
 
 
 def handshake_problem(certificate: Path, key: Path, authority: Path, host: str) -> str | None:
-    """Why a client would not trust a server, found by a TLS handshake in memory.
+    """Try a TLS handshake in memory; the reason if a client would not trust the server.
 
     Args:
-        certificate: the server's, with intermediate ones behind it if there are any.
+        certificate: the server's certificate, followed by intermediate ones, if any.
         key: its private key.
-        authority: the certificate that clients are given.
-        host: name or IP address by which they reach the server.
+        authority: the authority's certificate, as clients have it.
+        host: host name or IP address under which clients reach the server.
 
     Returns:
-        The reason in one line; None if they would trust it.
+        The reason in one line, or None.
     """
     try:
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,10 +1,13 @@
-"""Closing the SuperLink's control API: nodes get what nodes need, the rest is for the operator.
+"""The gate: closes the SuperLink's control API to other machines.
 
-A SuperLink serves everything on one port, and its authentication of SuperNodes does not cover the
-control API: whoever reaches `/v1/control` may start a run, that is, run code on every node. The
-gate stands before the SuperLink's own routes. From anywhere it lets through what SuperNodes call
-(`/v1/fleet/...`, signed with their keys) and `/health`; everything else only from this machine,
-and the control API also from the networks of `control-from` in server.toml.
+A SuperLink serves all its APIs on one port, and the authentication of SuperNodes does not cover the
+control API. Whoever reaches `/v1/control` can start a run, that is, run code on every node. The
+gate stands before the SuperLink's routes and checks where a request comes from:
+
+    /v1/fleet/...      anywhere: SuperNodes call it, and sign with their keys
+    /health            anywhere
+    /v1/control/...    this machine, and the networks of `control-from` in server.toml
+    all other paths    this machine
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ _HEALTH = "/health"
 
 
 class Gate:
-    """ASGI middleware that refuses requests by path and origin.
+    """ASGI middleware that answers requests from the wrong place with 403.
 
     Args:
         app: the application behind the gate.
-        control_from: networks from which the control API may be called, beside this machine.
+        control_from: networks that may call the control API as well as this machine.
     """
 
     def __init__(self, app: App, control_from: Sequence[str] = ()) -> None:
@@ -39,7 +42,7 @@ class Gate:
         self._networks = [ipaddress.ip_network(part, strict=False) for part in control_from]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 403; on `GATE_PATH` answer that the gate is there."""
+        """Pass a request on or refuse it; on `GATE_PATH`, answer that the gate is in place."""
         if scope["type"] == "http" and scope["path"] == GATE_PATH:
             await _answer(send, 200, "the control API is closed")
         elif scope["type"] == "lifespan" or self._open(scope):
@@ -61,10 +64,8 @@ class Gate:
         return path.startswith(_CONTROL) and any(caller in network for network in self._networks)
 
 
-def _address(
-    endpoint: Sequence[Any] | None,
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address of an end of a connection; an IPv4 one also if it is written as IPv6."""
+def _address(endpoint: Sequence[Any] | None) -> IPAddress | None:
+    """The IP address of an end of a connection; an IPv4 address in IPv6 form becomes IPv4."""
     try:
         address = ipaddress.ip_address(endpoint[0] if endpoint else "")
     except ValueError:

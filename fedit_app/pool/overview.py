@@ -1,4 +1,4 @@
-"""What a pool holds, in counts and in similarities."""
+"""Counts of what a pool holds, and how similar its facts are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _EDGES = np.linspace(-1, 1, 21)
 
 @dataclass
 class Overview:
-    """How many MKVs and facts a pool holds, and of whom.
+    """Numbers of MKVs and facts in a pool. A fact is counted by its canonical MKV.
 
     Attributes:
-        slots: node -> slot -> MKVs.
-        facts: node -> MKVs that stand for a fact; the others are folded under one of the same fact.
-        mkvs_by_fingerprint: fingerprint -> MKVs.
-        facts_by_fingerprint: fingerprint -> facts.
-        shared: MKVs that several nodes uploaded alike.
+        slots: node -> slot -> number of MKVs.
+        facts: node -> number of facts.
+        mkvs_by_fingerprint: fingerprint -> number of MKVs.
+        facts_by_fingerprint: fingerprint -> number of facts.
+        shared: number of MKVs that more than one node has uploaded.
     """
 
     slots: dict[str, Counter[int]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Overview:
 
 
 def overview(pool: MKVPool) -> Overview:
-    """Count what a pool holds, in one pass over its rows, payloads left out."""
+    """Count what a pool holds, in one pass that reads no payload."""
     found = Overview()
     for row in pool.rows(["id", "node", "nodes", "slot", "fingerprint", "fact"]):
         canonical = row["id"] == row["fact"]
@@ -49,14 +49,14 @@ def overview(pool: MKVPool) -> Overview:
 
 @dataclass(frozen=True)
 class CosineHistogram:
-    """How similar the facts of one fingerprint are to each other.
+    """The cosines between the facts of one fingerprint, as a histogram.
 
     Attributes:
-        facts: how many there are.
-        drawn: how many of them were compared, each with each.
-        bins: lower and upper edge of every bin between the first and the last that is not empty.
-        shares: signature -> share of the pairs in every bin.
-        error: how far a cosine may be off, as it is one of sketches; 0 where MKVs are not sealed.
+        facts: number of facts.
+        drawn: number of facts of which all pairs were compared.
+        bins: lower and upper edge of each bin, from the first to the last that is not empty.
+        shares: signature -> share of the pairs in each bin.
+        error: standard error of a cosine of sketches; 0 if the MKVs are not sealed.
     """
 
     facts: int
@@ -67,15 +67,15 @@ class CosineHistogram:
 
 
 def cosine_histogram(pool: MKVPool, fingerprint: str, seed: int) -> CosineHistogram | None:
-    """Compare the canonical MKVs of a fingerprint, or a sample of 1,000 of them.
+    """Compare the canonical MKVs of a fingerprint, all or a sample of 1,000.
 
     Args:
         pool: the pool.
-        fingerprint: MKVs of different fingerprints cannot be compared.
-        seed: of the sample.
+        fingerprint: the fingerprint; MKVs of different ones cannot be compared.
+        seed: seed of the sample.
 
     Returns:
-        The shares of the cosines by their size; None of fewer than two MKVs.
+        The histogram, or None if there are fewer than two MKVs.
     """
     ids = sorted(
         row["id"]
@@ -103,7 +103,7 @@ def cosine_histogram(pool: MKVPool, fingerprint: str, seed: int) -> CosineHistog
 
 
 def sealed_count(pool: MKVPool) -> int:
-    """How many MKVs of a sound pool are sealed: of a fingerprint all are, or none."""
+    """Number of sealed MKVs in a pool without damage. All MKVs of a fingerprint are, or none."""
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
     for row in pool.rows(["id", "fingerprint"]):

@@ -1,4 +1,4 @@
-"""The pool: every MKV of a federation, in one LanceDB table on a disk or on object storage."""
+"""The pool: all MKVs of a federation in one LanceDB table, on a disk or on object storage."""
 
 from __future__ import annotations
 
@@ -41,15 +41,13 @@ _REASON_WIDTH = 400
 
 
 class MKVPool:
-    """A store of MKVs in which each id occurs once, and each fact has one canonical MKV.
+    """A store of MKVs. Each id occurs once, and each fact has one canonical MKV.
 
-    MKVs may be sealed: then it ranks and folds them by their sketches.
-
-    One process at a time appends to it.
+    Sealed MKVs are ranked and folded by their sketches. Only one process at a time may append.
 
     Args:
-        uri: a directory (made if missing) or object storage (`s3://bucket/path`).
-        same_fact: when two MKVs stand for the same fact.
+        uri: a directory, made if it does not exist, or object storage (`s3://bucket/path`).
+        same_fact: when two MKVs are the same fact.
 
     Raises:
         FedEditError: the pool cannot be reached, or was not written by this version of FedEdit.
@@ -79,23 +77,22 @@ class MKVPool:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever appended."""
+        """Whether the pool has a table, which the first `append` creates."""
         return self._table is not None
 
     def append(self, mkvs: Sequence[Record]) -> list[str]:
-        """Adds the MKVs whose id the pool does not hold yet, in one atomic step.
+        """Add the MKVs whose id the pool does not hold, in one atomic step.
 
-        Each gets the id of the MKV that stands for its fact: a canonical one of the pool that is
-        the same fact, or its own. Those of one call take their turn by (slot, id), so that the
-        order of `mkvs` does not matter. A node that uploads what the pool holds already is noted
-        among the authors of its fact.
+        A new MKV is folded under the canonical MKV of its fact, or is canonical itself. New MKVs
+        are processed by (slot, id); their order in `mkvs` does not matter. If the pool holds an MKV
+        already, only the node that uploads it is added to its `nodes`.
 
         Returns:
-            The ids that were new, in the order of `mkvs`.
+            The new ids, in the order of `mkvs`.
 
         Raises:
-            FedEditError: a vector has another width than the pool's (the first MKV ever appended
-                decides); nothing is added then.
+            FedEditError: a vector differs in width from those of the pool, which the first MKV
+                sets; nothing is added.
         """
         if not mkvs:
             return []
@@ -120,8 +117,8 @@ class MKVPool:
         rows = pa.concat_tables(
             [to_rows(new, facts, nodes, schema), self._with_nodes(again, nodes, schema)]
         )
-        # Matched are rows that get another author. The condition leaves alone what another process
-        # may have added since `known` was read.
+        # A row that exists gets another uploader. The condition spares rows that another process
+        # has changed since `known` was read.
         merge = self._table.merge_insert("id")
         merge = merge.when_matched_update_all(
             where="source.node = target.node AND source.nodes > target.nodes"
@@ -130,32 +127,32 @@ class MKVPool:
         return [mkv.id for mkv in new]
 
     def check(self, mkvs: Sequence[Record]) -> None:
-        """Raises FedEditError if `append` would refuse one of these MKVs."""
+        """Raise FedEditError if `append` would refuse one of these MKVs."""
         if self._table is not None:
             schema = self._table.schema
             for mkv in mkvs:
                 check_widths(mkv, schema)
 
     def facts(self, ids: Collection[str]) -> dict[str, str]:
-        """id -> the id of the MKV that stands for its fact, of those that the pool holds."""
+        """Id -> id of the canonical MKV of its fact, for the ids that the pool holds."""
         return {row["id"]: row["fact"] for row in self._rows(ids, ["id", "fact"])}
 
     def authors(self, fact_ids: Collection[str]) -> dict[str, set[str]]:
-        """fact id -> the nodes that uploaded an MKV of that fact, of those that the pool holds."""
+        """Id of a canonical MKV -> the nodes that have uploaded an MKV of its fact."""
         authors: dict[str, set[str]] = {}
         for row in self._rows(fact_ids, ["fact", "nodes"], by="fact"):
             authors.setdefault(row["fact"], set()).update(row["nodes"])
         return authors
 
     def uploaders(self, ids: Collection[str]) -> dict[str, list[str]]:
-        """id -> the nodes that uploaded it, of those that the pool holds."""
+        """Id -> the nodes that have uploaded the MKV, for the ids that the pool holds."""
         return {row["id"]: row["nodes"] for row in self._rows(ids, ["id", "nodes"])}
 
     def fetch(self, ids: Sequence[str]) -> list[Record]:
         """The MKVs with these ids, in this order.
 
         Raises:
-            FedEditError: the pool does not hold some of them, or a stored payload is damaged.
+            FedEditError: the pool does not hold all of them, or a payload is damaged.
         """
         found = {row["id"]: row["payload"] for row in self._rows(ids, ["id", "payload"])}
         missing = [id_ for id_ in ids if id_ not in found]
@@ -165,31 +162,31 @@ class MKVPool:
         return [from_bytes(found[id_]) for id_ in ids]
 
     def batches(self, columns: Sequence[str], rows: int = MOST_ROWS) -> Iterator[pa.RecordBatch]:
-        """These columns of every MKV, folded ones too, in the order of appending.
+        """Columns of all MKVs, canonical and folded, in the order in which they were appended.
 
         Args:
             columns: some of `COLUMNS`.
-            rows: how many rows a batch has at most; with `payload`, ask for few.
+            rows: the largest number of rows in a batch; keep it small if `payload` is read.
         """
         if self._table is not None:
             query = self._table.search().select(list(columns)).limit(len(self))
             yield from query.to_batches(rows)
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
-        """The same row by row."""
+        """The same as `batches`, row by row."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
 
     def rewrite(self, change: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
-        """Replaces the table in one atomic step and deletes its earlier versions.
+        """Replace the table in one atomic step, and delete its earlier versions from the disk.
 
-        No other process may use the pool at the same time.
+        No other process may use the pool.
 
         Args:
-            change: some rows with all columns -> the rows that replace them.
+            change: a batch of rows with all columns -> the rows that replace them.
 
         Raises:
-            FedEditError: something was appended at the same time; the pool is unchanged.
+            FedEditError: another process has written to the pool; the pool is unchanged.
         """
         table = self._table
         if table is None:
@@ -217,7 +214,7 @@ class MKVPool:
             self._table.optimize(cleanup_older_than=timedelta(0))
 
     def disk_bytes(self) -> int | None:
-        """What the pool takes up, with older versions; None where that is not told."""
+        """Size of the pool's files, those of older versions included; None if it is unknown."""
         try:
             files, path = FileSystem.from_uri(self.database.uri)
             found = files.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
@@ -228,16 +225,15 @@ class MKVPool:
     def blocks(
         self, kind: str, fingerprint: str, block_size: int | None = None
     ) -> Iterator[SignatureBlock]:
-        """The signatures of all canonical MKVs with this fingerprint, a block of rows at a time.
+        """The signatures of the canonical MKVs with a fingerprint, in blocks of rows.
 
-        Only the column of `kind` and the short ones beside it are read, so memory grows with the
-        block and not with the pool. Rows come in the order of appending; rankings do not depend on
-        it (see `similarity`).
+        Reads one signature and the short columns only: memory grows with the block, not with the
+        pool. The rows are in the order in which they were appended.
 
         Args:
             kind: the signature.
-            fingerprint: only MKVs of this fingerprint.
-            block_size: rows; None for what `rows_per_block` says.
+            fingerprint: the fingerprint.
+            block_size: rows in a block; None: see `rows_per_block`.
         """
         check_signature(kind)
         table = self._table
@@ -263,21 +259,21 @@ class MKVPool:
         limit: int,
         exclude_ids: Mapping[str, Collection[str]] | None = None,
     ) -> dict[str, list[list[Match]]]:
-        """For every node and query the most similar canonical MKVs, in one pass over the pool.
+        """The canonical MKVs that are most similar to queries, in one pass over the pool.
 
         Args:
-            queries: node -> `(m, d)`, of any length other than zero.
-            kind: the signature that the queries are compared with.
-            fingerprint: only MKVs of this fingerprint take part.
-            threshold: the least cosine, -1 to 1.
-            limit: how many matches a query gets at most, >= 1.
-            exclude_ids: node -> MKVs that take no part for it, such as those that it holds.
+            queries: node -> (m, d), rows of any norm above 0.
+            kind: the signature that is compared.
+            fingerprint: only MKVs with this fingerprint are compared.
+            threshold: smallest cosine of a match, -1 to 1.
+            limit: largest number of matches of a query, at least 1.
+            exclude_ids: node -> ids that are no matches for it, such as those in its ledger.
 
         Returns:
-            node -> a list per query, the best first, ties by id.
+            Node -> the matches of each query, by falling cosine, then by id.
 
         Raises:
-            FedEditError: the queries are not as wide as the pool's signatures, or `limit` < 1.
+            FedEditError: the queries differ in width from the signatures, or `limit` < 1.
         """
         if limit < 1:
             raise FedEditError(f"pool: limit {limit} found; it has to be at least 1")
@@ -290,11 +286,11 @@ class MKVPool:
         config: SelectionConfig,
         exclude_ids: Mapping[str, Collection[str]] | None = None,
     ) -> dict[str, list[Ranked]]:
-        """Ranks the pool's canonical MKVs for every node, as `selection.select` does."""
+        """Rank the canonical MKVs of a fingerprint for every node; see `selection.select`."""
         return select(own, lambda: self.blocks(config.signature, fingerprint), config, exclude_ids)
 
     def _facts_of(self, new: Sequence[Record]) -> dict[str, str]:
-        """id -> fact of MKVs that the pool does not hold."""
+        """Id -> id of the canonical MKV, for MKVs that the pool does not hold."""
         facts: dict[str, str] = {}
         for fingerprint in dict.fromkeys(mkv.fingerprint for mkv in new):
             group = [mkv for mkv in new if mkv.fingerprint == fingerprint]
@@ -307,12 +303,12 @@ class MKVPool:
     def _with_nodes(
         self, ids: Sequence[str], nodes: Mapping[str, list[str]], schema: pa.Schema
     ) -> pa.Table:
-        """Whole rows of the pool, with other `nodes`."""
+        """Rows of the pool with another value of `nodes`."""
         rows = list(self._rows(ids, schema.names))
         return pa.Table.from_pylist([row | {"nodes": nodes[row["id"]]} for row in rows], schema)
 
     def _rows(self, values: Collection[str], columns: list[str], by: str = "id") -> Iterator[Row]:
-        """The rows whose column `by` has one of these values, in no particular order."""
+        """The rows whose column `by` has one of these values, in any order."""
         if self._table is None:
             return
         wanted = list(values)
@@ -323,5 +319,5 @@ class MKVPool:
 
 
 def _reason(error: Exception) -> str:
-    """What LanceDB says, without where in its source."""
+    """LanceDB's message without the place in its source."""
     return textwrap.shorten(str(error).partition(", location: ")[0], _REASON_WIDTH)

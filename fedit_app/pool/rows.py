@@ -1,4 +1,4 @@
-"""How an MKV becomes a row of the pool's LanceDB table."""
+"""The rows of the pool's LanceDB table: one for each MKV."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fedit_app.support.errors import FedEditError
 Row = dict[str, Any]
 """A row of the table: column -> value."""
 
-# `node` computed it, `nodes` uploaded it (the same content may come from several), `fact` is the
-# id of the MKV that stands for the same fact.
+# `node` is the author, `nodes` are all that uploaded the same content, and `fact` is the id of the
+# canonical MKV of the fact.
 COLUMNS = ("id", "node", "nodes", "slot", "fingerprint", "fact", *SIGNATURES, "payload")
 
 
 def schema_for(mkv: Record) -> pa.Schema:
-    """The columns of a pool whose MKVs have the widths of this one."""
+    """The schema of a pool whose MKVs have vectors of the same widths as this one."""
     types = {
         "id": pa.string(),
         "node": pa.string(),
@@ -37,7 +37,7 @@ def schema_for(mkv: Record) -> pa.Schema:
 
 
 def check_schema(schema: pa.Schema, uri: str) -> None:
-    """Raises FedEditError unless a table has the columns of a pool."""
+    """Raise FedEditError unless a table has exactly the columns of a pool."""
     missing = [name for name in COLUMNS if name not in schema.names]
     unknown = [name for name in schema.names if name not in COLUMNS]
     if missing or unknown:
@@ -50,7 +50,7 @@ def check_schema(schema: pa.Schema, uri: str) -> None:
 
 
 def check_widths(mkv: Record, schema: pa.Schema) -> None:
-    """Raises FedEditError unless the MKV has the widths of the pool."""
+    """Raise FedEditError unless the signatures of an MKV are as wide as those of the pool."""
     for kind in SIGNATURES:
         width, expected = mkv.signature(kind).size, schema.field(kind).type.list_size
         if width != expected:
@@ -67,7 +67,14 @@ def to_rows(
     nodes: Mapping[str, list[str]],
     schema: pa.Schema,
 ) -> pa.Table:
-    """The MKVs as rows; `facts` and `nodes` are those of each id."""
+    """MKVs as rows.
+
+    Args:
+        mkvs: n MKVs.
+        facts: id -> id of the canonical MKV of its fact.
+        nodes: id -> the nodes that have uploaded it.
+        schema: see `schema_for`.
+    """
     if not mkvs:
         return schema.empty_table()
     columns = {
@@ -87,17 +94,17 @@ def to_rows(
 
 
 def vectors_of(batch: pa.RecordBatch, kind: str) -> np.ndarray:
-    """The signatures `(b, d)` float16 of some rows."""
+    """The signatures (b, d) float16 of b rows."""
     width = batch.schema.field(kind).type.list_size
     vectors: np.ndarray = batch[kind].flatten().to_numpy().reshape(-1, width)
     return vectors
 
 
 def quoted(text: str) -> str:
-    """A string literal of the table's filter language."""
+    """A string literal in a filter of LanceDB."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def one_of(column: str, values: Iterable[str]) -> str:
-    """The filter for rows whose `column` has one of these values."""
+    """The filter for the rows whose `column` has one of these values."""
     return f"{column} IN ({', '.join(map(quoted, values))})"
