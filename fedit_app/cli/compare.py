@@ -57,14 +57,12 @@ def compare(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Run strategies, editors and seeds in simulation, compare them in tables."""
-    plan = (
-        None
-        if report_only
-        else _plan(
-            output_dir, run_config(config, overrides), nodes, strategies, editors, seeds, None
-        )
-    )
-    return _compare(plan, output_dir, metrics, dry_run, app, form)
+    folder = output_dir.expanduser().absolute()
+    plan = None
+    if not report_only:
+        values = run_config(config, overrides)
+        plan = _plan(folder, values, nodes, strategies, editors, seeds)
+    return _compare(plan, folder, metrics, dry_run, app, form)
 
 
 def sweep(
@@ -89,16 +87,14 @@ def sweep(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Do the same over the values of one run-config key."""
-    if axis is None and not report_only:
-        raise FedEditError("--axis is missing; write, for example, --axis overlap=0,0.25,0.5")
-    plan = (
-        None
-        if report_only
-        else _plan(
-            output_dir, run_config(config, overrides), nodes, strategies, editors, seeds, axis
-        )
-    )
-    return _compare(plan, output_dir, metrics, dry_run, app, form)
+    folder = output_dir.expanduser().absolute()
+    plan = None
+    if not report_only:
+        if axis is None:
+            raise FedEditError("--axis is missing; write, for example, --axis overlap=0,0.25,0.5")
+        values = run_config(config, overrides)
+        plan = _plan(folder, values, nodes, strategies, editors, seeds, axis)
+    return _compare(plan, folder, metrics, dry_run, app, form)
 
 
 def _plan(
@@ -108,7 +104,7 @@ def _plan(
     strategies: str,
     editors: str | None,
     seeds: str | None,
-    axis: str | None,
+    axis: str | None = None,
 ) -> Plan:
     from fedit_app.config.run_config import RunConfig
     from fedit_app.experiments.plan import joined, make_plan, parse_axis
@@ -116,7 +112,7 @@ def _plan(
     default = RunConfig()
     return joined(
         make_plan(
-            folder.expanduser().absolute(),
+            folder,
             values,
             nodes,
             strategies,
@@ -129,7 +125,7 @@ def _plan(
 
 def _compare(
     plan: Plan | None,
-    output_dir: Path,
+    folder: Path,
     metrics: str | None,
     dry_run: bool,
     app: Path | None,
@@ -141,7 +137,6 @@ def _compare(
     from fedit_app.experiments.summary import summarise, write_comparison
     from fedit_app.report.tables import METRICS, methods_table
 
-    folder = output_dir.expanduser().absolute()
     failures: dict[str, str] = {}
     if plan is None:
         plan = load_plan(folder)

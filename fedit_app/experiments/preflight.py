@@ -9,8 +9,12 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.settings import run_settings
 from fedit_app.editing.statistics import is_statistics_name, open_statistics
-from fedit_app.facts.partition import default_node_count, simulated_nodes
-from fedit_app.facts.partitioning import check_partition, is_dealt_out
+from fedit_app.facts.partition import (
+    check_partition,
+    default_node_count,
+    is_dealt_out,
+    simulated_nodes,
+)
 from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.flower_compat.registry import ONLINE, registered_nodes
 from fedit_app.models.embedding import resolve_embedding_model

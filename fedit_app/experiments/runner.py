@@ -14,7 +14,7 @@ from typing import Any
 from fedit_app.config.run_config import RunConfig
 from fedit_app.experiments.plan import Plan, PlannedRun
 from fedit_app.experiments.preflight import check_simulation
-from fedit_app.facts.partitioning import take_over_partition
+from fedit_app.facts.partition import take_over_partition
 from fedit_app.report import load_results
 from fedit_app.server.record import resumable_results
 from fedit_app.server.strategies import keeps_its_state

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from fedit_app.facts import partitioning
+from fedit_app.facts import partition
 from fedit_app.flower_compat import launch
 from fedit_app.report import load_results
 from fedit_app.support.files import cache_dir
@@ -99,13 +99,13 @@ def test_the_work_cache_changes_nothing_but_the_time(fedit, simulated, compared,
 
 def test_the_requests_are_dealt_out_once_a_seed(fedit, simulated, tmp_path, monkeypatch):
     written = []
-    plain = partitioning._write
+    plain = partition._write
 
     def write(config, count, run_folder, *rest):
         written.append(run_folder.name)
         plain(config, count, run_folder, *rest)
 
-    monkeypatch.setattr(partitioning, "_write", write)
+    monkeypatch.setattr(partition, "_write", write)
     options = ("--nodes", 2, "--strategies", "local,fedit,local[requests-per-slot=1]")
     assert fedit("compare", *options, "--seeds", "1,2")[0] == 0
     assert written == [
