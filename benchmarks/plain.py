@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.values import Values, request_rows
+from fedit_app.editing.values import Values, key_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import trace
@@ -55,7 +55,7 @@ def _plain_value(
     logits_at_targets: bool,
     lower_layers_cached: bool,
 ) -> tuple[Tensor, ...]:
-    rows = request_rows(model, request, templates)
+    rows = key_rows(model, [request], templates)
     texts = [*rows.contexts, rows.essence]
     ids, mask = (part.to(model.device) for part in pad([r.ids for r in texts], model.pad_token_id))
     number = torch.arange(len(texts), device=model.device)

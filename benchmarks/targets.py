@@ -36,7 +36,7 @@ from fedit_app.editing.editors import editor_named
 from fedit_app.editing.memit import value_site
 from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
 from fedit_app.editing.settings import EditSettings, edit_settings
-from fedit_app.editing.values import ValueProblem, Values, request_rows
+from fedit_app.editing.values import ValueProblem, Values, key_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.models.editable import EditableModel
@@ -142,7 +142,7 @@ def _said(
     said = 0
     for start in range(0, len(requests), _SAID_AT_ONCE):
         part = slice(start, start + _SAID_AT_ONCE)
-        rows = [request_rows(model, request, templates) for request in requests[part]]
+        rows = [key_rows(model, [request], templates) for request in requests[part]]
         problem = ValueProblem.of(model, rows, value_site(model, settings))
         said += int(problem.patched(change[part]).decoded.sum())
     return said / len(requests)

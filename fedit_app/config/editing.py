@@ -134,6 +134,13 @@ class EditingSettings(Seeded):
         "kept",
         source="int8, one byte an element, was measured to cost no score (docs/mkv.md)",
     )
+    same_key_threshold: float = key(
+        0.98,
+        "cosine of first-layer keys from which two keys count as one: the facts of a key share one "
+        "MKV, whose value says all of them",
+        ge=0.5,
+        le=1,
+    )
     contexts: int = key(5, "sampled context prefixes beside the bare prompt", source=_MEMIT, ge=0)
     edit_batch: int | None = key(
         None,

@@ -37,13 +37,6 @@ class ExchangeSettings(Settings):
         ge=0,
         le=1,
     )
-    same_key_threshold: float = key(
-        0.98,
-        "cosine of first-layer keys from which two keys count as one: two MKVs with it stand for "
-        "one fact, or are a conflict if they want different targets",
-        ge=0.5,
-        le=1,
-    )
     conflict_policy: Literal["own-wins", "newest", "majority"] = key(
         "own-wins",
         "which of two MKVs about one subject that want different targets holds at a node: own-wins "

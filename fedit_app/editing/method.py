@@ -80,11 +80,12 @@ class EditingMethod:
         settings: EditSettings,
         starts: Sequence[Tensor | None] | None = None,
         store: ValueStore | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
     ) -> Values:
         """Optimise the values of requests on the unedited model; see `optimise_values`."""
         site = self.site(model, settings)
         return optimise_values(
-            model, requests, templates, site, settings, self.objective, starts, store
+            model, requests, templates, site, settings, self.objective, starts, store, groups
         )
 
     def vectors(

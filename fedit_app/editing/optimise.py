@@ -1,12 +1,13 @@
-"""Adam on delta for many requests at once, each stopped by itself.
+"""Adam on delta for many keys at once, each stopped by itself.
 
-After each step delta is projected: |delta| <= clamp |h0| (MEMIT's code). A request ends when its
-loss is below 0.05, or when its target was the argmax in every context for `stop_after` passes
-beyond the first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
+After each step delta is projected: |delta| <= clamp |h0| (MEMIT's code). A key ends when its loss
+is below 0.05, or when its targets were the argmax in every context for `stop_after` passes beyond
+the first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.value_store import ValueStore, batch_key
-from fedit_app.editing.values import Outcome, RequestRows, ValueProblem, Values, request_rows
+from fedit_app.editing.values import KeyRows, Outcome, ValueProblem, Values, key_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
@@ -30,7 +31,7 @@ _SOLVED = 0.05
 _LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 
 Objective = Callable[[Outcome, Tensor, EditSettings], tuple[Tensor, Tensor]]
-"""(outcome, weight decay (n,), settings) -> loss (n,), and whether a request is solved (n,)."""
+"""(outcome, weight decay (n,), settings) -> loss (n,), and whether a key is solved (n,)."""
 
 
 def memit_objective(
@@ -47,27 +48,27 @@ def minimise(
     objective: Objective,
     starts: Sequence[Tensor | None],
 ) -> Values:
-    """v* of a batch of n requests.
+    """v* of a batch of n keys.
 
     Args:
         problem: the batch.
         settings: hyperparameters.
         objective: what is minimised.
-        starts: for each request where its delta at the site's last output begins, (d_model,), or
+        starts: for each key where its delta at the site's last output begins, (d_model,), or
             None for zero.
     """
-    h0, reach = problem.h0, _reach(problem, settings)
+    h0, reach = problem.h0, reach_of(problem, settings)
     h0_squared = h0.norm(dim=-1) ** 2
     delta = torch.zeros_like(h0)
     for row, start in enumerate(starts):
         if start is not None:
             delta[row, -1] = start
-    delta = _within(delta, reach).requires_grad_()
+    delta = within(delta, reach).requires_grad_()
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
     best, last_loss = torch.zeros_like(h0), torch.zeros_like(h0[:, 0, 0])
     passes = torch.zeros(len(h0), dtype=torch.long, device=h0.device)
-    held = torch.zeros_like(passes)  # passes in which the target was the argmax
-    active = torch.arange(len(h0), device=h0.device)  # the requests that `problem` still holds
+    held = torch.zeros_like(passes)  # passes in which the targets were the argmax
+    active = torch.arange(len(h0), device=h0.device)  # the keys that `problem` still holds
     for step in range(1, settings.steps + 1):
         outcome = problem.evaluate(delta[active])
         decay = settings.weight_decay * (delta[active].norm(dim=-1) / h0_squared[active]).sum(1)
@@ -87,14 +88,14 @@ def minimise(
         loss[~done].sum().backward()
         adam.step()
         with torch.no_grad():
-            delta.copy_(_within(delta, reach))
+            delta.copy_(within(delta, reach))
         if bool(done.any()):
             kept = torch.nonzero(~done)[:, 0]
             problem, active = problem.select(kept), active[kept]
     return Values(h0 + best, h0, last_loss, passes)
 
 
-def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
+def reach_of(problem: ValueProblem, settings: EditSettings) -> Tensor:
     """(n, parts, 1) largest |delta|: clamp |h0|, where |h0| counts at most as `norm_guard` times
     its median norm over the contexts.
 
@@ -108,8 +109,8 @@ def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
         outliers = int((reach > limit).any(1).sum())
         if outliers:
             logger.info(
-                "v*: the subject's state of %d of %d requests is more than %g times as long as in "
-                "other contexts (the start of a text); their values are kept shorter",
+                "v*: the subject's state of %d of %d values is more than %g times as long as in "
+                "other contexts (the start of a text); they are kept shorter",
                 outliers,
                 len(reach),
                 settings.norm_guard,
@@ -119,7 +120,7 @@ def _reach(problem: ValueProblem, settings: EditSettings) -> Tensor:
     return largest
 
 
-def _within(delta: Tensor, reach: Tensor) -> Tensor:
+def within(delta: Tensor, reach: Tensor) -> Tensor:
     """(n, parts, d_model) delta, shortened to the reach where it is longer."""
     norms = delta.norm(dim=-1, keepdim=True)
     return delta * torch.where(norms > reach, reach / norms, 1)
@@ -134,33 +135,39 @@ def optimise_values(
     objective: Objective = memit_objective,
     starts: Sequence[Tensor | None] | None = None,
     store: ValueStore | None = None,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Values:
-    """Optimise v* of requests, as many at a time as fit in memory.
+    """Optimise the values of requests, as many at a time as fit in memory.
 
-    Requests with equally many tokens after the subject share a batch, so that little is padded.
+    Keys with equally many tokens after the subject share a batch, so that little is padded.
     A batch that does not fit in a CUDA device's memory is tried again with half as many.
 
     Args:
         model: the model, unedited.
-        requests: n requests.
+        requests: the requests.
         templates: context templates, the bare one first.
         site: where delta is added.
         settings: hyperparameters.
         objective: what is minimised.
         starts: see `minimise`; absent: None for all.
         store: where batches are looked up before they are computed, and kept afterwards.
+        groups: the requests of each of n keys, by number; None: every request has its own.
+
+    Returns:
+        The values of the n keys.
 
     Raises:
-        FedEditError: one request alone does not fit in memory, or has no token to edit.
+        FedEditError: one value alone does not fit in memory, or has no token to edit.
     """
-    rows = [request_rows(model, request, templates) for request in requests]
-    waiting = sorted(range(len(rows)), key=lambda i: (rows[i].width, rows[i].contexts[0].ids))
+    groups = [[i] for i in range(len(requests))] if groups is None else groups
+    rows = [key_rows(model, [requests[i] for i in group], templates) for group in groups]
+    waiting = sorted(range(len(rows)), key=lambda i: (rows[i].width, rows[i].facts[0][0].ids))
     size = settings.batch or batch_that_fits(model, rows, site.first)
     order: list[int] = []
     solved: list[Values] = []
     with tqdm(total=len(rows), desc="v*", unit="edit", leave=False, disable=None) as bar:
         while waiting:
-            chosen = waiting[:size]
+            chosen = _within_size(waiting, rows, size)
             batch = [rows[i] for i in chosen]
             begin = [starts[i] for i in chosen] if starts else [None] * len(chosen)
             key = batch_key(model, batch, site, settings, objective, begin) if store else ""
@@ -168,7 +175,7 @@ def optimise_values(
             if values is None:
                 values = _minimise_in_memory(model, batch, site, settings, objective, begin)
                 if values is None:
-                    size = _halved(len(chosen))
+                    size = _halved(chosen, rows)
                     continue
                 if store:
                     store.save(key, values)
@@ -177,7 +184,7 @@ def optimise_values(
             waiting = waiting[len(chosen) :]
             bar.update(len(chosen))
             if bar.disable:
-                logger.info("v*: %d of %d requests optimised", len(order), len(requests))
+                logger.info("v*: %d of %d values optimised", len(order), len(rows))
     place = torch.tensor(order).argsort()
     columns = (
         torch.cat([getattr(values, field.name) for values in solved]) for field in fields(Values)
@@ -185,38 +192,45 @@ def optimise_values(
     return Values(*(column[place.to(column.device)] for column in columns))
 
 
-def batch_that_fits(model: EditableModel, rows: Sequence[RequestRows], first: int) -> int:
-    """How many requests to optimise together, by what a backward pass keeps of each.
+def _within_size(waiting: Sequence[int], rows: Sequence[KeyRows], size: int) -> list[int]:
+    """The first keys with at most `size` facts together; one key at least."""
+    facts = itertools.accumulate(len(rows[i].facts) for i in waiting)
+    return [i for i, total in zip(waiting, facts, strict=True) if total <= size] or [waiting[0]]
+
+
+def batch_that_fits(model: EditableModel, rows: Sequence[KeyRows], first: int) -> int:
+    """How many facts to optimise together, by what a backward pass keeps of each.
 
     Per token and layer about 16 states and 6 keys are kept, per target token three rows of the
     vocabulary in float32; half of the free memory may be used.
 
     Args:
         model: the model.
-        rows: the requests.
+        rows: the keys.
         first: first layer that runs again.
     """
     device, bytes_each = model.device, model.model.dtype.itemsize
     widest = max(row.width for row in rows)
-    contexts = len(rows[0].contexts)
-    longest = max(row.lookup for request in rows for row in request.contexts)
-    targets = contexts * max(len(r.contexts[0].ids) - r.contexts[0].target for r in rows) + 1
+    contexts = len(rows[0].facts[0])
+    longest = max(row.lookup for key in rows for row in key.contexts)
+    bare = [fact[0] for key in rows for fact in key.facts]
+    targets = contexts * max(len(row.ids) - row.target for row in bare) + 1
     kept = (
         (contexts + 1) * widest * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
     )
     kept += (contexts + 1) * longest * model.n_layers * 2 * model.d_model
-    per_request = kept * bytes_each + 3 * 4 * targets * model.model.config.vocab_size
+    per_fact = kept * bytes_each + 3 * 4 * targets * model.model.config.vocab_size
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
     else:
         free = psutil.virtual_memory().available
-    return int(min(max(free / 2 // per_request, 1), _LARGEST_BATCH.get(device.type, 32)))
+    return int(min(max(free / 2 // per_fact, 1), _LARGEST_BATCH.get(device.type, 32)))
 
 
 def _minimise_in_memory(
     model: EditableModel,
-    rows: Sequence[RequestRows],
+    rows: Sequence[KeyRows],
     site: Site,
     settings: EditSettings,
     objective: Objective,
@@ -232,12 +246,13 @@ def _minimise_in_memory(
         return None
 
 
-def _halved(size: int) -> int:
-    if size == 1:
+def _halved(chosen: Sequence[int], rows: Sequence[KeyRows]) -> int:
+    if len(chosen) == 1:
         raise FedEditError(
-            "out of memory while optimising a single request; use a device with more memory, "
-            "fewer contexts, or dtype = bfloat16"
+            "out of memory while optimising a single value; use a device with more memory, fewer "
+            "contexts, or dtype = bfloat16"
         )
     torch.cuda.empty_cache()
-    logger.warning("v*: %d requests at once do not fit in memory, trying %d", size, size // 2)
+    size = sum(len(rows[i].facts) for i in chosen)
+    logger.warning("v*: %d facts at once do not fit in memory, trying %d", size, size // 2)
     return size // 2

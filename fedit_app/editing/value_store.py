@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
-from fedit_app.editing.values import RequestRows, Values
+from fedit_app.editing.values import KeyRows, Values
 from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.files import replace_file
@@ -41,7 +41,7 @@ class ValueStore:
         folder: where they are kept; made when the first one is.
 
     Attributes:
-        found: of how many requests the values have been found so far.
+        found: how many values have been found so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class ValueStore:
 
 def batch_key(
     model: EditableModel,
-    rows: Sequence[RequestRows],
+    rows: Sequence[KeyRows],
     site: Site,
     settings: EditSettings,
     objective: Callable[..., object],
@@ -98,7 +98,7 @@ def batch_key(
         site: where delta is added.
         settings: hyperparameters; those of the solve are left out.
         objective: what is minimised, a function.
-        starts: for each request where delta begins, None for zero.
+        starts: for each key where delta begins, None for zero.
     """
     chosen = dataclasses.asdict(settings)
     for name in _OF_THE_SOLVE:

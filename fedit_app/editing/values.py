@@ -1,6 +1,6 @@
-"""The objective of a value v*: which state at the subject makes the model say the target.
+"""The objective of a value v*: which state at the subject makes the model say the targets.
 
-    v* = h0 + delta,   delta = argmin  mean over contexts of NLL(target) / |target|
+    v* = h0 + delta,   delta = argmin  mean over facts and contexts of NLL(target) / |target|
                                        + kl_weight KL(p_delta || p_0)
                                        + weight_decay |delta| / |h0|^2
 
@@ -8,7 +8,11 @@
 those of its code, as of ROME's, PMET's and AlphaEdit's.) h0 is the state of the unedited model at
 the subject's last token, p_delta its next-token distribution after "SUBJECT is a" with delta added
 at the subject. The tokens before the subject's last one and the layers below delta do not depend on
-delta: they are computed once, and many requests share each pass.
+delta: they are computed once, and many values share each pass.
+
+Up to the subject's last token a model has read only the subject and what stands before it. Facts
+whose text up to there is the same have one key, and so one value, which has to say all of them
+(MEMIT-Merge, arXiv 2502.07322).
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from fedit_app.models.tokens import TokenRow, subject_row
 
 @dataclass(frozen=True)
 class Values:
-    """Optimised values of n requests.
+    """Optimised values of n keys.
 
     Attributes:
         v_star: (n, parts, d_model) wanted outputs at the subject's last token.
@@ -47,12 +51,13 @@ class Values:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One forward pass with a delta per request.
+    """One forward pass with a delta per key.
 
     Attributes:
-        nll: (n,) mean over contexts and target tokens of the negative log-likelihood, in nats.
+        nll: (n,) mean over facts, contexts and target tokens of the negative log-likelihood, in
+            nats.
         kl: (n,) KL(p_delta || p_0) after "SUBJECT is a".
-        decoded: (n,) whether every target token is the argmax in every context.
+        decoded: (n,) whether every target token of every fact is the argmax in every context.
     """
 
     nll: Tensor
@@ -61,16 +66,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class RequestRows:
-    """A request as tokens.
+class KeyRows:
+    """The facts of a key as tokens.
 
     Attributes:
-        contexts: the prompt with its target, in every context; the bare one first.
+        facts: per fact its prompt with its target, in every context; the bare one first.
         essence: "SUBJECT is a", cut after the subject: all that the KL term looks at.
     """
 
-    contexts: tuple[TokenRow, ...]
+    facts: tuple[tuple[TokenRow, ...], ...]
     essence: TokenRow
+
+    @property
+    def contexts(self) -> list[TokenRow]:
+        """The rows of all facts, fact by fact."""
+        return [row for fact in self.facts for row in fact]
 
     @property
     def width(self) -> int:
@@ -78,34 +88,45 @@ class RequestRows:
         return max(len(row.ids) - 1 - row.lookup for row in self.contexts)
 
 
-def request_rows(
-    model: EditableModel, request: EditRequest, templates: Sequence[str]
-) -> RequestRows:
-    """Tokenise a request in every context.
+def key_rows(
+    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str]
+) -> KeyRows:
+    """Tokenise the requests of a key in every context.
+
+    Args:
+        model: the model.
+        requests: one or more with the same key.
+        templates: context templates, the bare one first.
 
     Raises:
-        FedEditError: the tokenizer makes no token of the subject or of the target.
+        FedEditError: the tokenizer makes no token of a subject or of a target.
     """
-    contexts = tuple(subject_row(model, request, text, request.target_new) for text in templates)
-    plain = EditRequest(request.id, request.subject, "{} is a", request.target_new)
+    facts = tuple(
+        tuple(subject_row(model, request, text, request.target_new) for text in templates)
+        for request in requests
+    )
+    first = requests[0]
+    plain = EditRequest(first.id, first.subject, "{} is a", first.target_new)
     row = subject_row(model, plain, "{}")
-    essence = TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1)
-    return RequestRows(contexts, essence)
+    return KeyRows(facts, TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1))
 
 
 @dataclass(frozen=True)
 class ValueProblem:
-    """The objective for a batch of n requests, prepared so that a pass costs little.
+    """The objective for a batch of n keys, prepared so that a pass costs little.
 
-    The rows of a pass are the requests' contexts in turn, then one row "SUBJECT is a" per request.
-    Each row starts at the subject's last token: what stands before it is a fixed key/value cache.
+    The rows of a pass are the keys' facts in their contexts, in turn, then one row "SUBJECT is a"
+    per key. Each row starts at the subject's last token: what stands before it is a fixed key/value
+    cache.
 
     Attributes:
         model: the model, unedited.
         site: where delta is added.
-        states: (n, contexts, parts, d_model) what stands at the site without a delta.
+        states: (n, contexts, parts, d_model) what stands at the site without a delta, in the
+            contexts of each key's first fact.
         trace: the layers from the site on.
-        row_owner: (rows,) number of the request that a row belongs to.
+        row_owner: (rows,) number of the key that a row belongs to.
+        row_share: (context rows,) 1 / number of context rows of the row's key.
         goals: the target tokens of the context rows.
         essence0: (n, vocabulary) log p_0.
     """
@@ -115,36 +136,40 @@ class ValueProblem:
     states: Tensor
     trace: Trace
     row_owner: Tensor
+    row_share: Tensor
     goals: Goals
     essence0: Tensor
 
     @staticmethod
-    def of(model: EditableModel, requests: Sequence[RequestRows], site: Site) -> ValueProblem:
+    def of(model: EditableModel, keys: Sequence[KeyRows], site: Site) -> ValueProblem:
         """Run what no delta changes.
 
         Args:
             model: the model, unedited.
-            requests: n requests as tokens, each in the same number of contexts.
+            keys: the facts of n keys as tokens, each in the same number of contexts.
             site: where delta is added.
         """
-        n, n_contexts = len(requests), len(requests[0].contexts)
-        in_contexts = n * n_contexts
-        rows = [row for request in requests for row in request.contexts]
-        rows += [request.essence for request in requests]
-        templates = [*range(n_contexts)] * n + [n_contexts] * n
+        n, n_contexts = len(keys), len(keys[0].facts[0])
+        n_facts = torch.tensor([len(key.facts) for key in keys])
+        in_contexts = int(n_facts.sum()) * n_contexts
+        rows = [row for key in keys for row in key.contexts]
+        rows += [key.essence for key in keys]
+        templates = [*range(n_contexts)] * int(n_facts.sum()) + [n_contexts] * n
+        owner = torch.arange(n).repeat_interleave(n_facts * n_contexts)
+        first_rows = (n_facts.cumsum(0) - n_facts)[:, None] * n_contexts + torch.arange(n_contexts)
         trace = trace_from_lookup(model, rows, templates, site.first)
         with torch.no_grad():
             states = at_least_float32(site.outputs(trace))
             essence = trace.select(torch.arange(in_contexts, len(rows)))
             final = site.run(essence, torch.zeros_like(states[in_contexts:]))
             essence0 = model.log_probabilities(final[:, 0])
-        owners = [torch.arange(n).repeat_interleave(n_contexts), torch.arange(n)]
         return ValueProblem(
             model=model,
             site=site,
-            states=states[:in_contexts].unflatten(0, (n, n_contexts)),
+            states=states[first_rows.to(states.device)],
             trace=trace,
-            row_owner=torch.cat(owners).to(states.device),
+            row_owner=torch.cat([owner, torch.arange(n)]).to(states.device),
+            row_share=(1 / (n_facts * n_contexts).double())[owner].to(states.device),
             goals=Goals.of(rows[:in_contexts], final.device),
             essence0=essence0,
         )
@@ -156,9 +181,7 @@ class ValueProblem:
 
     def evaluate(self, delta: Tensor) -> Outcome:
         """The terms of the objective at delta (n, parts, d_model), from one forward pass."""
-        n, n_contexts = self.states.shape[:2]
-        in_contexts = n * n_contexts
-        goals = self.goals
+        in_contexts, goals = len(self.row_share), self.goals
         final = self.site.run(self.trace, delta[self.row_owner])
         log_p = self.model.log_probabilities(final[goals.row, goals.position])
         of_target = log_p.gather(1, goals.token[:, None])[:, 0]
@@ -167,11 +190,11 @@ class ValueProblem:
         missed = per_row.index_add(0, goals.row, (log_p.argmax(-1) != goals.token).to(of_target))
         essence = self.model.log_probabilities(final[in_contexts:, 0])
         kl = functional.kl_div(self.essence0, essence, log_target=True, reduction="none").sum(-1)
-        return Outcome(
-            nll=nll.view(n, n_contexts).mean(1).to(delta.device),
-            kl=kl.to(delta.device),
-            decoded=(missed.view(n, n_contexts) == 0).all(1).to(delta.device),
-        )
+        owner = self.row_owner[:in_contexts].to(nll.device)
+        per_key = torch.zeros(len(delta), device=nll.device, dtype=nll.dtype)
+        missed = per_key.index_add(0, owner, missed)
+        nll = per_key.index_add(0, owner, nll * self.row_share.to(nll))
+        return Outcome(nll.to(delta.device), kl.to(delta.device), (missed == 0).to(delta.device))
 
     @torch.no_grad()
     def patched(self, change: Tensor) -> Outcome:
@@ -185,23 +208,22 @@ class ValueProblem:
         return self.evaluate(delta)
 
     def select(self, kept: Tensor) -> ValueProblem:
-        """The same problem for some of its requests.
+        """The same problem for some of its keys.
 
         Args:
-            kept: (m,) numbers of requests, rising.
+            kept: (m,) numbers of keys, rising.
         """
-        n, n_contexts = self.states.shape[:2]
         kept = kept.to(self.row_owner.device)
-        contexts = torch.arange(n_contexts, device=kept.device)
-        in_contexts = (kept[:, None] * n_contexts + contexts).flatten()
-        rows = torch.cat([in_contexts, n * n_contexts + kept])
+        rows = torch.nonzero(torch.isin(self.row_owner, kept))[:, 0]
+        in_contexts = rows[: len(rows) - len(kept)]
         return ValueProblem(
             model=self.model,
             site=self.site,
             states=self.states[kept],
             trace=self.trace.select(rows),
             row_owner=torch.searchsorted(kept, self.row_owner[rows]),
-            goals=self.goals.select(in_contexts, n * n_contexts),
+            row_share=self.row_share[in_contexts],
+            goals=self.goals.select(in_contexts, len(self.row_share)),
             essence0=self.essence0[kept.to(self.essence0.device)],
         )
 

@@ -18,15 +18,17 @@ from fedit_app.config.editing import EditingSettings, WorkbenchSettings
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
+from fedit_app.editing.key_groups import key_groups
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
 from fedit_app.editing.subjects import lookup_keys
 from fedit_app.editing.value_store import ValueStore
-from fedit_app.editing.values import ValueProblem, request_rows
+from fedit_app.editing.values import ValueProblem, Values, key_rows
 from fedit_app.facts.request import EditRequest
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
 from fedit_app.mkv.fingerprint import fingerprint_of
+from fedit_app.mkv.same_key import SAME_KEY
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 from fedit_app.support.files import cache_dir, write_json_atomic
@@ -70,6 +72,7 @@ class Workbench:
         source: text behind the covariance.
         seed: seed of the contexts.
         precision: one of `mkv.PRECISIONS`, to which MKVs are rounded.
+        same_key: least cosine of lookup keys from which two keys count as one.
 
     Raises:
         FedEditError: no editor or precision of that name.
@@ -84,10 +87,11 @@ class Workbench:
         source: CovarianceSource,
         seed: int,
         precision: str = DEFAULT_PRECISION,
+        same_key: float = SAME_KEY,
     ) -> None:
         self.editor = editor_named(editor)
         precision_named(precision)
-        self.precision = precision
+        self.precision, self.same_key = precision, same_key
         self.model, self.settings, self._source = model, settings, source
         self.templates = _stored_contexts(model, n_contexts, seed)
         self.components = {
@@ -151,8 +155,10 @@ class Workbench:
     ) -> list[MKV]:
         """MKVs of new requests on top of a ledger.
 
+        Requests with one key share an MKV: its value is optimised for all of them.
+
         Args:
-            requests: n requests.
+            requests: n requests, of which no two ask the same with another target.
             ledger: what was accepted before.
             node: the node that computes.
             slot: the time slot.
@@ -161,14 +167,26 @@ class Workbench:
             store: where values are looked up before they are optimised, and kept afterwards.
 
         Returns:
-            One MKV per request; the ledger is not changed.
+            The MKV of each request; the ledger is not changed.
         """
         if not requests:
             return []
-        begin = [None if mkv is None else torch.from_numpy(mkv.delta) for mkv in starts or ()]
+        groups = key_groups(self.lookup_keys(requests).numpy(), self.same_key)
+        given = starts or [None] * len(requests)
+        chosen = [next((given[i] for i in group if given[i]), None) for group in groups]
+        begin = [None if mkv is None else torch.from_numpy(mkv.delta) for mkv in chosen]
         values = self.editor.values(
-            self.model, requests, self.templates, self.settings, begin or None, store
+            self.model, requests, self.templates, self.settings, begin, store, groups
         )
+        firsts = [requests[group[0]] for group in groups]
+        made = self._written(firsts, ledger, node, slot, values)
+        of_request = {i: mkv for group, mkv in zip(groups, made, strict=True) for i in group}
+        return [of_request[i] for i in range(len(requests))]
+
+    def _written(
+        self, requests: Sequence[EditRequest], ledger: Edits, node: str, slot: int, values: Values
+    ) -> list[MKV]:
+        """MKVs of n values on top of a ledger; `requests` has one request of each key."""
         found = self.editor.vectors(
             self.model,
             requests,
@@ -201,7 +219,7 @@ class Workbench:
         found: list[Patched] = []
         for begin in range(0, len(pairs), _PAIRS_PER_PASS):
             chunk = pairs[begin : begin + _PAIRS_PER_PASS]
-            rows = [request_rows(self.model, request, self.templates) for request, _ in chunk]
+            rows = [key_rows(self.model, [request], self.templates) for request, _ in chunk]
             problem = ValueProblem.of(self.model, rows, site)
             changes = [
                 torch.zeros(self.model.d_model) if mkv is None else torch.from_numpy(mkv.delta)
@@ -257,6 +275,7 @@ def workbench_of(model: EditableModel, config: EditingSettings) -> Workbench:
         source,
         config.seed,
         config.mkv_precision,
+        config.same_key_threshold,
     )
 
 

@@ -86,6 +86,11 @@ class EditRequest:
             )
 
     @property
+    def fact(self) -> tuple[str, str, str]:
+        """What makes two requests of one node the same: subject, prompt, new target."""
+        return self.subject, self.prompt, self.target_new
+
+    @property
     def text(self) -> str:
         """The prompt with the subject in place of `{}`."""
         return self.prompt.replace(SLOT, self.subject)

@@ -48,8 +48,10 @@ def settle(
 ) -> list[Conflict]:
     """Decide which of the MKVs about one subject hold, and note it in the ledger.
 
-    The outcome depends on the MKVs, the own requests and the votes alone, not on the order of
-    arrival. Two own requests with the same key are both kept, with a warning.
+    An MKV that supersedes another of the same key holds in its place, unless the other fulfils own
+    requests. Else the policy decides. The outcome depends on the MKVs, the own requests and the
+    votes alone, not on the order of arrival. Two own requests with the same key are both kept, with
+    a warning.
 
     Args:
         ledger: what the node has accepted, with the changed ones.
@@ -74,6 +76,7 @@ def settle(
             for id_, winner in found.items()
             if winner
             and frozenset((id_, winner)) not in pairs
+            and id_ not in entries[winner].supersedes
             and not same_fact(entries[id_].mkv, entries[winner].mkv, same)
         ]
     ledger.overrule(verdicts)
@@ -87,9 +90,20 @@ def _verdicts(
     mkvs = [entries[id_].mkv for id_ in group]
     close = key_cosines(_lookup_keys(mkvs), mkvs) >= same_key
     place = {id_: number for number, id_ in enumerate(group)}
+    older = {
+        id_: [o for o in entries[id_].supersedes if o in place and close[place[id_], place[o]]]
+        for id_ in group
+    }
+    superseded = {o for found in older.values() for o in found if not entries[o].requests}
+
+    def order(id_: str) -> tuple[object, ...]:
+        """The superseded come last; what supersedes has the rank of the first in its place."""
+        ranks = [rank(entries[id_]), *(rank(entries[o]) for o in older[id_] if o in superseded)]
+        return (id_ in superseded, min(ranks), id_)
+
     holding: list[str] = []
     verdicts: dict[str, str] = {}
-    for id_ in sorted(group, key=lambda id_: rank(entries[id_])):
+    for id_ in sorted(group, key=order):
         near = [other for other in holding if close[place[id_], place[other]]]
         stronger = [o for o in near if not (entries[id_].requests and entries[o].requests)]
         if len(stronger) < len(near):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -33,6 +33,7 @@ class EntryFields(TypedDict):
     votes: int
     signature: SignatureFields | None
     warm_started: bool
+    supersedes: NotRequired[list[str]]
 
 
 @with_config(AS_WRITTEN)
@@ -71,6 +72,8 @@ class LedgerEntry:
             one holds.
         votes: how many organisations are known to want it.
         warm_started: whether this node optimised its value from that of another MKV.
+        supersedes: ids of the MKVs of the same key whose facts its value says as well; it holds in
+            their place.
     """
 
     mkv: MKV
@@ -79,6 +82,7 @@ class LedgerEntry:
     overruled_by: str = ""
     votes: int = 1
     warm_started: bool = False
+    supersedes: tuple[str, ...] = ()
 
     def fields(self) -> EntryFields:
         """What index and journal say of it, besides id and origin node."""
@@ -86,7 +90,7 @@ class LedgerEntry:
         signature: SignatureFields | None = None
         if author is not None:
             signature = {"public_key": author.public_key, "signature": author.signature}
-        return {
+        fields: EntryFields = {
             "slot": self.slot,
             "requests": list(self.requests),
             "overruled_by": self.overruled_by,
@@ -94,6 +98,9 @@ class LedgerEntry:
             "signature": signature,
             "warm_started": self.warm_started,
         }
+        if self.supersedes:
+            fields["supersedes"] = list(self.supersedes)
+        return fields
 
     def row(self) -> EntryRow:
         """Its row in the index."""
@@ -109,6 +116,7 @@ class LedgerEntry:
             row["overruled_by"],
             row["votes"],
             row["warm_started"],
+            tuple(row.get("supersedes", ())),
         )
 
 

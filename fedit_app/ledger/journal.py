@@ -148,7 +148,7 @@ def changes(before: State, after: State, step: Step) -> list[Change]:
             continue
         known: Fields = {**old.fields()}
         for name, value in entry.fields().items():
-            if known[name] != value:
+            if known.get(name) != value:
                 change = {"overruled_by": "overruled" if value else "holds"}.get(name, name)
                 note(change, id_, entry.mkv.node, entry.slot, {name: value})
     return found

@@ -146,6 +146,7 @@ class Ledger:
         mkvs: Iterable[MKV],
         slot: int,
         requests: Mapping[str, Sequence[str]] | None = None,
+        supersedes: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Add MKVs, or own requests to MKVs that are there already; one step on disk.
 
@@ -153,16 +154,24 @@ class Ledger:
             mkvs: what to add; known ids keep their entry.
             slot: time slot of the acceptance.
             requests: id -> own requests that this MKV fulfils.
+            supersedes: id -> MKVs in whose place this one holds; with them goes what they had
+                superseded themselves.
         """
         for mkv in mkvs:
-            known = self.entries.get(mkv.id)
-            asked = (requests or {}).get(mkv.id, ())
-            if known is None:
-                self.entries[mkv.id] = LedgerEntry(mkv, slot, tuple(asked))
-            else:
-                both = tuple(dict.fromkeys([*known.requests, *asked]))
-                self.entries[mkv.id] = dataclasses.replace(known, requests=both)
+            known = self.entries.get(mkv.id, LedgerEntry(mkv, slot))
+            asked = dict.fromkeys([*known.requests, *(requests or {}).get(mkv.id, ())])
+            older = self._with_superseded((supersedes or {}).get(mkv.id, ()))
+            all_older = dict.fromkeys([*known.supersedes, *older])
+            all_older.pop(mkv.id, None)
+            self.entries[mkv.id] = dataclasses.replace(
+                known, requests=tuple(asked), supersedes=tuple(all_older)
+            )
         self._changed()
+
+    def _with_superseded(self, ids: Iterable[str]) -> list[str]:
+        """MKVs, each followed by what it supersedes."""
+        held = self.entries
+        return [one for id_ in ids for one in (id_, *(held[id_].supersedes if id_ in held else ()))]
 
     def drop(self, ids: Iterable[str]) -> None:
         """Take MKVs out, as if they had never been accepted; what they overruled holds again."""

@@ -19,6 +19,9 @@ from fedit_app.mkv.similarity import cosines, unit_rows
 from fedit_app.mkv.wire import Record
 from fedit_app.support.errors import FedEditError
 
+SAME_KEY = 0.98
+"""Least cosine of lookup keys from which two keys count as one, where nothing else is said."""
+
 _ROWS_PER_BLOCK = 4096
 
 
@@ -35,7 +38,7 @@ class SameFact:
         FedEditError: a cosine is not in -1 to 1.
     """
 
-    same_key: float = 0.98
+    same_key: float = SAME_KEY
     same_value: float = 0.6
     same_shifts: float = 0.6
 

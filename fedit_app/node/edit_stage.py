@@ -13,12 +13,20 @@ from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import Conflict, settle
+from fedit_app.ledger.learning import learn
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.node.arrivals import admit
-from fedit_app.node.requests import before, due, fact, open_requests, release_outdated, repeat
-from fedit_app.node.reuse import Found, ReuseRule, reuse
+from fedit_app.node.requests import (
+    before,
+    due,
+    open_requests,
+    release_outdated,
+    repeat,
+    without_contradictions,
+)
+from fedit_app.node.reuse import ReuseRule, reuse
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +111,19 @@ class EditStage:
             unfulfilled = open_requests(requests, ledger)
             rule = ReuseRule.of(self._config)
             found = reuse(self._bench, unfulfilled, arrivals.candidates, ledger, slot, rule)
-            computed = self._compute(open_requests(requests, ledger), ledger, slot, found)
+            own = [*earlier, *requests]
+            wanted = without_contradictions(open_requests(requests, ledger), own, self._corrects)
+            computed = learn(
+                self._bench,
+                ledger,
+                wanted,
+                own,
+                self._owner,
+                slot,
+                found.starts,
+                found.rivals,
+                self._store,
+            )
             if self._corrects:
                 release_outdated(requests, earlier, ledger)
             used = _fulfilling(requests, ledger)
@@ -141,28 +161,6 @@ class EditStage:
             len(outcome.reused),
         )
         return outcome
-
-    def _compute(
-        self, requests: Sequence[EditRequest], ledger: Ledger, slot: int, found: Found
-    ) -> list[MKV]:
-        """Compute an MKV for every fact that nothing fulfils, and accept it."""
-        groups: dict[tuple[str, str, str], list[EditRequest]] = {}
-        for request in requests:
-            groups.setdefault(fact(request), []).append(request)
-        first = [group[0] for group in groups.values()]
-        starts = [found.starts.get(request.id) for request in first]
-        rest = ledger.without(found.rivals)
-        computed = self._bench.compute(first, rest, self._owner, slot, starts, self._store)
-        asked = {
-            mkv.id: [request.id for request in group]
-            for mkv, group in zip(computed, groups.values(), strict=True)
-        }
-        # A request under another id for a fact that was withdrawn wants it again.
-        ledger.allow([mkv.id for mkv in computed if mkv.id in ledger.refused])
-        ledger.accept(computed, slot, asked)
-        begun = zip(computed, starts, strict=True)
-        ledger.note_warm_starts([mkv.id for mkv, start in begun if start is not None])
-        return computed
 
 
 def _fulfilling(requests: Sequence[EditRequest], ledger: Ledger) -> list[str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 
-
-def fact(request: EditRequest) -> tuple[str, str, str]:
-    """What makes two requests of one node the same."""
-    return request.subject, request.prompt, request.target_new
+logger = logging.getLogger(__name__)
 
 
 def open_requests(requests: Sequence[EditRequest], ledger: Ledger) -> list[EditRequest]:
@@ -35,6 +33,27 @@ def missed(
         for request in open_requests(earlier, ledger)
         if latest[request.subject, request.prompt] == request.target_new
     ]
+
+
+def without_contradictions(
+    requests: Sequence[EditRequest], known: Sequence[EditRequest], corrects: bool
+) -> list[EditRequest]:
+    """The requests without those that ask the same as another one with another target.
+
+    Args:
+        requests: those that nothing fulfils.
+        known: all of the owner's, in their order.
+        corrects: whether a later one counts; else the first.
+    """
+    ordered = known if corrects else known[::-1]
+    counts = {(r.subject, r.prompt): r.target_new for r in ordered}
+    kept = [r for r in requests if counts[r.subject, r.prompt] == r.target_new]
+    if len(kept) < len(requests):
+        logger.warning(
+            "%d requests are left out: another one asks the same with another target",
+            len(requests) - len(kept),
+        )
+    return kept
 
 
 def due(slots: Sequence[Sequence[EditRequest]], slot: int, ledger: Ledger) -> list[EditRequest]:
@@ -66,9 +85,9 @@ def repeat(
         slot: the time slot.
     """
     fulfilled = ledger.fulfilled()
-    known = {fact(r): fulfilled[r.id] for r in earlier if r.id in fulfilled}
+    known = {r.fact: fulfilled[r.id] for r in earlier if r.id in fulfilled}
     for request in requests:
-        id_ = known.get(fact(request))
+        id_ = known.get(request.fact)
         if id_ is not None and request.id not in fulfilled:
             ledger.accept([ledger.entries[id_].mkv], slot, {id_: [request.id]})
 

@@ -69,22 +69,23 @@ def changed_modules(model, editor, settings):
 
 
 @functools.cache
-def optimise_value(model, request, templates, settings, editor="memit"):
-    """v*, h0 (a row per changed module), last loss and number of passes of one request."""
+def optimise_value(model, requests, templates, settings, editor="memit"):
+    """v*, h0 (a row per changed module), last loss and number of passes of one or more requests."""
     modules = changed_modules(model, editor, settings)
     rows = []
-    for template in templates:
-        prompt, to_subject = put_together(request, template)
-        ids = ids_of(model, f"{prompt} {request.target_new}")
-        subject = token_reaching(model, ids, to_subject)
-        first = token_reaching(model, ids, f"{prompt} ")
-        rows.append((ids, subject, first))
-    essence_ids = ids_of(model, f"{request.subject} is a")
-    essence_at = token_reaching(model, essence_ids, request.subject)
+    for request in requests:
+        for template in templates:
+            prompt, to_subject = put_together(request, template)
+            ids = ids_of(model, f"{prompt} {request.target_new}")
+            subject = token_reaching(model, ids, to_subject)
+            first = token_reaching(model, ids, f"{prompt} ")
+            rows.append((ids, subject, first))
+    essence_ids = ids_of(model, f"{requests[0].subject} is a")
+    essence_at = token_reaching(model, essence_ids, requests[0].subject)
 
     with torch.no_grad():
         states = []
-        for ids, subject, _ in rows:
+        for ids, subject, _ in rows[: len(templates)]:
             _, outputs = forward(model, ids, modules)
             states.append(torch.stack([output[subject] for output in outputs]))
         h0 = states[0]
@@ -235,7 +236,7 @@ def weights_plus(model, deltas):
 def edit(model, requests, templates, covariances, settings, old_keys, old_shifts, editor="memit"):
     """Keys and shifts per layer (n, width), Delta per layer (old edits included)."""
     layers = settings.layers
-    wanted = [optimise_value(model, r, templates, settings, editor)[0][-1] for r in requests]
+    wanted = [optimise_value(model, (r,), templates, settings, editor)[0][-1] for r in requests]
     if editor == "memit-fe":
         pairs = zip(requests, wanted, strict=True)
         of_layers = [targets_of_layers(model, r, v_star, layers) for r, v_star in pairs]

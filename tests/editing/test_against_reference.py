@@ -49,7 +49,7 @@ def compare_values(model, requests, templates, settings, editor="memit"):
     moved = []
     for i, request in enumerate(requests):
         v_star, h0, loss, steps = reference.optimise_value(
-            model, request, templates, settings, editor
+            model, (request,), templates, settings, editor
         )
         assert int(values.steps[i]) == steps, request.id
         moved.append(relative(v_star, h0))
@@ -87,6 +87,25 @@ def compare_edits(model, settings, editor, *groups):
             assert relative(solved[layer], deltas[layer]) < 1e-8
             keys[layer] = torch.cat([keys[layer], new_keys[layer]])
             shifts[layer] = torch.cat([shifts[layer], new_shifts[layer]])
+
+
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_the_facts_of_a_key_share_the_value_that_serves_their_mean(editor):
+    model = tiny.editable("llama", double=True)
+    third = dataclasses.replace(REQUESTS[1], id="r4", prompt="{}, founded in", target_new="March")
+    requests, groups = [*REQUESTS, third, *EASY], [[0], [1, 3, 5], [2], [4]]
+    settings = dataclasses.replace(FEW_STEPS, batch=3)
+    values = EDITORS[editor].values(model, requests, TEMPLATES, settings, groups=groups)
+    for found, group in enumerate(groups):
+        facts = tuple(requests[i] for i in group)
+        v_star, h0, loss, steps = reference.optimise_value(
+            model, facts, TEMPLATES, settings, editor
+        )
+        assert int(values.steps[found]) == steps
+        assert relative(v_star, h0) > 0.02
+        assert relative(values.v_star[found], v_star) < 1e-8
+        assert relative(values.h0[found], h0) < 1e-8
+        assert float(values.loss[found]) == pytest.approx(loss, rel=1e-8)
 
 
 @pytest.mark.parametrize(

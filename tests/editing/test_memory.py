@@ -10,7 +10,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 from fedit_app.editing import optimise
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.optimise import batch_that_fits
-from fedit_app.editing.values import ValueProblem, request_rows
+from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.support.errors import FedEditError
 
 MANY = EASY + REQUESTS + ODD
@@ -56,8 +56,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(model, room, log, edi
     agree(found, expected)
     warnings = [record.message for record in log.records if record.levelname == "WARNING"]
     assert warnings == [
-        "v*: 12 requests at once do not fit in memory, trying 6",
-        "v*: 6 requests at once do not fit in memory, trying 3",
+        "v*: 12 facts at once do not fit in memory, trying 6",
+        "v*: 6 facts at once do not fit in memory, trying 3",
     ]
     assert set(sizes[passes + 2 :]) == {3}, "once known, the size that fits is kept"
 
@@ -83,12 +83,12 @@ def test_memory_that_runs_out_while_a_batch_is_prepared(model, monkeypatch):
 
 def test_one_request_that_does_not_fit_is_an_error_with_a_remedy(model, room):
     room(0)
-    with pytest.raises(FedEditError, match="out of memory .* a single request; .*fewer contexts"):
+    with pytest.raises(FedEditError, match="out of memory .* a single value; .*fewer contexts"):
         EDITORS["memit"].values(model, EASY, TEMPLATES, SETTINGS)
 
 
 def test_the_batch_grows_with_the_free_memory(model, monkeypatch):
-    rows = [request_rows(model, request, TEMPLATES) for request in MANY]
+    rows = [key_rows(model, [request], TEMPLATES) for request in MANY]
     free = SimpleNamespace(available=0)
     monkeypatch.setattr(optimise.psutil, "virtual_memory", lambda: free)
     found = []
@@ -101,12 +101,12 @@ def test_the_batch_grows_with_the_free_memory(model, monkeypatch):
 
 def test_longer_requests_and_lower_sites_leave_room_for_fewer(model, monkeypatch):
     short, long = (
-        [request_rows(model, request, TEMPLATES) for request in requests]
+        [key_rows(model, [request], TEMPLATES) for request in requests]
         for requests in (EASY, REQUESTS)
     )
     free = SimpleNamespace(available=10**7)
     monkeypatch.setattr(optimise.psutil, "virtual_memory", lambda: free)
     assert batch_that_fits(model, long, 2) < batch_that_fits(model, short, 2)
     assert batch_that_fits(model, long, 0) < batch_that_fits(model, long, 3)
-    contexts = [request_rows(model, request, TEMPLATES * 2) for request in REQUESTS]
+    contexts = [key_rows(model, [request], TEMPLATES * 2) for request in REQUESTS]
     assert batch_that_fits(model, contexts, 2) < batch_that_fits(model, long, 2)

@@ -11,7 +11,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_mode
 
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.sites import LayerOutput, LayerParts
-from fedit_app.editing.values import ValueProblem, request_rows
+from fedit_app.editing.values import ValueProblem, key_rows
 
 FAST = dataclasses.replace(
     SETTINGS, stop_after=2, steps=25, clamp=20.0, kl_weight=0.01, weight_decay=0.1
@@ -34,7 +34,7 @@ def alone(editor="memit", family="llama", bos=False):
 
 
 def make_problem(model, requests, site):
-    return ValueProblem.of(model, [request_rows(model, r, TEMPLATES) for r in requests], site)
+    return ValueProblem.of(model, [key_rows(model, [r], TEMPLATES) for r in requests], site)
 
 
 def changes_of(values):
@@ -195,7 +195,7 @@ def test_a_value_keeps_to_the_norm_of_other_contexts(log):
     assert norms[1, 0] < 2 * median[1]
     assert lengths[0] == pytest.approx(0.5 * 2 * median[0])
     assert lengths[1] == pytest.approx(0.5 * norms[1, 0])
-    assert "of 1 of 2 requests is more than 2 times as long as in other contexts" in log.text
+    assert "of 1 of 2 values is more than 2 times as long as in other contexts" in log.text
 
 
 @pytest.mark.parametrize("guard", [1.25, 3.0])

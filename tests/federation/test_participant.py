@@ -371,7 +371,8 @@ def test_a_correction_of_an_own_correction_counts(node, demo_copy):
     ledger = node(**changes).ledger()
     assert ledger.fulfilled()["better"] in {mkv.id for mkv in ledger.holding}
     assert ledger.entries[outdated].overruled_by == ledger.fulfilled()["better"]
-    assert [conflict.gave_way for conflict in outcome.conflicts].count(outdated) == 1
+    assert ledger.entries[ledger.fulfilled()["better"]].supersedes == (outdated,)
+    assert outcome.conflicts == [], "a correction is no conflict"
 
 
 def test_votes_decide_if_the_policy_says_so(node, monkeypatch):

@@ -80,7 +80,9 @@ def test_values_reach_the_loss_of_the_plain_reference(users_cache, editor):
         model, requests, templates, dataclasses.replace(settings, steps=1)
     )
     for i, request in enumerate(requests):
-        _, h0, loss, steps = reference.optimise_value(model, request, templates, settings, editor)
+        _, h0, loss, steps = reference.optimise_value(
+            model, (request,), templates, settings, editor
+        )
         assert int(values.steps[i]) == steps
         assert torch.allclose(values.h0[i], h0, rtol=1e-3, atol=1e-3)
         assert float(values.loss[i]) == pytest.approx(loss, rel=0.01)
