@@ -104,6 +104,7 @@ def test_nothing_of_it_holds_a_requests_text(folders, demo_records):
         assert not [text for text in texts if text.encode() in content]
 
 
+@pytest.mark.slow
 def test_after_a_crash_the_ledger_answers(runs, folders, answer):
     _, (config, _) = runs
     process = psutil.Process(read_record(folders[0]).pid)

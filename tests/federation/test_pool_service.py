@@ -129,6 +129,7 @@ def received(results) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_a_pool_on_object_storage_serves_as_one_on_disk(settings, bucket, demo_run):
     uri = f"{bucket}/federation"
     results, _ = inprocess.federate(settings(pool_uri=uri), 4)

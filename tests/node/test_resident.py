@@ -161,6 +161,7 @@ def test_a_crash_over_a_message_is_made_good(node, tmp_path, caplog):
     assert f"resident process {first['pid']} ended over edit" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_second_crash_is_told(node):
     with pytest.raises(FedEditError, match="ended twice over edit, .* with SIGKILL") as error:
         node.ask(do="crash")
@@ -168,6 +169,7 @@ def test_a_second_crash_is_told(node):
     assert node.ask()["answered"] == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended(node):
     hanging = node.ask()["pid"]
     started = time.monotonic()
@@ -179,6 +181,7 @@ def test_a_process_that_hangs_is_ended(node):
     assert node.ask()["pid"] != hanging
 
 
+@pytest.mark.slow
 def test_a_message_that_waits_too_long_for_its_turn_harms_nobody(node, tmp_path):
     pid, over = node.ask()["pid"], tmp_path / "over"
     replies = []
@@ -195,6 +198,7 @@ def test_a_message_that_waits_too_long_for_its_turn_harms_nobody(node, tmp_path)
     assert replies == [{"pid": pid, "answered": 2, "stage": "edit"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "respect"),
     [
@@ -212,6 +216,7 @@ def test_a_process_for_something_else_is_replaced(node, changed, respect, caplog
     assert f"resident process {first['pid']}: replaced (another {respect})" in caplog.text
 
 
+@pytest.mark.slow
 def test_other_files_of_the_model_are_another_model(node, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
@@ -222,6 +227,7 @@ def test_other_files_of_the_model_are_another_model(node, tmp_path):
     assert node.ask(model=str(model))["pid"] != first["pid"]
 
 
+@pytest.mark.slow
 def test_a_process_with_older_code_is_replaced(node, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as past:
@@ -234,6 +240,7 @@ def test_a_process_with_older_code_is_replaced(node, monkeypatch, caplog):
     assert "replaced (another code)" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_with_other_code_answers_nothing(node, monkeypatch):
     monkeypatch.setenv("STUB_CODE", "other")
     with pytest.raises(FedEditError, match="started with another code; .* finds another FedEdit"):
@@ -250,6 +257,7 @@ def test_the_code_is_that_of_the_client_app(node, monkeypatch, tmp_path):
     assert node.ask()["answered"] == 1
 
 
+@pytest.mark.slow
 def test_what_keeps_it_from_starting_is_told(node, monkeypatch):
     monkeypatch.setattr(worker_process, "MODULE", "stub_wrecker")
     reason = r"did not start \(exit code 1: .*No module named stub_wrecker\); see .*worker.log"
@@ -257,6 +265,7 @@ def test_what_keeps_it_from_starting_is_told(node, monkeypatch):
         node.ask()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_not_explained_by_an_earlier_text(node, monkeypatch):
     node.folder.mkdir(parents=True)
     (node.folder / "worker.log").write_text(f"ValueError: {SECRET}\n")
@@ -265,6 +274,7 @@ def test_a_start_that_fails_is_not_explained_by_an_earlier_text(node, monkeypatc
         node.ask()
 
 
+@pytest.mark.slow
 def test_it_ends_when_nobody_asks(node):
     settings = WorkerSettings(idle_seconds=0.5)
     first = node.ask(settings)
@@ -289,12 +299,14 @@ def test_it_ends_with_its_supernode(node, monkeypatch):
     assert "ends: the SuperNode has ended" in node.log
 
 
+@pytest.mark.slow
 def test_another_supernode_has_another_process(node, monkeypatch):
     first = node.ask()
     monkeypatch.setattr(os, "getppid", os.getpid)
     assert node.ask()["pid"] != first["pid"]
 
 
+@pytest.mark.slow
 def test_it_ends_once_it_has_grown(node):
     settings = WorkerSettings(memory_gb=0.01)
     first = node.ask(settings)
@@ -304,6 +316,7 @@ def test_it_ends_once_it_has_grown(node):
     assert node.ask(settings)["answered"] == 1
 
 
+@pytest.mark.slow
 def test_it_ends_after_an_unexpected_error(node):
     first = node.ask(do="fail")
     assert ended(first["pid"])
@@ -318,6 +331,7 @@ def test_too_large_a_message_is_refused(node, monkeypatch):
         node.reply(arrays=arrays)
 
 
+@pytest.mark.slow
 def test_too_large_an_answer_is_told(node, monkeypatch):
     monkeypatch.setenv("STUB_MOST_BYTES", str(2**19))
     arrays = ArrayRecord({"layer-4": Array(np.zeros(2**17))})
@@ -327,6 +341,7 @@ def test_too_large_an_answer_is_told(node, monkeypatch):
     assert "message of 1 MB" in reply["error"]
 
 
+@pytest.mark.slow
 def test_its_log_does_not_grow_for_ever(node, monkeypatch):
     monkeypatch.setenv("STUB_LARGEST_LOG", "200")
     for _ in range(4):
@@ -349,6 +364,7 @@ def test_stop_worker_ends_it(node):
     assert node.ask()["answered"] == 1
 
 
+@pytest.mark.slow
 def test_stop_worker_spares_whoever_has_got_its_number(node):
     node.ask()
     record = json.loads((node.folder / "worker.json").read_text())
@@ -365,12 +381,14 @@ def test_stop_worker_spares_whoever_has_got_its_number(node):
     stranger.wait()
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_no_obstacle(node):
     node.folder.mkdir(parents=True)
     (node.folder / "worker.json").write_text("{")
     assert node.ask()["answered"] == 1
 
 
+@pytest.mark.slow
 def test_deep_folders_have_sockets_too(tmp_path, monkeypatch):
     node = Node(tmp_path / "/".join(["deep"] * 30))
     temporary = tmp_path / ("long" * 30)
@@ -387,6 +405,7 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         Node(tmp_path).ask()
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_nothing(node, monkeypatch):
     node.folder.mkdir(parents=True)
     rooms = []
