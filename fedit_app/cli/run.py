@@ -77,7 +77,8 @@ def run(
         sys.stderr.write(f"fedit: the run failed ({status}); see the log above\n")
         return 1
     folder = Path(settings.output_dir or "~/fedit-runs/RUN-ID of the server")
-    lines = _shared_subjects(folder / "results.json")
+    here = superlink is None or Path(superlink).expanduser().is_dir()
+    lines = _shared_subjects(folder / "results.json") if here else []
     lines += [f"results: {folder / 'results.json'}", f"report:  {folder / 'report.html'}"]
     say("\n".join(lines))
     return 0
