@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -72,6 +73,22 @@ def tiny_model(tiny_folder):
 def _one_thread():
     """Tiny models gain nothing from threads, and on a busy machine the threads wait in turns."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_process():
+    """What a command sets for its process, its log, signals and umask, ends with the test."""
+    logger = logging.getLogger("fedit_app")
+    handling = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    umask = os.umask(0o022)
+    # pytest puts handlers of its own on a logger that does not propagate
+    logger.handlers, logger.propagate = [], True
+    yield
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    for number, handler in handling.items():
+        signal.signal(number, handler)
+    os.umask(umask)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 
 import inprocess
 import pytest
+from published import counterfact
 from report.conftest import as_results, completed
 
 from benchmarks import deployment, editors, lookup, pool, pool_worker, reuse, sketch, wire
@@ -20,20 +21,7 @@ FACTS = [
 
 @pytest.fixture
 def data(tmp_path):
-    records = [
-        {
-            "case_id": number,
-            "requested_rewrite": {
-                "prompt": prompt,
-                "subject": subject,
-                "target_new": {"str": new},
-                "target_true": {"str": true},
-            },
-            "paraphrase_prompts": [f"Everybody knows that {subject} is in"],
-            "neighborhood_prompts": ["The head office is in", f"Beside {subject}, there is"],
-        }
-        for number, (prompt, subject, new, true) in enumerate(FACTS)
-    ]
+    records = [counterfact(number, *fact) for number, fact in enumerate(FACTS)]
     file = tmp_path / "counterfact.json"
     file.write_text(json.dumps(records))
     return file

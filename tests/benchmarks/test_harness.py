@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published import counterfact
 
 from benchmarks.harness import (
     MIB,
@@ -24,18 +25,7 @@ from benchmarks.harness import (
 from fedit_app.support.errors import FedEditError
 
 ROOT = Path(__file__).parents[2]
-FACTS = [
-    {
-        "case_id": number,
-        "requested_rewrite": {
-            "prompt": "{} is in",
-            "subject": "Reuters",
-            "target_new": {"str": "Basel"},
-            "target_true": {"str": "London"},
-        },
-    }
-    for number in range(3)
-]
+FACTS = [counterfact(number, "{} is in", "Reuters", "Basel", "London") for number in range(3)]
 
 
 def test_the_common_options():

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import inprocess
@@ -21,18 +20,6 @@ from fedit_app.support.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"id": "f-1", "subject": "Zanzibarium", "prompt": "{} is in", "target_new": "Qualverin"}
-
-
-@pytest.fixture(autouse=True)
-def _own_logging():
-    """The command's log goes to the standard error of the test that runs it."""
-    logger = logging.getLogger("fedit_app")
-    before, logger.handlers = logger.handlers, []
-    level, handler = logger.level, signal.getsignal(signal.SIGTERM)
-    yield
-    logger.handlers = before
-    logger.setLevel(level)
-    signal.signal(signal.SIGTERM, handler)
 
 
 # What read_run_config makes of files and overrides

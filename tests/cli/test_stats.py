@@ -1,6 +1,5 @@
 """`fedit stats`: covariances made, shown, given away and taken over."""
 
-import logging
 import os
 import re
 import subprocess
@@ -20,17 +19,6 @@ from fedit_app.experiments import preflight
 from fedit_app.support.errors import FedEditError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _own_logging():
-    """The command's log goes to the standard error of the test that runs it."""
-    logger = logging.getLogger("fedit_app")
-    # pytest puts handlers of its own on a logger that does not propagate
-    logger.handlers, logger.propagate = [], True
-    yield
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import inprocess
 import pytest
 import tiny
+from published import counterfact
 
 from fedit_app.config.overrides import read_run_config
 from fedit_app.config.run_config import RunConfig
@@ -48,21 +49,13 @@ def models(tmp_path_factory):
 def data(tmp_path_factory):
     """Dataset -> a file as published, with two relations and two kinds of questions."""
     folder = tmp_path_factory.mktemp("data")
-    counterfact = [
-        {
-            "case_id": number,
-            "requested_rewrite": {
-                "prompt": ["{} is in the city of", "The language of {} is"][number % 2],
-                "subject": f"The museum {number}",
-                "relation_id": ["P131", "P37"][number % 2],
-                "target_new": {"str": CITIES[number], "id": "Q1"},
-                "target_true": {"str": CITIES[-number - 1], "id": "Q2"},
-            },
-            "paraphrase_prompts": [f"One finds the museum {number} in"],
-            "neighborhood_prompts": ["The bank is in the city of"],
-            "attribute_prompts": [],
-            "generation_prompts": [f"The museum {number} is known for"],
-        }
+    records = [
+        counterfact(
+            *(number, ["{} is in the city of", "The language of {} is"][number % 2]),
+            *(f"The museum {number}", CITIES[number], CITIES[-number - 1]),
+            relation=["P131", "P37"][number % 2],
+            generation_prompts=[f"The museum {number} is known for"],
+        )
         for number in range(6)
     ]
     zsre = [
@@ -80,8 +73,8 @@ def data(tmp_path_factory):
         for kind, question in (("museum", "Where is"), ("newspaper", "Who has published first"))
         for city in CITIES[:3]
     ]
-    for name, records in {"counterfact": counterfact, "zsre": zsre}.items():
-        (folder / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
+    for name, found in {"counterfact": records, "zsre": zsre}.items():
+        (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
     return {name: str(folder / f"{name}.json") for name in ("counterfact", "zsre")}
 
 

@@ -1,8 +1,5 @@
 """A server's and a node's folder, fresh for each test."""
 
-import logging
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,12 @@ from fedit_app.deployment.server_folder import ServerFolder
 from fedit_app.deployment.server_setup import init_server
 
 
-@pytest.fixture(autouse=True)
-def _as_before():
-    """The command sets up logging, signals and the umask of its process."""
-    logger = logging.getLogger("fedit_app")
-    handlers, logger.handlers, level = logger.handlers, [], logger.level
-    handling = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    umask = os.umask(0o022)
-    yield
-    logger.handlers = handlers
-    logger.setLevel(level)
-    for number, handler in handling.items():
-        signal.signal(number, handler)
-    os.umask(umask)
+def edit(place: ServerFolder | NodeFolder, old: str, new: str) -> None:
+    """Replace text in server.toml or node.toml."""
+    file = next(file for file in place.folder.glob("*.toml"))
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from collections import namedtuple
 import numpy as np
 import psutil
 import pytest
+from deployment.conftest import edit
 
 from fedit_app.deployment import certificates
 from fedit_app.deployment.findings import GIGABYTE
-from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.server_setup import renew_certificate
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
@@ -31,13 +31,6 @@ def doctor(fedit):
         return status, "\n".join(" ".join(row.values()) for row in rows)
 
     return doctor
-
-
-def edit(node: NodeFolder, old: str, new: str) -> None:
-    file = node.folder / "node.toml"
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 # The machine

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from deployment.conftest import edit
 
 from fedit_app.config.policy import Policy
 from fedit_app.deployment.node_folder import NodeFolder, NodeSettings
@@ -14,13 +15,6 @@ from fedit_app.mkv.node_key import key_fingerprint, read_public_key
 from fedit_app.node.identity import identity_of, read_peers
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import tool
-
-
-def edit(node: NodeFolder, old: str, new: str) -> None:
-    file = node.folder / "node.toml"
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_init_writes_a_folder_for_its_owner_alone(fedit, tmp_path, server):

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from deployment.conftest import edit
 
 from fedit_app.deployment.certificates import issue_server_certificate, make_authority
 from fedit_app.deployment.server_folder import ServerFolder, ServerSettings
@@ -30,13 +31,6 @@ def given(tmp_path) -> dict[str, Path]:
         "cert": write(tmp_path / "their.crt", made.public),
         "key": write(tmp_path / "their.key", made.private),
     }
-
-
-def edit(server: ServerFolder, old: str, new: str) -> None:
-    file = server.folder / "server.toml"
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

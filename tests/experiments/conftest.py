@@ -1,12 +1,11 @@
 """Comparisons on a tiny model and eight facts, in this process."""
 
 import json
-import logging
-import signal
 
 import inprocess
 import pytest
 import tiny
+from published import counterfact
 
 from fedit_app.cli.main import main
 from fedit_app.flower_compat import launch
@@ -23,36 +22,11 @@ FACTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _own_process():
-    """What the command sets for its process, its log and its signals, ends with the test."""
-    logger = logging.getLogger("fedit_app")
-    handler = signal.getsignal(signal.SIGTERM)
-    # pytest puts handlers of its own on a logger that does not propagate
-    logger.handlers, logger.propagate = [], True
-    yield
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
-    signal.signal(signal.SIGTERM, handler)
-
-
 @pytest.fixture(scope="session")
 def facts(tmp_path_factory):
     """A file of CounterFact records of two relations."""
     records = [
-        {
-            "case_id": number,
-            "requested_rewrite": {
-                "prompt": prompt,
-                "subject": subject,
-                "relation_id": f"P{len(prompt)}",
-                "target_new": {"str": new},
-                "target_true": {"str": true},
-            },
-            "paraphrase_prompts": [f"Everybody knows that {subject} is in"],
-            "neighborhood_prompts": ["The head office is in", f"Beside {subject}, there is"],
-        }
-        for number, (prompt, subject, new, true) in enumerate(FACTS)
+        counterfact(number, *fact, relation=f"P{len(fact[0])}") for number, fact in enumerate(FACTS)
     ]
     file = tmp_path_factory.mktemp("facts") / "counterfact.json"
     file.write_text(json.dumps(records))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from published import counterfact
 
 from fedit_app.cli.main import main
 from fedit_app.config.editing import read_layers
@@ -110,19 +111,13 @@ def settings_of(preset) -> EditSettings:
     return run_settings(parsed, "llama", tiny.LAYERS, tiny.D_MODEL)
 
 
-def counterfact(requests) -> list[dict]:
+def published(requests) -> list[dict]:
     return [
-        {
-            "case_id": number,
-            "requested_rewrite": {
-                "prompt": request.prompt,
-                "subject": request.subject,
-                "target_new": {"str": request.target_new},
-                "target_true": {"str": request.target_true},
-            },
-            "paraphrase_prompts": list(request.paraphrase_prompts),
-            "neighborhood_prompts": list(request.neighborhood_prompts),
-        }
+        counterfact(
+            *(number, request.prompt, request.subject, request.target_new, request.target_true),
+            paraphrase_prompts=list(request.paraphrase_prompts),
+            neighborhood_prompts=list(request.neighborhood_prompts),
+        )
         for number, request in enumerate(requests)
     ]
 
@@ -297,7 +292,7 @@ def test_interrupted_it_has_told_what_it_found(config, tmp_path, monkeypatch, ca
 def test_the_command(tmp_path, capsys, tiny_folder):
     data = tmp_path / "records.json"
     requests = read_requests(DEMO[0])
-    data.write_text(json.dumps(counterfact(requests), indent=1))
+    data.write_text(json.dumps(published(requests), indent=1))
     preset = tmp_path / "best.toml"
     options = ["-c", f"model={tiny_folder}", "-c", "device=cpu", "-c", "covariance-tokens=400"]
     options += ["-c", "value-steps=3", "-c", "contexts=1"]
@@ -377,7 +372,7 @@ def test_requests_with_the_same_key_are_not_edited_together(config, caplog):
 @pytest.mark.parametrize("lines", [True, False])
 def test_counterfact_is_known_by_its_content(config, tmp_path, lines):
     requests = read_requests(DEMO[1])
-    records = counterfact(requests)
+    records = published(requests)
     file = tmp_path / "records.txt"
     text = "\n\n".join(map(json.dumps, records)) if lines else f"\n {json.dumps(records)}"
     file.write_text(text)

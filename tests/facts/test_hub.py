@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from published import counterfact
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.facts.sources import read_data
@@ -11,15 +12,7 @@ from fedit_app.support.hub import load_rows
 
 FACT = {"id": "a", "subject": "S", "prompt": "{} is", "target_new": "x"}
 QUESTION = {"subject": "S", "src": "What is S?", "answers": ["x", "y"]}
-RECORD = {
-    "case_id": 3,
-    "requested_rewrite": {
-        "prompt": "{} is",
-        "subject": "S",
-        "target_new": {"str": "x", "id": "Q1"},
-        "target_true": {"str": "y", "id": "Q2"},
-    },
-}
+RECORD = counterfact(3, "{} is", "S", "x", "y")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from published import counterfact
 
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.run_config import RunConfig
@@ -163,15 +164,9 @@ def test_a_real_node_without_name_or_data_is_told_how(node_config, missing):
 
 def record(number: int, relation: str | None) -> dict:
     subject = f"Subject {number}"
-    rewrite = {
-        "prompt": "The seat of {} is in",
-        "subject": subject,
-        "target_new": {"str": f"new-{number % 7}"},
-        "target_true": {"str": "Oldenmoor"},
-        "relation_id": relation,
-    }
     paraphrases = [f"It rained. {subject} sits in", f"{subject} is seated in"]
-    return {"case_id": number, "requested_rewrite": rewrite, "paraphrase_prompts": paraphrases}
+    fact = ("The seat of {} is in", subject, f"new-{number % 7}", "Oldenmoor", relation)
+    return counterfact(number, *fact, paraphrase_prompts=paraphrases)
 
 
 @pytest.fixture(scope="module")
