@@ -1,7 +1,7 @@
 """Optimising a value as the published codes do, to compare the library with.
 
 One request at a time with its contexts as one padded batch, every layer and every position in each
-pass, and a fixed number of steps. Two savings can be switched on by themselves.
+pass, and a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ def plain_values(
     requests: Sequence[EditRequest],
     templates: Sequence[str],
     settings: EditSettings,
-    *,
-    logits_at_targets: bool = False,
-    lower_layers_cached: bool = False,
 ) -> Values:
     """MEMIT's v* of requests, one after the other.
 
@@ -36,13 +33,8 @@ def plain_values(
         requests: n requests.
         templates: context templates, the bare one first.
         settings: hyperparameters; `stop_after` and `batch` are not looked at.
-        logits_at_targets: compute logits only where a target is predicted.
-        lower_layers_cached: start each pass behind the layer whose output is changed.
     """
-    found = [
-        _plain_value(model, request, templates, settings, logits_at_targets, lower_layers_cached)
-        for request in requests
-    ]
+    found = [_plain_value(model, request, templates, settings) for request in requests]
     columns = zip(*found, strict=True)
     return Values(*(torch.stack(column) for column in columns))
 
@@ -52,8 +44,6 @@ def _plain_value(
     request: EditRequest,
     templates: Sequence[str],
     settings: EditSettings,
-    logits_at_targets: bool,
-    lower_layers_cached: bool,
 ) -> tuple[Tensor, ...]:
     rows = key_rows(model, [request], templates)
     texts = [*rows.contexts, rows.essence]
@@ -65,13 +55,6 @@ def _plain_value(
     with torch.no_grad():
         upper = trace(model, layer + 1, model.n_layers - 1, inputs)
         states = at_least_float32(upper.hidden[number, lookup])
-
-    def last_states(delta: Tensor) -> Tensor:
-        if lower_layers_cached:
-            hidden = upper.hidden.clone()
-            hidden[number, lookup] += delta.to(hidden)
-            return upper.run(hidden, layer + 1, model.n_layers - 1)
-        return _whole_pass(model, layer, (number, lookup), delta, inputs)
 
     wanted = [
         (line, position - 1, row.ids[position], 1 / (len(row.ids) - row.target))
@@ -85,13 +68,9 @@ def _plain_value(
 
     def scores(delta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the target tokens, and of every token behind the essence."""
-        final = last_states(delta)
-        if logits_at_targets:
-            at_targets = model.log_probabilities(final[line, position])
-            essence = model.log_probabilities(final[-1, lookup[-1]])
-        else:
-            everything = model.log_probabilities(final)
-            at_targets, essence = everything[line, position], everything[-1, lookup[-1]]
+        final = _whole_pass(model, layer, (number, lookup), delta, inputs)
+        everything = model.log_probabilities(final)
+        at_targets, essence = everything[line, position], everything[-1, lookup[-1]]
         return at_targets.gather(1, token[:, None])[:, 0], essence
 
     h0 = states[0]

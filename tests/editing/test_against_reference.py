@@ -18,10 +18,9 @@ FEW_STEPS = dataclasses.replace(SETTINGS, steps=6, learning_rate=2.0)
 # Each editor on one family, and each kind of family with one editor; `make test-all` has them all.
 QUICK = [
     ("llama", "memit"),
-    ("llama", "pmet"),
     ("gpt2", "alphaedit"),
     ("gptj", "memit-fe"),
-    ("gemma2", "memit"),
+    ("gemma2", "pmet"),
 ]
 
 
