@@ -24,6 +24,7 @@ def test_an_editor_of_ones_own_edits(folder, monkeypatch):  # noqa: F811
     assert editor.edit([fact]).decoded == 1
 
 
+@pytest.mark.integration
 def test_a_strategy_of_ones_own_is_one_file_and_decides_what_nodes_are_served(
     tiny_folder, tmp_path, monkeypatch
 ):
