@@ -23,7 +23,7 @@ from fedit_app.support.processes import environment, flower_home, tool
 
 FINISHED = "finished"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_NAME = "fedit"
+_NAME = "fedit"  # of the connection in Flower's configuration
 _PATIENCE_SECONDS = 60
 _POLL_SECONDS = 0.5
 
@@ -55,12 +55,10 @@ class Connection:
 
     Attributes:
         home: folder for the files of this connection's calls; their working directory.
-        name: the connection's name in Flower's configuration.
         environment: what the calls run in.
     """
 
     home: Path
-    name: str
     environment: Mapping[str, str] = field(repr=False)
 
     @staticmethod
@@ -77,7 +75,7 @@ class Connection:
         flower_home(home).mkdir(exist_ok=True)
         content = {"superlink": {"default": _NAME, _NAME: settings}}
         (flower_home(home) / "config.toml").write_text(tomli_w.dumps(content), encoding="utf-8")
-        return Connection(home, _NAME, environment(home))
+        return Connection(home, environment(home))
 
     def submit(
         self,
@@ -104,7 +102,7 @@ class Connection:
         if federation:
             pairs = " ".join(f"{key}={value}" for key, value in federation.items())
             options += ["--federation-config", pairs]
-        answer = self.call("run", str(app), self.name, *options)
+        answer = self.call("run", str(app), _NAME, *options)
         if "run-id" not in answer:
             raise FedEditError(f"Flower refused the run: {answer['said']}")
         return str(answer["run-id"])
@@ -135,7 +133,7 @@ class Connection:
         """Pass on the lines of a log after the first `skip`; returns how many there are now."""
         count = 0
         with subprocess.Popen(
-            [tool("flwr"), "log", run_id, self.name, "--stream"],
+            [tool("flwr"), "log", run_id, _NAME, "--stream"],
             cwd=self.home,
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
@@ -157,7 +155,7 @@ class Connection:
         """The run's status, final if the run finishes within moments."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            answer = self.call("ls", self.name, "--run-id", run_id)
+            answer = self.call("ls", _NAME, "--run-id", run_id)
             runs = answer.get("runs")
             if runs and str(runs[0]["status"]).startswith(FINISHED):
                 return str(runs[0]["status"])
@@ -170,7 +168,7 @@ class Connection:
 
     def stop(self, run_id: str) -> None:
         """Stop a run; nothing happens if it has ended."""
-        self.call("stop", run_id, self.name)
+        self.call("stop", run_id, _NAME)
 
     def call(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr` and read what it answers.

@@ -68,15 +68,6 @@ def test_the_table_describes_every_layer(stats, tiny_model):
         assert Path(file).name == f"layer-{layer}.safetensors" and Path(file).is_file()
 
 
-def test_it_is_made_once(stats):
-    first = stats("--layers", "1,3")
-    again = stats("--layers", "1,3")
-
-    assert "once for this model" in first[2]
-    assert first[1] == again[1]
-    assert "covariance" not in again[2]
-
-
 def test_fewer_tokens_than_dimensions_are_singular(stats, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The head office is in the city.\n")
@@ -175,19 +166,6 @@ def test_bad_input(stats, tmp_path, arguments, told):
     assert err.splitlines()[-1].startswith("fedit: error: ")
     assert told in err.splitlines()[-1]
     assert cached_layers(tmp_path) == set()
-
-
-def test_statistics_of_another_model(stats, tmp_path):
-    file = tmp_path / "tiny.safetensors"
-    stats("--layers", "1", "--save", str(file))
-    other = tiny.make_model(tmp_path / "other", seed=1)
-    before = cached_layers(tmp_path)
-    for arguments in (["--load", str(file)], ["-c", f"covariance-source={file}", "--layers", "1"]):
-        status, out, err = stats("-c", f"model={other}", *arguments)
-        assert status == 2
-        assert out == ""
-        assert "tiny.safetensors: statistics of another model" in err
-    assert cached_layers(tmp_path) == before
 
 
 def test_a_run_with_a_file_that_lacks_a_layer_is_refused(stats, tmp_path, tiny_folder):
