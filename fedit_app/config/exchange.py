@@ -43,6 +43,26 @@ class ExchangeSettings(Settings):
         "(the one for an own request), newest (of the later slot) or majority (the one that more "
         "nodes want)",
     )
+    compose_rounds: int = key(
+        8,
+        "most rounds in which nodes whose facts have one key learn a value for all of these facts; "
+        "what has not come together by then is a conflict; 0: every contested key is one",
+        source="on CounterFact all that came together did so within 6 rounds (docs/composition.md)",
+        ge=0,
+        le=100,
+    )
+    compose_steps: int = key(
+        3,
+        "steps of Adam that a node takes in a round of composition",
+        source="5 and more drift apart (docs/composition.md)",
+        ge=1,
+        le=100,
+    )
+    combination: Literal["mean", "median"] = key(
+        "mean",
+        "how the values of a round become the next one: mean, or median, which one faulty node of "
+        "three or more cannot move far",
+    )
     accept_quorum: int = key(
         1,
         "organisations that must want a fact (that have uploaded near-equal MKVs, or reuse one) "

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedit_app.config.editing import EditingSettings, WorkbenchSettings
+from fedit_app.editing.composition import LocalSteps, local_steps
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
@@ -182,6 +184,47 @@ class Workbench:
         made = self._written(firsts, ledger, node, slot, values)
         of_request = {i: mkv for group, mkv in zip(groups, made, strict=True) for i in group}
         return [of_request[i] for i in range(len(requests))]
+
+    def compose(
+        self, groups: Sequence[Sequence[EditRequest]], changes: np.ndarray, steps: int
+    ) -> LocalSteps:
+        """A holder's part of a round of composition; see `composition.local_steps`.
+
+        Args:
+            groups: the holder's own requests of n keys.
+            changes: (n, d_model) the values from which it starts, as v - h0.
+            steps: how many steps it takes; 0 only looks at the values.
+        """
+        rows = [key_rows(self.model, group, self.templates) for group in groups]
+        site = self.editor.site(self.model, self.settings)
+        start = torch.from_numpy(changes)
+        objective, rate = self.editor.objective, self.settings.learning_rate
+        return local_steps(self.model, rows, site, self.settings, objective, start, steps, rate)
+
+    def write(
+        self,
+        requests: Sequence[EditRequest],
+        v_star: np.ndarray,
+        h0: np.ndarray,
+        ledger: Edits,
+        node: str,
+        slot: int,
+    ) -> list[MKV]:
+        """MKVs of n values that are known already, on top of a ledger.
+
+        Args:
+            requests: one of each key.
+            v_star: (n, d_model) the values.
+            h0: (n, d_model) what stands there in the unedited model.
+            ledger: what was accepted before.
+            node: the node that writes.
+            slot: the time slot.
+        """
+        values, states = (
+            torch.from_numpy(part)[:, None].to(self.model.device) for part in (v_star, h0)
+        )
+        nothing = torch.zeros(len(requests))
+        return self._written(requests, ledger, node, slot, Values(values, states, nothing, nothing))
 
     def _written(
         self, requests: Sequence[EditRequest], ledger: Edits, node: str, slot: int, values: Values

@@ -112,6 +112,16 @@ def unpack_checked(packed: Mapping[str, np.ndarray], precision: str) -> Vectors:
     return vectors
 
 
+def rounded(vector: np.ndarray, precision: str) -> np.ndarray:
+    """A vector `(d,)` float32 as every receiver of an MKV of a precision decodes it.
+
+    Raises:
+        FedEditError: see `pack`.
+    """
+    packed = pack(dict.fromkeys(VECTOR_FIELDS, vector), precision)
+    return unpack(packed, precision)[0]
+
+
 def rounding_error(vector: np.ndarray, precision: str) -> float:
     """Upper bound of the Euclidean distance of this vector `(d,)` from its unrounded original."""
     form = precision_named(precision)

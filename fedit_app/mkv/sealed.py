@@ -20,7 +20,8 @@ SKETCHES = (*SIGNATURES, "shifts")
 PAYLOAD = "payload"
 _TOLD = "sealed MKVs"
 _FIELDS = ("fingerprint", "ids", "nodes", "slots", "sizes")
-_LEAST_PAYLOAD = 12 + 16  # nonce and tag of AES-GCM
+SEALING_BYTES = 12 + 16
+"""What sealing adds: nonce and tag of AES-GCM."""
 # Rounding a unit vector to float16 changes its squared length by less.
 _LENGTH_ERROR = 2**-9
 
@@ -90,10 +91,10 @@ def decode_sealed(arrays: Mapping[str, np.ndarray], meta: object) -> list[Sealed
     names = check_meta(meta, _FIELDS, "", is_id, _TOLD)
     fingerprint, sizes = names["fingerprint"], names["sizes"]
     for size in sizes:
-        if type(size) is not int or not _LEAST_PAYLOAD <= size <= MAX_MKV_BYTES:
+        if type(size) is not int or not SEALING_BYTES <= size <= MAX_MKV_BYTES:
             raise FedEditError(
                 f"{_TOLD}: a payload of {shown(size)} bytes found; it has "
-                f"{_LEAST_PAYLOAD} to {MAX_MKV_BYTES}"
+                f"{SEALING_BYTES} to {MAX_MKV_BYTES}"
             )
     _check_arrays(arrays, len(sizes), sum(sizes))
     payloads = memoryview(arrays[PAYLOAD].tobytes())

@@ -43,6 +43,7 @@ class Sealer:
     def __init__(self, key: FederationKey, fingerprint: str, inner: str, width: int) -> None:
         self._fingerprint, self._inner = fingerprint, inner
         self._aead = AESGCM(key.derive("payload"))
+        self._value_aead = AESGCM(key.derive("value of a contested key"))
         self._nonce_key = key.derive("nonce")
         # One block of AES is a keyed permutation of all ids: nodes can go both ways.
         self._ids = Cipher(algorithms.AES(key.derive("id of an MKV")), modes.ECB())
@@ -85,6 +86,32 @@ class Sealer:
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """The sketches `(n, m)` float16 of lookup keys `(n, d_ff)`."""
         return self._sketcher.sketch("key", keys)
+
+    def seal_value(self, change: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        """A value of a round of composition as a server may have it: int8, `SEALING_BYTES` longer.
+
+        Args:
+            change: `(d_model,)` float16.
+            place: what JSON can hold: run, slot, round, key and node. It opens there only.
+        """
+        content, bound = change.tobytes(), json.dumps(list(place)).encode()
+        hashed = hashlib.blake2b(bound, key=self._nonce_key, digest_size=_NONCE_BYTES)
+        hashed.update(content)
+        nonce = hashed.digest()
+        return np.frombuffer(nonce + self._value_aead.encrypt(nonce, content, bound), np.int8)
+
+    def open_value(self, sealed: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        """The inverse of `seal_value`.
+
+        Raises:
+            FedEditError: it was damaged, or sealed with another key or for another place.
+        """
+        data, bound = sealed.tobytes(), json.dumps(list(place)).encode()
+        try:
+            content = self._value_aead.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], bound)
+        except InvalidTag:
+            raise FedEditError("a sealed value does not open") from None
+        return np.frombuffer(content, "<f2")
 
     def seal_id(self, id_: str) -> str:
         """What a server calls an MKV."""

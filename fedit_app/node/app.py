@@ -28,6 +28,7 @@ app = ClientApp()
 @app.query("hello")
 @app.train("edit")
 @app.train("reedit")
+@app.train("compose")
 @app.train()
 @app.evaluate()
 def answer(message: Message, context: Context) -> Message:

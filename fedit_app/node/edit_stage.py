@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import RunConfig
@@ -44,6 +44,7 @@ class EditOutcome:
         quarantined: how many candidates failed the screening.
         cached: of how many new MKVs the value v* came from the work-cache.
         warm_started: how many of the new ones were optimised from another MKV's value.
+        supersedes: id of a new one -> ids of own ones in whose place it holds.
     """
 
     new: list[MKV]
@@ -54,6 +55,7 @@ class EditOutcome:
     quarantined: int = 0
     cached: int = 0
     warm_started: int = 0
+    supersedes: dict[str, list[str]] = field(default_factory=dict)
 
 
 class EditStage:
@@ -147,6 +149,7 @@ class EditStage:
             quarantined=arrivals.quarantined,
             cached=self._store.found if self._store else 0,
             warm_started=sum(entry.warm_started for entry in new),
+            supersedes=_superseded_here(ledger, [entry.mkv.id for entry in new], self._owner),
         )
         logger.info(
             "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d found in "
@@ -161,6 +164,20 @@ class EditStage:
             len(outcome.reused),
         )
         return outcome
+
+
+def _superseded_here(ledger: Ledger, ids: Sequence[str], owner: str) -> dict[str, list[str]]:
+    """Id -> the owner's own MKVs in whose place it holds, of those that supersede any."""
+    entries = ledger.entries
+    found = {
+        id_: [old for old in entries[id_].supersedes if _author(ledger, old) == owner]
+        for id_ in ids
+    }
+    return {id_: old for id_, old in found.items() if old}
+
+
+def _author(ledger: Ledger, id_: str) -> str:
+    return ledger.entries[id_].mkv.node if id_ in ledger.entries else ""
 
 
 def _fulfilling(requests: Sequence[EditRequest], ledger: Ledger) -> list[str]:

@@ -55,7 +55,10 @@ class Envelope:
 
     Attributes:
         components: what all nodes have to agree on; the server knows their MKVs by its hash.
+        seals: whether the server gets things sealed.
     """
+
+    seals = False
 
     def __init__(self, components: Mapping[str, str], precision: str, identity: Identity) -> None:
         self.components = dict(components)
@@ -99,6 +102,23 @@ class Envelope:
         """Lookup keys `(n, d_ff)` as the server gets them: `(n, m)`."""
         return keys.astype(np.float32)
 
+    def value_out(self, change: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        """A value of a round of composition as the server gets it.
+
+        Args:
+            change: `(d_model,)` float16.
+            place: run, slot, round, key and node to which it belongs.
+        """
+        return change
+
+    def value_in(self, value: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        """The inverse of `value_out`.
+
+        Raises:
+            FedEditError: it does not open.
+        """
+        return value
+
     def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
         return mkvs
 
@@ -118,6 +138,8 @@ class SealedEnvelope(Envelope):
         key: the federation key.
         width: the number of elements of a sketch.
     """
+
+    seals = True
 
     def __init__(
         self,
@@ -140,6 +162,12 @@ class SealedEnvelope(Envelope):
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         return self._sealer.lookup(keys)
+
+    def value_out(self, change: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        return self._sealer.seal_value(change, place)
+
+    def value_in(self, value: np.ndarray, place: Sequence[object]) -> np.ndarray:
+        return self._sealer.open_value(value, place)
 
     def _sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
         return self._sealer.seal(mkvs)

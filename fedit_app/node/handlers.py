@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,11 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.ledger.conflicts import Conflict
+from fedit_app.node.compose_stage import Contested
 from fedit_app.node.envelope import Envelope
 from fedit_app.node.participant import Participant
 from fedit_app.protocol.messages import (
+    COMPOSE,
     EDIT,
     EVALUATE,
     HELLO,
@@ -31,9 +33,13 @@ from fedit_app.protocol.messages import (
     pack_error,
     unpack_arrays,
     unpack_info,
+    unpack_values,
     with_lookup,
+    with_values,
 )
 from fedit_app.protocol.schema import (
+    ComposeAnswer,
+    ComposeAsk,
     ConflictIds,
     EditAnswer,
     EditAsk,
@@ -128,6 +134,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         reused=[envelope.id_out(id_) for id_ in outcome.reused],
         again=[envelope.id_out(mkv.id) for mkv in outcome.again],
         quarantined=outcome.quarantined,
+        supersedes=_ids_out(outcome.supersedes, envelope),
         conflicts=_conflicts(outcome.conflicts, envelope),
     )
     upload = asked.upload and participant.policy.upload
@@ -139,15 +146,71 @@ def reedit(content: RecordDict, participant: Participant) -> RecordDict:
     asked, envelope = ReeditAsk.read(content), participant.envelope
     slot, offered = _of_the_run(asked.slot, participant), envelope.unpack(content)
     votes = {envelope.id_in(id_): count for id_, count in asked.votes.items()}
-    outcome = participant.reedit(slot, offered.mkvs, votes)
+    supersedes = _ids_in(asked.supersedes, envelope)
+    outcome = participant.reedit(slot, offered.mkvs, votes, supersedes)
     answered = ReeditAnswer(
         node=participant.name,
         received_from=outcome.received_from,
         rejections={**outcome.rejections, **offered.rejections},
         quarantined=outcome.quarantined,
         conflicts=_conflicts(outcome.conflicts, envelope),
+        contested=_conflicts(outcome.contested, envelope),
     )
     return _with_keys(answered.packed(), participant, slot + 1)
+
+
+def compose(content: RecordDict, participant: Participant) -> RecordDict:
+    """A round of composition: values of contested keys, and the MKVs of settled ones."""
+    asked, envelope = ComposeAsk.read(content), participant.envelope
+    slot, offered = _of_the_run(asked.slot, participant), envelope.unpack(content)
+    keys = _contested_keys(asked, content, participant)
+    accepted = participant.reedit(
+        slot, offered.mkvs, supersedes=_ids_in(asked.supersedes, envelope)
+    )
+    outcome = participant.compose(slot, keys)
+    answered = ComposeAnswer(
+        node=participant.name,
+        said=outcome.said,
+        received_from=accepted.received_from,
+        rejections={**accepted.rejections, **offered.rejections},
+        quarantined=accepted.quarantined,
+        conflicts=_conflicts(accepted.conflicts, envelope),
+        supersedes=_ids_out(
+            {mkv.id: participant.ledger().entries[mkv.id].supersedes for mkv in outcome.made},
+            envelope,
+        ),
+    )
+    taken = [key for key, said in zip(keys, outcome.said, strict=True) if said != "declined"]
+    values = [
+        envelope.value_out(
+            change.astype("<f2"),
+            participant.value_place(slot, key.round + 1, key.ids, participant.name),
+        )
+        for key, change in zip(taken, outcome.changes, strict=True)
+    ]
+    reply = answered.packed(envelope.sealed(outcome.made))
+    return with_values(reply, np.stack(values)) if values else reply
+
+
+def _contested_keys(
+    asked: ComposeAsk, content: RecordDict, participant: Participant
+) -> list[Contested]:
+    """The keys of a round, with the values that came with it; one that does not open counts not."""
+    envelope, d_model = participant.envelope, participant.workbench.model.d_model
+    count = sum(len(key.holders) for key in asked.keys)
+    values = iter(unpack_values(content, count, d_model, envelope.seals))
+    found = []
+    for key in asked.keys:
+        ids = tuple(sorted(map(envelope.id_in, key.ids)))
+        changes = {}
+        for holder, value in zip(key.holders, values, strict=False):
+            place = participant.value_place(asked.slot, key.round, ids, holder)
+            try:
+                changes[holder] = envelope.value_in(value, place)
+            except FedEditError as error:
+                logger.warning("value of node %r: left out: %s", holder, error)
+        found.append(Contested(ids, key.round, changes, key.settled))
+    return found
 
 
 def train(content: RecordDict, participant: Participant) -> RecordDict:
@@ -182,6 +245,7 @@ HANDLERS: dict[str, Handler] = {
     HELLO: hello,
     EDIT: edit,
     REEDIT: reedit,
+    COMPOSE: compose,
     TRAIN: train,
     EVALUATE: evaluate,
 }
@@ -192,6 +256,16 @@ def _conflicts(conflicts: Sequence[Conflict], envelope: Envelope) -> list[Confli
         ConflictIds(held=envelope.id_out(c.held), gave_way=envelope.id_out(c.gave_way))
         for c in conflicts
     ]
+
+
+def _ids_in(found: Mapping[str, Sequence[str]], envelope: Envelope) -> dict[str, list[str]]:
+    """Ids of MKVs by id, as the ledger has them."""
+    return {envelope.id_in(id_): [*map(envelope.id_in, ids)] for id_, ids in found.items()}
+
+
+def _ids_out(found: Mapping[str, Sequence[str]], envelope: Envelope) -> dict[str, list[str]]:
+    """Ids of MKVs by id, as the server has them."""
+    return {envelope.id_out(id_): [*map(envelope.id_out, ids)] for id_, ids in found.items()}
 
 
 def _with_keys(reply: RecordDict, participant: Participant, slot: int) -> RecordDict:

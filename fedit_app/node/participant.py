@@ -30,6 +30,7 @@ from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_withdrawn
 from fedit_app.mkv import MKV
 from fedit_app.models.embedding import embed
+from fedit_app.node.compose_stage import ComposeOutcome, ComposeStage, Contested
 from fedit_app.node.edit_stage import EditOutcome, EditStage
 from fedit_app.node.envelope import Envelope, SealedEnvelope, federation_key
 from fedit_app.node.identity import identity_of
@@ -197,7 +198,11 @@ class Participant:
         return [sum(requests, []) for requests in zip(*named, strict=True)]
 
     def reedit(
-        self, slot: int, offered: Sequence[MKV], votes: Mapping[str, int] | None = None
+        self,
+        slot: int,
+        offered: Sequence[MKV],
+        votes: Mapping[str, int] | None = None,
+        supersedes: Mapping[str, Sequence[str]] | None = None,
     ) -> ReeditOutcome:
         """Re-edit stage: accept MKVs of others, see `ReeditStage.run`.
 
@@ -205,10 +210,30 @@ class Participant:
             slot: the time slot.
             offered: MKVs, the most similar first.
             votes: id -> how many organisations want it.
+            supersedes: id of an offered MKV -> ids of those in whose place it holds.
         """
-        requests = [request for requests in self.slots for request in requests]
-        stage = ReeditStage(self.name, self.workbench, self.config, self.policy, requests)
-        return stage.run(self._used_ledger(), slot, offered, votes or {})
+        stage = ReeditStage(self.name, self.workbench, self.config, self.policy, self._own_requests)
+        return stage.run(self._used_ledger(), slot, offered, votes or {}, supersedes or {})
+
+    def compose(self, slot: int, keys: Sequence[Contested]) -> ComposeOutcome:
+        """A round of composition, see `ComposeStage.run`.
+
+        Args:
+            slot: the time slot.
+            keys: the contested keys of which the node is a holder.
+        """
+        if not self.policy.upload:
+            keys = [dataclasses.replace(key, ids=()) for key in keys]
+        stage = ComposeStage(self.name, self.workbench, self.config, self._own_requests)
+        return stage.run(self._used_ledger(), slot, keys)
+
+    @property
+    def _own_requests(self) -> list[EditRequest]:
+        return [request for requests in self.slots for request in requests]
+
+    def value_place(self, slot: int, round_: int, ids: Sequence[str], node: str) -> list[object]:
+        """Where a value belongs that a node returns in a round: it opens nowhere else."""
+        return [self._run_id, slot, round_, sorted(ids), node]
 
     def evaluate(
         self, slot: int, deltas: dict[int, torch.Tensor] | None = None, central: bool = False

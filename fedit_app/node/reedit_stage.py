@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import RunConfig
@@ -48,12 +49,15 @@ class ReeditOutcome:
             would spoil too many).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
         quarantined: how many failed the screening.
+        contested: conflicts, new or old, of an MKV that fulfils own requests with one of another
+            node: their values can be composed.
     """
 
     received_from: dict[str, int]
     rejections: dict[str, int]
     conflicts: list[Conflict]
     quarantined: int = 0
+    contested: list[Conflict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class _Told:
         slot: the time slot.
         votes: id -> how many organisations want it.
         agreed: id of a served MKV -> id of an own one that wants the same.
+        supersedes: id of a served MKV -> ids of those in whose place it holds.
     """
 
     slot: int
     votes: Mapping[str, int]
     agreed: Mapping[str, str]
+    supersedes: Mapping[str, Sequence[str]]
 
 
 class ReeditStage:
@@ -91,28 +97,35 @@ class ReeditStage:
         requests: Sequence[EditRequest],
     ) -> None:
         self._name, self._bench, self._policy = name, bench, policy
-        self._conflict_policy, self._requests = config.conflict_policy, requests
+        self._config, self._requests = config, requests
         self._same = SameFact(same_key=config.same_key_threshold)
 
     def run(
-        self, ledger: Ledger, slot: int, offered: Sequence[MKV], votes: Mapping[str, int]
+        self,
+        ledger: Ledger,
+        slot: int,
+        offered: Sequence[MKV],
+        votes: Mapping[str, int],
+        supersedes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> ReeditOutcome:
         """Accept MKVs of others, and settle which of those about one subject hold.
 
         Of the same fact a node keeps one MKV: the one that the pool serves to everybody, if it
-        says the targets of the node's own requests.
+        says the targets of the node's own requests. What others compose for a key takes the place
+        of the node's own MKV under the same condition.
 
         Args:
             ledger: the node's, as it is on the disk.
             slot: the time slot.
             offered: MKVs, the most similar first.
             votes: id -> how many organisations want it.
+            supersedes: id of an offered MKV -> ids of those in whose place it holds.
         """
         before = {id_: entry.overruled_by for id_, entry in ledger.entries.items()}
         probes = self._probe_scores(ledger)
         arrivals = admit(offered, self._bench, self._policy, ledger)
         self._limit(arrivals, ledger, slot)
-        told = _Told(slot, votes, self._agreed(arrivals, ledger))
+        told = _Told(slot, votes, self._agreed(arrivals, ledger), supersedes)
         if not self._leave_out_spoilers(arrivals, ledger, told, probes):
             rejections = dict(Counter(arrivals.rejected.values()))
             return ReeditOutcome({}, rejections, [], arrivals.quarantined)
@@ -186,14 +199,14 @@ class ReeditStage:
 
     def _take(self, mkvs: Sequence[MKV], ledger: Ledger, told: _Told) -> list[Conflict]:
         """Put MKVs into a ledger and settle which of those about one subject hold."""
-        ledger.accept(mkvs, told.slot)
+        ledger.accept(mkvs, told.slot, supersedes=told.supersedes)
         agreed = {mkv.id: told.agreed[mkv.id] for mkv in mkvs if mkv.id in told.agreed}
         for id_, own in agreed.items():
-            if same_fact(ledger.entries[id_].mkv, ledger.entries[own].mkv, self._same):
+            if ledger.entries[own].requests:
                 ledger.hand_over(own, id_)
         ledger.count_votes(told.votes)
         changed = [*sorted(mkv.id for mkv in mkvs), *told.votes]
-        return settle(ledger, changed, self._conflict_policy, self._same, agreed)
+        return settle(ledger, changed, self._config.conflict_policy, self._same, agreed)
 
     def _outcome(
         self,
@@ -205,6 +218,7 @@ class ReeditStage:
         news: list[Conflict],
     ) -> ReeditOutcome:
         gave_way = {conflict.gave_way for conflict in conflicts}
+        contested = self._contested(ledger)
         verdicts = [
             (mkv, arrivals.rejected.get(mkv.id) or _verdict(ledger.entries[mkv.id], slot, gave_way))
             for mkv in offered
@@ -221,9 +235,26 @@ class ReeditStage:
         return ReeditOutcome(
             received_from=dict(Counter(mkv.node for mkv in accepted)),
             rejections=dict(Counter(verdict for _, verdict in verdicts if verdict)),
-            conflicts=news,
+            conflicts=[conflict for conflict in news if conflict not in contested],
             quarantined=arrivals.quarantined,
+            contested=contested,
         )
+
+    def _contested(self, ledger: Ledger) -> list[Conflict]:
+        """Conflicts of own facts with those of others; none if their values are not composed."""
+        if not self._config.compose_rounds or not self._policy.upload:
+            return []
+        entries = ledger.entries
+        found = []
+        for id_, entry in sorted(entries.items()):
+            winner = entries.get(entry.overruled_by)
+            if winner is None or bool(winner.requests) == bool(entry.requests):
+                continue
+            other = entry if winner.requests else winner
+            superseded = id_ in winner.supersedes or same_fact(entry.mkv, winner.mkv, self._same)
+            if other.mkv.node != self._name and not superseded:
+                found.append(Conflict(held=winner.mkv.id, gave_way=id_))
+        return found
 
 
 def _verdict(entry: LedgerEntry, slot: int, gave_way: Collection[str]) -> str:

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.fs import FileSelector, FileSystem
 
 from fedit_app.mkv.record import check_signature
@@ -29,6 +30,7 @@ from fedit_app.pool.rows import (
     vectors_of,
 )
 from fedit_app.pool.selection import Ranked, SelectionConfig, select
+from fedit_app.pool.superseded import superseded
 from fedit_app.pool.tables import open_table
 from fedit_app.support.errors import FedEditError
 
@@ -227,6 +229,8 @@ class MKVPool:
     ) -> Iterator[SignatureBlock]:
         """The signatures of the canonical MKVs with a fingerprint, in blocks of rows.
 
+        MKVs in whose place another one holds are left out.
+
         Reads one signature and the short columns only: memory grows with the block, not with the
         pool. The rows are in the order in which they were appended.
 
@@ -242,7 +246,10 @@ class MKVPool:
         query = table.search().where(f"fingerprint = {quoted(fingerprint)} AND fact = id")
         query = query.select(["id", "node", "slot", kind]).limit(len(self))
         width = table.schema.field(kind).type.list_size
+        replaced = pa.array(sorted(superseded(self)), pa.string())
         for batch in query.to_batches(block_size or rows_per_block(width)):
+            if len(replaced):
+                batch = batch.filter(pc.invert(pc.is_in(batch["id"], value_set=replaced)))
             yield SignatureBlock(
                 ids=batch["id"].to_pylist(),
                 nodes=batch["node"].to_pylist(),

@@ -1,8 +1,8 @@
 """Packing and unpacking messages: the records that travel between the server and the nodes.
 
-A message has up to two records: one with arrays (`mkvs`, `sealed-mkvs` or `keys`), and `info` with
-JSON, whose fields are in `schema`. An answer whose `info` has an `error` says why the node could
-not do its part. Beside the JSON an answer's `info` says how many seconds the node took for it.
+A message has records with arrays (`mkvs` or `sealed-mkvs`, `keys`, `values`), and `info` with JSON,
+whose fields are in `schema`. An answer whose `info` has an `error` says why the node could not do
+its part. Beside the JSON an answer's `info` says how many seconds the node took for it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.mkv import KINDS, OPEN, Record, decode, encode
+from fedit_app.mkv.sealed import SEALING_BYTES
 from fedit_app.support.errors import FedEditError, shown
 
-VERSION = 4
+VERSION = 5
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"
+COMPOSE = "train.compose"
 EVALUATE = "evaluate"
 TRAIN = "train"
 
@@ -38,6 +40,7 @@ MAX_JSON_LENGTH = 16 * 2**20
 _INFO, _META = "info", "mkv-meta"
 _SECONDS = "seconds"
 _KEYS, _LOOKUP = "keys", "lookup"
+_VALUES = "values"
 _RECORDS = {kind: f"{kind}s" for kind in KINDS}
 # Arrays of MKVs and of weights have these types and at most so many axes.
 _DTYPES = ("|i1", "<f2", "<f4", "<f8")
@@ -65,7 +68,7 @@ class Call:
 
     @property
     def stage(self) -> str:
-        """The last part of the message type: hello, edit, reedit, train or evaluate."""
+        """The last part of the message type: hello, edit, reedit, compose, train or evaluate."""
         return self.message_type.rpartition(".")[2]
 
     @property
@@ -253,6 +256,42 @@ def unpack_lookup(content: RecordDict, width: int) -> np.ndarray:
     found = unpack_arrays(content, _KEYS).get(_LOOKUP, np.zeros(0))
     if found.ndim != 2 or found.shape[1] != width:
         raise FedEditError(f"lookup keys of shape {found.shape} found; expected (n, {width})")
+    return found
+
+
+def with_values(content: RecordDict, values: np.ndarray) -> RecordDict:
+    """A message of a round of composition with the values of contested keys.
+
+    Args:
+        content: the message.
+        values: (n, width) float16, or sealed as int8; left out if n is 0.
+    """
+    if len(values):
+        content[_VALUES] = arrays_record({_VALUES: values})
+    return content
+
+
+def unpack_values(content: RecordDict, n: int, d_model: int, sealed: bool) -> np.ndarray:
+    """The values of a message of composition: (n, d_model) float16, or sealed, (n, bytes) int8.
+
+    Args:
+        content: the message.
+        n: how many it has to have.
+        d_model: width of a value.
+        sealed: whether they have to be sealed.
+
+    Raises:
+        FedEditError: they are damaged, or of another number, width or form.
+    """
+    if not n and _VALUES not in content.array_records:
+        return np.zeros((0, d_model), np.float16)
+    found = unpack_arrays(content, _VALUES).get(_VALUES, np.zeros(0))
+    expected = (n, 2 * d_model + SEALING_BYTES if sealed else d_model)
+    dtype = "|i1" if sealed else "<f2"
+    if found.shape != expected or found.dtype.str != dtype:
+        raise FedEditError(
+            f"values of shape {found.shape}, {found.dtype.str} found; expected {expected}, {dtype}"
+        )
     return found
 
 

@@ -8,6 +8,7 @@ of every field before anybody uses it, and drops fields that it does not know.
 | `query.hello`   | `HelloAsk`              | `HelloAnswer`    |
 | `train.edit`    | `EditAsk`, MKVs         | `EditAnswer`, MKVs |
 | `train.reedit`  | `ReeditAsk`, MKVs       | `ReeditAnswer`, lookup keys |
+| `train.compose` | `ComposeAsk`, values, MKVs | `ComposeAnswer`, values, MKVs |
 | `evaluate`      | `EvaluateAsk`           | `EvaluateAnswer` |
 | `train`         | `RoundAsk`, weights     | `TrainAnswer`, weights |
 
@@ -18,7 +19,7 @@ side: `fedit_app/node/handlers.py` and a strategy of `fedit_app/server/`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, TypeGuard
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
 from flwr.app import RecordDict
 from pydantic import (
@@ -37,6 +38,7 @@ from fedit_app.mkv import Record
 from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.mkv.record import MAX_NAME_LENGTH, MAX_SLOT
 from fedit_app.protocol.messages import (
+    COMPOSE,
     EDIT,
     EVALUATE,
     HELLO,
@@ -48,6 +50,11 @@ from fedit_app.protocol.messages import (
 )
 from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
+
+MOST_HOLDERS = 256
+"""Most MKVs, or nodes, that a contested key may have."""
+
+Said = Literal["holds", "not yet", "declined"]
 
 
 def _printable(text: str) -> str:
@@ -74,6 +81,7 @@ Name = Annotated[str, Strict(), Field(max_length=MAX_NAME_LENGTH), AfterValidato
 Names = Annotated[list[Name], FailFast()]
 Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 Counts = Annotated[dict[str, int], _named(Count)]
+NamesByName = Annotated[dict[str, list[str]], _named(Names)]
 Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
 
 
@@ -216,7 +224,7 @@ class EditAsk(Ask):
     central: Flag
     upload: Flag
     missing: Names
-    withdrawn: Annotated[dict[str, list[str]], _named(Names)]
+    withdrawn: NamesByName
 
 
 class ReeditAsk(Ask):
@@ -225,10 +233,42 @@ class ReeditAsk(Ask):
     Attributes:
         slot: the slot.
         votes: id -> how many nodes want this MKV, where more than one does.
+        supersedes: id of an MKV that comes with it -> ids of those in whose place it holds.
     """
 
     slot: Annotated[Slot, Field(ge=1)]
     votes: Counts
+    supersedes: NamesByName
+
+
+class ContestedKey(_Content):
+    """A key for whose facts several nodes learn one value together.
+
+    Attributes:
+        ids: of the MKVs that contest it.
+        round: how many rounds have shaped its value; in the first one it is the mean of the MKVs.
+        holders: the nodes whose values of the last of these come with the message, in their order.
+        settled: all holders have said that the value holds: make its MKV.
+    """
+
+    ids: Annotated[Names, Field(min_length=2, max_length=MOST_HOLDERS)]
+    round: Count
+    holders: Annotated[Names, Field(max_length=MOST_HOLDERS)]
+    settled: Flag
+
+
+class ComposeAsk(Ask):
+    """Asks for a round of composition; with it come the holders' values, and MKVs of settled keys.
+
+    Attributes:
+        slot: the slot.
+        keys: the contested keys of which the node is a holder.
+        supersedes: see `ReeditAsk`.
+    """
+
+    slot: Annotated[Slot, Field(ge=1)]
+    keys: Annotated[list[ContestedKey], FailFast()]
+    supersedes: NamesByName
 
 
 class EvaluateAsk(Ask):
@@ -268,7 +308,7 @@ class TrainAnswer(Answer):
 
 
 class ConflictIds(_Content):
-    """Two MKVs about one subject that want different targets.
+    """Two MKVs of one key of which only one can hold.
 
     Attributes:
         held: id of the one that holds.
@@ -290,6 +330,8 @@ class EditAnswer(TrainAnswer):
         reused: ids of the MKVs of others that fulfil requests of its own.
         again: ids of the MKVs of earlier slots that are among those sent.
         quarantined: how many MKVs it has put aside.
+        supersedes: id of an MKV that comes with it -> ids of those of the node itself in whose
+            place it holds.
         conflicts: the MKVs that contradict each other.
     """
 
@@ -297,6 +339,7 @@ class EditAnswer(TrainAnswer):
     reused: Names
     again: Names
     quarantined: Count
+    supersedes: NamesByName
     conflicts: Conflicts
 
 
@@ -308,12 +351,34 @@ class ReeditAnswer(Answer):
         rejections: reason -> how many MKVs were rejected for it.
         quarantined: how many MKVs it has put aside.
         conflicts: the MKVs that contradict each other.
+        contested: own MKVs and those of others that do not say the targets of the node's requests.
     """
 
     received_from: Counts
     rejections: Counts
     quarantined: Count
     conflicts: Conflicts
+    contested: Conflicts
+
+
+class ComposeAnswer(Answer):
+    """A node has done a round of composition; its values and the MKVs that it made come with it.
+
+    Attributes:
+        said: for each key that was asked for: whether the value with which the round began says all
+            targets of the node's facts ("holds", "not yet"), or "declined", if the node takes no
+            part. Values come for those that are not declined.
+        received_from, rejections, quarantined, conflicts: see `ReeditAnswer`, for the MKVs of
+            settled keys.
+        supersedes: id of an MKV that comes with it -> ids of those in whose place it holds.
+    """
+
+    said: Annotated[list[Said], FailFast()]
+    received_from: Counts
+    rejections: Counts
+    quarantined: Count
+    conflicts: Conflicts
+    supersedes: NamesByName
 
 
 class EvaluateAnswer(Answer):
@@ -337,6 +402,7 @@ ANSWERS: dict[str, type[Answer]] = {
     EDIT: EditAnswer,
     TRAIN: TrainAnswer,
     REEDIT: ReeditAnswer,
+    COMPOSE: ComposeAnswer,
     EVALUATE: EvaluateAnswer,
 }
 """Message type -> what a node answers."""

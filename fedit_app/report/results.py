@@ -31,6 +31,7 @@ class StageSeconds(Part):
 
     edit: float | None
     reedit: float | None
+    compose: float | None = None
     evaluate: float | None
 
     @classmethod
@@ -56,6 +57,7 @@ class Costs(Part):
         optimised: requests whose value v* the node optimised.
         cached: optimised requests whose value was in the work-cache.
         warm_started: optimised requests that began at another MKV's value.
+        composed: keys whose value the node learned together with others.
         reused: requests that another node's MKV fulfils.
         uploaded: MKVs sent to the server.
         offered: MKVs of others that the server sent.
@@ -72,6 +74,7 @@ class Costs(Part):
     optimised: int
     cached: int = 0
     warm_started: int = 0
+    composed: int = 0
     reused: int
     uploaded: int
     offered: int

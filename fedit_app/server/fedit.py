@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv import Record
 from fedit_app.pool import MKVPool, Ranked, SelectionConfig
+from fedit_app.pool.superseded import supersede, superseded_by
 from fedit_app.pool.withdraw import withdraw, withdrawn
 from fedit_app.protocol.messages import (
     EDIT,
@@ -24,31 +24,16 @@ from fedit_app.protocol.messages import (
     unpack_mkvs,
 )
 from fedit_app.protocol.schema import EditAnswer, EditAsk, EvaluateAsk, ReeditAnswer, ReeditAsk
+from fedit_app.server.composition import Composition
+from fedit_app.server.contests import Contest, contests, is_settled
 from fedit_app.server.grid import Member, RunGrid
+from fedit_app.server.slot import Slot
+from fedit_app.server.uploads import check_again, check_amount, check_origin
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
 _MOST_CANDIDATES = 4
-
-
-@dataclass
-class Slot:
-    """What a slot has come to so far: every stage adds to it.
-
-    Attributes:
-        number: the slot.
-        grid: the members of the run.
-        missing: node -> ids of earlier MKVs that it is asked to send again.
-        own: node -> MKVs that fulfil its requests of this slot, once it has edited.
-        offered: node -> ids of the MKVs of others that it is sent in the re-edit stage.
-    """
-
-    number: int
-    grid: RunGrid
-    missing: dict[str, list[str]] = field(default_factory=dict)
-    own: dict[str, list[Record]] = field(default_factory=dict)
-    offered: dict[str, list[str]] = field(default_factory=dict)
 
 
 class FedEdit(Strategy):
@@ -80,6 +65,7 @@ class FedEdit(Strategy):
         )
         self.first_slot = 1
         self.slot: Slot
+        self._tried: set[frozenset[str]] = set()
 
     def summary(self) -> None:
         """Log how MKVs are selected."""
@@ -106,16 +92,18 @@ class FedEdit(Strategy):
         return self.pool.select(signatures, self.fingerprint, self.selection, known)
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *_: Any, **__: Any) -> Result:
-        """Run all slots: edit, re-edit, evaluate.
+        """Run all slots: edit, re-edit, compose, evaluate.
 
         Args:
             grid: the members of the run, a `RunGrid`.
-            initial_arrays: not sent; FedEdit's nodes keep their own ledgers.
+            initial_arrays: not sent, as FedEdit's nodes keep their own ledgers; their shape tells
+                d_model.
 
         Raises:
             FedEditError: no node answered the edit stage of a slot.
         """
         run, none = _run_grid(grid), ConfigRecord()
+        d_model = next(iter(initial_arrays.values())).shape[0]
         self.summary()
         for slot in range(self.first_slot, self.config.num_slots + 1):
             if slot > self.first_slot and run.newcomers(slot):
@@ -125,6 +113,8 @@ class FedEdit(Strategy):
             if self.exchange:
                 reedits = self.configure_reedit(self.slot)
                 self.aggregate_reedit(self.slot, run.send_and_receive(reedits))
+                self.compose(self.slot, d_model)
+            self._note_conflicts(self.slot)
             evaluations = self.configure_evaluate(slot, initial_arrays, none, run)
             self.aggregate_evaluate(slot, run.send_and_receive(evaluations))
         return Result()
@@ -229,16 +219,19 @@ class FedEdit(Strategy):
         answer = EditAnswer.read(content)
         mkvs = unpack_mkvs(content, self.fingerprint, self.config.mkv_precision)
         again = set(answer.again)
-        _check_again(again, slot.missing.get(name, ()))
+        check_again(again, slot.missing.get(name, ()))
         new = [mkv for mkv in mkvs if mkv.id not in again]
-        _check_amount(len(new), self.config.max_uploads_per_slot)
-        _check_origin(name, slot.number, mkvs, again)
+        check_amount(len(new), self.config.max_uploads_per_slot)
+        check_origin(name, slot.number, mkvs, again)
         self.pool.check(mkvs)
+        self._check_superseded(name, answer.supersedes, mkvs)
         member = slot.grid.members[name]
         reused = self._reused(member, answer.reused)
         member.wants |= {*answer.reused, *(mkv.id for mkv in mkvs)}
         member.holds |= {id_ for pair in answer.conflicts for id_ in (pair.held, pair.gave_way)}
         slot.own[name] = [*new, *self.pool.fetch(reused)]
+        slot.note_conflicts(name, answer.conflicts)
+        supersede(self.pool, answer.supersedes)
         counts = {"reused": len(answer.reused), "uploaded": len(mkvs)}
         slot.grid.record.count(slot.number, name, **counts)
         return mkvs
@@ -274,7 +267,11 @@ class FedEdit(Strategy):
             slot.grid.record.count(slot.number, name, offered=len(offered))
             member = slot.grid.members[name]
             told = sorted(member.known.union(offered) & votes.keys())
-            asked = ReeditAsk(slot=slot.number, votes={id_: votes[id_] for id_ in told})
+            asked = ReeditAsk(
+                slot=slot.number,
+                votes={id_: votes[id_] for id_ in told},
+                supersedes=superseded_by(self.pool, offered),
+            )
             messages.append(member.message(REEDIT, asked.packed([mkvs[id_] for id_ in offered])))
         return messages
 
@@ -316,6 +313,51 @@ class FedEdit(Strategy):
             member.holds |= set(slot.offered[name])
             found = (answer.received_from, answer.rejections)
             slot.grid.record.received(slot.number, name, *found)
+            slot.note_conflicts(name, [*answer.conflicts, *answer.contested])
+            slot.contested[name] = answer.contested
+
+    def compose(self, slot: Slot, d_model: int) -> None:
+        """Let the holders of each contested key learn one value for it, see `Composition`.
+
+        Args:
+            slot: with what the nodes contest.
+            d_model: width of a value.
+        """
+        slot.contests = [c for c in contests(slot.contested) if self._may_compose(c)]
+        if slot.contests:
+            Composition(self.config, self.pool, self.fingerprint, slot, d_model).run()
+        self._tried |= {frozenset(c.ids) for c in slot.contests if c.holders and not c.made}
+
+    def _may_compose(self, contest: Contest) -> bool:
+        """Whether a key was not tried before, and all who hear of its facts may accept them."""
+        if frozenset(contest.ids) in self._tried:
+            return False
+        if self.config.accept_quorum == 1:
+            return True
+        authors = self.pool.authors(set(self.pool.facts(contest.ids).values()))
+        return all(len(nodes) >= self.config.accept_quorum for nodes in authors.values())
+
+    def _check_superseded(
+        self, name: str, supersedes: Mapping[str, Sequence[str]], mkvs: Sequence[Record]
+    ) -> None:
+        """Raises FedEditError unless a node supersedes its own MKVs only."""
+        older = {id_ for ids in supersedes.values() for id_ in ids}
+        uploaders = self.pool.uploaders(older)
+        alien = [id_ for id_ in older if name not in uploaders.get(id_, [name])]
+        if alien or not supersedes.keys() <= {mkv.id for mkv in mkvs}:
+            raise FedEditError("MKVs of others, or MKVs that it did not send, superseded")
+
+    def _note_conflicts(self, slot: Slot) -> None:
+        """Record what no value was found for, and conflicts that nobody could compose."""
+        settled = [contest for contest in slot.contests if contest.made]
+        lone = [frozenset((p.held, p.gave_way)) for ps in slot.contested.values() for p in ps]
+        tried = [set(contest.ids) for contest in slot.contests]
+        for name, pairs in sorted(slot.conflicts.items()):
+            for pair in pairs:
+                ids = frozenset((pair.held, pair.gave_way))
+                contested = ids in lone and not any(ids <= of for of in tried)
+                if not contested and not is_settled(pair, settled):
+                    slot.grid.record.conflict(slot.number, name, pair.held, pair.gave_way)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -371,28 +413,3 @@ def _run_grid(grid: Grid) -> RunGrid:
     if not isinstance(grid, RunGrid):
         raise TypeError(f"FedEdit's strategies run on a RunGrid, not on a {type(grid).__name__}")
     return grid
-
-
-def _check_amount(count: int, most: int) -> None:
-    """Raises FedEditError for an upload of more MKVs than a node may make in a slot."""
-    if count > most:
-        raise FedEditError(
-            f"uploaded {count} MKVs, the run takes {most} from a node in a slot, so it takes none "
-            "of them; lower requests-per-slot, or raise max-uploads-per-slot"
-        )
-
-
-def _check_again(again: Collection[str], asked: Collection[str]) -> None:
-    """Raises FedEditError for MKVs of earlier slots that a node was not asked for."""
-    unasked = set(again).difference(asked)
-    if unasked:
-        raise FedEditError(f"uploaded MKV {min(unasked)} again, which it was not asked for")
-
-
-def _check_origin(name: str, slot: int, mkvs: Sequence[Record], again: Collection[str]) -> None:
-    """Raises FedEditError for an upload that is not a node's own, or of a slot to come."""
-    for mkv in mkvs:
-        if mkv.node != name or (mkv.slot > slot and mkv.id not in again):
-            raise FedEditError(
-                f"uploaded MKV {mkv.id} says it is of node {mkv.node!r}, slot {mkv.slot}"
-            )

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 
 from fedit_app.flower_compat.errors import meaning
 from fedit_app.protocol.messages import (
+    COMPOSE,
     EDIT,
     EVALUATE,
     HELLO,
@@ -32,6 +33,7 @@ from fedit_app.protocol.messages import (
 from fedit_app.protocol.schema import (
     ANSWERS,
     Answer,
+    ComposeAnswer,
     EditAnswer,
     EvaluateAnswer,
     HelloAnswer,
@@ -47,7 +49,14 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _LONGEST_REASON = 2000
-_STAGES = {HELLO: "hello", EDIT: "edit", TRAIN: "edit", REEDIT: "reedit", EVALUATE: "evaluate"}
+_STAGES = {
+    HELLO: "hello",
+    EDIT: "edit",
+    TRAIN: "edit",
+    REEDIT: "reedit",
+    COMPOSE: "compose",
+    EVALUATE: "evaluate",
+}
 
 
 @dataclass
@@ -169,10 +178,8 @@ class RunGrid(Grid):
             self.record.count(slot, name, **counts)
         if isinstance(answer, EditAnswer):
             self.record.count(slot, name, warm_started=answer.warm_started)
-        if isinstance(answer, EditAnswer | ReeditAnswer):
+        if isinstance(answer, EditAnswer | ReeditAnswer | ComposeAnswer):
             self.record.count(slot, name, quarantined=answer.quarantined)
-            for conflict in answer.conflicts:
-                self.record.conflict(slot, name, conflict.held, conflict.gave_way)
         if isinstance(answer, EvaluateAnswer):
             self.record.measured(slot, name, answer.model_dump(exclude={"node"}))
 

@@ -32,6 +32,7 @@ from fedit_app.report.results import (
     SlotFailure,
     SlotLine,
     SlotResult,
+    StageSeconds,
     append_line,
 )
 from fedit_app.support.errors import FedEditError
@@ -163,10 +164,10 @@ class RunRecord:
     def received(
         self, slot: int, node: str, received_from: dict[str, int], rejections: dict[str, int]
     ) -> None:
-        """Note whose MKVs a node accepted and why it rejected others."""
+        """Add whose MKVs a node accepted and why it rejected others."""
         entry = self._node(slot, node)
-        entry.received_from = dict(sorted(received_from.items()))
-        entry.rejections = dict(sorted(rejections.items()))
+        entry.received_from = _sums(entry.received_from, received_from)
+        entry.rejections = _sums(entry.rejections, rejections)
         _add(entry, accepted=sum(received_from.values()), rejected=sum(rejections.values()))
 
     def conflict(self, slot: int, node: str, held: str, gave_way: str) -> None:
@@ -186,15 +187,11 @@ class RunRecord:
         """Note what a node's answer of a slot's stage took: bytes, and its own seconds."""
         entry = self._node(slot, node)
         _add(entry, bytes_up=up, bytes_down=down)
-        setattr(entry.seconds, stage, round(seconds, 3))
+        _add_seconds(entry.seconds, stage, seconds)
 
     def took(self, slot: int, stage: str, seconds: float) -> None:
-        """Note the seconds of a stage; slot 0 for hello and before."""
-        if slot:
-            setattr(self._slot(slot).seconds, stage, round(seconds, 3))
-        else:
-            earlier = getattr(self._seconds, stage) or 0.0
-            setattr(self._seconds, stage, round(earlier + seconds, 3))
+        """Add the seconds of a stage, or of one of its rounds; slot 0 for hello and before."""
+        _add_seconds(self._slot(slot).seconds if slot else self._seconds, stage, seconds)
 
     def measured(self, slot: int, node: str, found: Mapping[str, Any]) -> None:
         """Note a node's metrics; slot 0 for the unedited model.
@@ -338,6 +335,15 @@ def resumable_results(config: RunConfig, folder: Path) -> Results:
 def _add(entry: Costs, **numbers: int) -> None:
     for name, number in numbers.items():
         setattr(entry, name, getattr(entry, name) + number)
+
+
+def _sums(known: Mapping[str, int], found: Mapping[str, int]) -> dict[str, int]:
+    names = sorted({*known, *found})
+    return {name: known.get(name, 0) + found.get(name, 0) for name in names}
+
+
+def _add_seconds(entry: StageSeconds | RunSeconds, stage: str, seconds: float) -> None:
+    setattr(entry, stage, round((getattr(entry, stage) or 0.0) + seconds, 3))
 
 
 def _mean(nodes: Iterable[Outcome]) -> Outcome:

@@ -382,14 +382,14 @@ def test_votes_decide_if_the_policy_says_so(node, monkeypatch):
     bank = node(0, **majority)
     own = {mkv.id for mkv in bank.edit(3, []).new}
     first = bank.reedit(3, contested)
-    assert own & {c.held for c in first.conflicts}, "a tie: own requests win"
-    lost = next(c for c in first.conflicts if c.held in own)
+    assert own & {c.held for c in first.contested}, "a tie: own requests win"
+    lost = next(c for c in first.contested if c.held in own)
 
     second = node(0, **majority).reedit(4, [], {lost.gave_way: 2})
     ledger = node(0).ledger()
     assert lost.gave_way in {mkv.id for mkv in ledger.holding}
     assert ledger.entries[lost.held].overruled_by == lost.gave_way
-    assert (lost.gave_way, lost.held) in {(c.held, c.gave_way) for c in second.conflicts}
+    assert (lost.gave_way, lost.held) in {(c.held, c.gave_way) for c in second.contested}
 
 
 def test_hello_says_what_the_ledger_has(node):

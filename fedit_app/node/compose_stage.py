@@ -1,0 +1,191 @@
+"""A node's part in composing: one value for a key whose facts several organisations hold.
+
+A round begins at a value that every holder computes for itself: in the first round the mean of the
+contested MKVs, then the combination of what the holders returned. The node says whether this value
+says the targets of its own facts, and takes a few steps from it. Nothing of a key is kept between
+rounds: the message has all that a round needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.composition import combined
+from fedit_app.editing.workbench import Workbench
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import settle
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import MKV
+from fedit_app.mkv.same_key import SameFact, key_cosines
+from fedit_app.protocol.schema import Said
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contested:
+    """A contested key in a round.
+
+    Attributes:
+        ids: of the MKVs that contest it, rising.
+        round: how many rounds have shaped its value.
+        changes: node -> v - h0 that it returned in the last of these.
+        settled: whether all holders have said that the value holds.
+    """
+
+    ids: tuple[str, ...]
+    round: int
+    changes: Mapping[str, np.ndarray]
+    settled: bool = False
+
+
+@dataclass
+class ComposeOutcome:
+    """What a node did in a round.
+
+    Attributes:
+        said: for each key, see `schema.ComposeAnswer`.
+        changes: for each key that was not declined v - h0 after the node's steps, (d_model,).
+        made: MKVs of settled keys.
+    """
+
+    said: list[Said] = field(default_factory=list)
+    changes: list[np.ndarray] = field(default_factory=list)
+    made: list[MKV] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The node's part of a key: its facts, and the value with which the round begins."""
+
+    key: Contested
+    facts: list[EditRequest]
+    h0: np.ndarray
+    v_star: np.ndarray
+
+
+class ComposeStage:
+    """A node's rounds of composition.
+
+    Args:
+        name: the node's name.
+        bench: the model and its tools.
+        config: the run configuration.
+        requests: the node's own, of all slots.
+    """
+
+    def __init__(
+        self, name: str, bench: Workbench, config: RunConfig, requests: Sequence[EditRequest]
+    ) -> None:
+        self._name, self._bench, self._config = name, bench, config
+        self._texts = {request.id: request for request in requests}
+
+    def run(self, ledger: Ledger, slot: int, keys: Sequence[Contested]) -> ComposeOutcome:
+        """Do a round: look at each key's value, take steps from it, make the MKVs of settled ones.
+
+        Args:
+            ledger: the node's, as it is on the disk.
+            slot: the time slot.
+            keys: the contested keys of which the node is a holder.
+        """
+        outcome = ComposeOutcome()
+        again = [self._made_before(ledger, key) if key.settled else None for key in keys]
+        parts = [
+            None if mkv else self._part(ledger, key) for key, mkv in zip(keys, again, strict=True)
+        ]
+        taken = [part for part in parts if part is not None]
+        steps = iter(self._steps(taken))
+        finished: list[_Part] = []
+        for part, mkv in zip(parts, again, strict=True):
+            if mkv is not None:
+                outcome.said.append("holds")
+                outcome.changes.append(mkv.delta)
+                outcome.made.append(mkv)
+            elif part is None:
+                outcome.said.append("declined")
+            else:
+                holds, change = next(steps)
+                outcome.said.append("holds" if holds else "not yet")
+                outcome.changes.append(change)
+                if holds and part.key.settled:
+                    finished.append(part)
+        outcome.made += self._make(ledger, slot, finished)
+        return outcome
+
+    def _made_before(self, ledger: Ledger, key: Contested) -> MKV | None:
+        """The node's own MKV in the place of a key's, for a message that comes again."""
+        ids = set(key.ids)
+        own = (e for e in ledger.entries.values() if e.mkv.node == self._name)
+        return next((entry.mkv for entry in own if ids <= set(entry.supersedes)), None)
+
+    def _part(self, ledger: Ledger, key: Contested) -> _Part | None:
+        """The node's part of a key; None if it has no such key, or no facts of it."""
+        if not all(id_ in ledger.entries for id_ in key.ids):
+            return None
+        entries = [ledger.entries[id_] for id_ in key.ids]
+        own = [id_ for entry in entries for id_ in entry.requests]
+        if not own or not all(id_ in self._texts for id_ in own):
+            return None
+        mkvs = [entry.mkv for entry in entries]
+        keys = np.stack([mkv.lookup_key for mkv in mkvs])
+        if not (key_cosines(keys, mkvs) >= self._config.same_key_threshold).all():
+            return None
+        changes = [change for _, change in sorted(key.changes.items())]
+        v_star = combined(
+            changes or [mkv.delta for mkv in mkvs],
+            mkvs[0].h0,
+            self._bench.settings.clamp,
+            self._config.combination if changes else "mean",
+            self._bench.precision,
+        )
+        facts = {self._texts[id_].fact: self._texts[id_] for id_ in own}
+        return _Part(key, list(facts.values()), mkvs[0].h0, v_star)
+
+    def _steps(self, parts: Sequence[_Part]) -> list[tuple[bool, np.ndarray]]:
+        """For every part whether its value holds here, and v - h0 after the node's steps."""
+        if not parts:
+            return []
+        found = self._bench.compose(
+            [part.facts for part in parts],
+            np.stack([part.v_star - part.h0 for part in parts]),
+            0 if all(part.key.settled for part in parts) else self._config.compose_steps,
+        )
+        changes = found.change.float().cpu().numpy()
+        return list(zip(found.holds.tolist(), changes, strict=True))
+
+    def _make(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> list[MKV]:
+        """The MKVs of settled keys, which supersede those that contested them."""
+        if not parts:
+            return []
+        replaced = {id_ for part in parts for id_ in part.key.ids}
+        made = self._bench.write(
+            [part.facts[0] for part in parts],
+            np.stack([part.v_star for part in parts]),
+            np.stack([part.h0 for part in parts]),
+            ledger.without(replaced),
+            self._name,
+            slot,
+        )
+        pairs = list(zip(made, parts, strict=True))
+        own = {
+            mkv.id: [one for id_ in part.key.ids for one in ledger.entries[id_].requests]
+            for mkv, part in pairs
+        }
+        with ledger.step("compose", slot):
+            ledger.release({one for ids in own.values() for one in ids})
+            ledger.accept(made, slot, own, {mkv.id: part.key.ids for mkv, part in pairs})
+            settle(
+                ledger,
+                [mkv.id for mkv in made],
+                self._config.conflict_policy,
+                SameFact(same_key=self._config.same_key_threshold),
+            )
+        logger.info(
+            "node %s, slot %d: %d values composed with other nodes", self._name, slot, len(made)
+        )
+        return made

@@ -1,0 +1,115 @@
+"""Contested keys of a slot: who holds facts of which, and how their rounds of composition go.
+
+The server only counts and passes on: the values are combined by the holders themselves, and in a
+sealed run it cannot read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey, Said
+
+_ROUNDS_BEYOND = 1
+
+
+@dataclass
+class Contest:
+    """A contested key.
+
+    Attributes:
+        ids: of the MKVs that contest it, rising.
+        holders: the nodes that hold facts of it, by name; none once one of them has failed.
+        sent: node -> the value that it returned, from which the next round begins; those of a
+            settled key define its value.
+        held: in how many rounds in a row all holders have said that the value holds.
+        made: id of the MKV of the settled value.
+        rounds: rounds of local steps so far.
+    """
+
+    ids: tuple[str, ...]
+    holders: list[str]
+    sent: dict[str, np.ndarray] = field(default_factory=dict)
+    held: int = 0
+    made: str = ""
+    rounds: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the value is good enough to be made.
+
+        The first one that holds when it is patched in may hold barely, and not in the edited model;
+        so does the optimisation of a single fact go on for some steps.
+        """
+        return self.held > _ROUNDS_BEYOND
+
+    @property
+    def open(self) -> bool:
+        """Whether another round can settle it, or make its MKV."""
+        return not self.made and bool(self.holders)
+
+    @property
+    def asked(self) -> list[str]:
+        """Who is asked in the next round: all holders; of a settled key the one that makes it."""
+        return self.holders[:1] if self.settled else self.holders
+
+    def key(self) -> tuple[ContestedKey, list[np.ndarray]]:
+        """The key as it is asked for, with the values that belong to it."""
+        values = dict(sorted(self.sent.items()))
+        asked = ContestedKey(
+            ids=list(self.ids), round=self.rounds, holders=list(values), settled=self.settled
+        )
+        return asked, list(values.values())
+
+    def close_round(self, said: Mapping[str, Said], values: Mapping[str, np.ndarray]) -> None:
+        """Note what the holders made of the round.
+
+        If one is missing or has declined, the key stays contested: an MKV in the place of its own
+        would not say its facts.
+
+        Args:
+            said: node -> what it says of the value with which the round began.
+            values: node -> the value that it returned.
+        """
+        if self.settled:  # no MKV came of it: the next holder is to make it
+            self.holders = self.holders[1:]
+            return
+        if any(said.get(name, "declined") == "declined" for name in self.holders):
+            self.holders = []
+            return
+        all_hold = all(said[name] == "holds" for name in self.holders)
+        self.held = self.held + 1 if all_hold else 0
+        if not self.settled:
+            self.sent = {name: values[name] for name in self.holders}
+            self.rounds += 1
+
+
+def contests(reports: Mapping[str, Sequence[ConflictIds]]) -> list[Contest]:
+    """The contested keys that at least two nodes report; each has all MKVs that are connected.
+
+    Args:
+        reports: node -> pairs of MKVs of one key of which either does not say the other's facts.
+    """
+    groups: list[set[str]] = []
+    for pair in (pair for pairs in reports.values() for pair in pairs):
+        joined = {pair.held, pair.gave_way}
+        apart = [group for group in groups if not group & joined]
+        groups = [*apart, joined.union(*(group for group in groups if group & joined))]
+    found = []
+    for group in groups:
+        holders = [
+            name
+            for name, pairs in sorted(reports.items())
+            if any({pair.held, pair.gave_way} <= group for pair in pairs)
+        ]
+        if len(holders) > 1 and max(len(group), len(holders)) <= MOST_HOLDERS:
+            found.append(Contest(tuple(sorted(group)), holders))
+    return sorted(found, key=lambda contest: contest.ids)
+
+
+def is_settled(pair: ConflictIds, settled: Iterable[Contest]) -> bool:
+    """Whether two MKVs contested a key whose value has been composed."""
+    return any({pair.held, pair.gave_way} <= set(contest.ids) for contest in settled)
