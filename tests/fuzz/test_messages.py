@@ -19,6 +19,7 @@ from fedit_app.node import handlers
 from fedit_app.node.handlers import answer
 from fedit_app.node.participant import Participant
 from fedit_app.protocol.messages import (
+    COMPOSE,
     EDIT,
     EVALUATE,
     HELLO,
@@ -43,7 +44,9 @@ ASKED = {
     HELLO: {"version": VERSION, "numerics": NUMERICS_VERSION, "first_slot": 1},
     EDIT: {"slot": 1, "central": False, "upload": True, "missing": ["0" * 32]}
     | {"withdrawn": {"1" * 32: ["eve"]}},
-    REEDIT: {"slot": 1, "votes": {"0" * 32: 2}},
+    REEDIT: {"slot": 1, "votes": {"0" * 32: 2}, "supersedes": {"2" * 32: ["0" * 32]}},
+    COMPOSE: {"slot": 1, "supersedes": {"2" * 32: ["0" * 32]}}
+    | {"keys": [{"ids": ["0" * 32, "1" * 32], "round": 1, "holders": [], "settled": False}]},
     EVALUATE: {"slot": 1, "central": False},
     TRAIN: {},
 }
@@ -51,11 +54,14 @@ METRICS = dict.fromkeys(FIGURES, 0.5) | {"count": 3, "metric": "likelihood"}
 CONFLICT = {"held": "0" * 32, "gave_way": "1" * 32}
 TRAINED = {"requests": 3, "optimised": 2, "cached": 0}
 RECEIVED = {"quarantined": 0, "conflicts": [CONFLICT]}
+ACCEPTED = {"received_from": {"bank": 1}, "rejections": {"shape": 1}}
+SUPERSEDES = {"supersedes": {"2" * 32: ["0" * 32]}}
 ANSWERED = {
     HELLO: {"simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
     | {"d_model": 16, "d_ff": 32, "wants": [], "holds": [], "withdrawn": []},
-    EDIT: TRAINED | RECEIVED | {"warm_started": 0, "reused": ["0" * 32], "again": []},
-    REEDIT: RECEIVED | {"received_from": {"bank": 1}, "rejections": {"shape": 1}},
+    EDIT: TRAINED | RECEIVED | SUPERSEDES | {"warm_started": 0, "reused": ["0" * 32], "again": []},
+    REEDIT: RECEIVED | ACCEPTED | {"contested": [CONFLICT]},
+    COMPOSE: RECEIVED | ACCEPTED | SUPERSEDES | {"said": ["holds", "not yet", "declined"]},
     EVALUATE: {"own": METRICS, "received": None, "federation": None, "neutral": None},
     TRAIN: TRAINED,
 }
@@ -113,10 +119,10 @@ def contents(draw, info: dict, mkvs) -> RecordDict:
     return content
 
 
-@pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, EVALUATE, TRAIN])
+@pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, COMPOSE, EVALUATE, TRAIN])
 def test_a_node_answers_everything_and_what_it_refuses_changes_nothing(node, monkeypatch, kind):
     ask, files, mkvs = node
-    for name in ("edit", "reedit", "evaluate", "train"):  # what is sound costs seconds
+    for name in ("edit", "reedit", "compose", "evaluate", "train"):  # what is sound costs seconds
         monkeypatch.setattr(Participant, name, _accepted)
     monkeypatch.setattr(Participant, "lookup_keys", lambda self, slot: np.zeros((0, 32)))
     before = files()

@@ -1,0 +1,79 @@
+"""Which keys are contested, and when their rounds are over."""
+
+import numpy as np
+import pytest
+
+from fedit_app.protocol.schema import ConflictIds
+from fedit_app.server.contests import Contest, contests, is_settled
+
+VALUES = {"bank": np.ones(4), "court": np.zeros(4)}
+
+
+def pair(held: str, gave_way: str) -> ConflictIds:
+    return ConflictIds(held=held, gave_way=gave_way)
+
+
+def contest(**given) -> Contest:
+    return Contest(("a", "b"), ["bank", "court"], **given)
+
+
+def say(one: Contest, bank: str, court: str) -> None:
+    one.close_round({"bank": bank, "court": court}, VALUES)
+
+
+def test_a_key_has_all_mkvs_and_holders_that_are_connected():
+    reports = {
+        "bank": [pair("a", "b"), pair("x", "y")],
+        "court": [pair("b", "a"), pair("b", "c")],
+        "museum": [pair("c", "b")],
+    }
+    (found,) = contests(reports)
+    assert (found.ids, found.holders) == (("a", "b", "c"), ["bank", "court", "museum"])
+
+
+def test_a_key_that_one_node_alone_contests_is_none():
+    """The other one's facts are said by both values: it has taken this one."""
+    assert contests({"bank": [pair("a", "b")], "court": []}) == []
+
+
+def test_a_key_is_settled_when_all_hold_twice_in_a_row():
+    one = contest()
+    for said in [("not yet", "holds"), ("holds", "holds"), ("not yet", "holds")]:
+        say(one, *said)
+        assert one.open and not one.settled
+    say(one, "holds", "holds")
+    say(one, "holds", "holds")
+    assert one.settled and one.open and one.asked == ["bank"]
+    assert one.rounds == 4, "the last round was only a look"
+    key, values = one.key()
+    assert key.settled and key.holders == ["bank", "court"] and len(values) == 2
+
+
+def test_the_values_of_a_settled_key_are_those_that_made_it():
+    one, last = contest(), {"bank": np.full(4, 9.0), "court": np.full(4, 9.0)}
+    say(one, "holds", "holds")
+    one.close_round({"bank": "holds", "court": "holds"}, last)
+    assert all((one.sent[name] == VALUES[name]).all() for name in VALUES)
+
+
+@pytest.mark.parametrize("said", [{"bank": "holds"}, {"bank": "holds", "court": "declined"}])
+def test_a_key_without_one_of_its_holders_stays_contested(said):
+    """An MKV in the place of the missing one's would not say its facts."""
+    one = contest()
+    one.close_round(said, {"bank": VALUES["bank"]})
+    assert not one.open
+
+
+def test_if_its_maker_fails_another_holder_makes_it():
+    one = contest(held=2)
+    assert one.asked == ["bank"]
+    one.close_round({}, {})
+    assert one.asked == ["court"] and one.open
+    one.close_round({}, {})
+    assert not one.open
+
+
+def test_a_conflict_counts_unless_its_key_was_composed():
+    settled = [contest(made="m")]
+    assert is_settled(pair("b", "a"), settled)
+    assert not is_settled(pair("a", "c"), settled)
