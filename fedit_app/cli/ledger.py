@@ -127,6 +127,7 @@ def _state(ledger: Ledger, id_: str) -> dict[str, Cell]:
         "signed": f"with key {author.public_key}" if author else "no",
         "here": f"overruled by {entry.overruled_by}" if entry.overruled_by else "it holds",
         "own requests": ", ".join(entry.requests) or "none",
+        "supersedes": ", ".join(entry.supersedes) or "none",
         "votes": entry.votes,
         "lengths of the shifts, by layer": ", ".join(lengths),
     }
@@ -138,6 +139,8 @@ def _said(record: Record) -> str:
     parts = [record["reason"]] if record["reason"] else []
     if fields.get("overruled_by"):
         parts.append(f"by {fields['overruled_by'][:_SHORT]}")
+    if fields.get("supersedes"):
+        parts.append(f"supersedes {', '.join(id_[:_SHORT] for id_ in fields['supersedes'])}")
     if "requests" in fields:
         parts.append(f"fulfils {', '.join(fields['requests']) or 'no own request'}")
     if record["change"] == "votes":

@@ -17,14 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.workbench import workbench_of
 from fedit_app.evaluation.scores import TargetScore, score_targets
+from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.facts.sources import load_requests
 from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.export import write_export
+from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_out
-from fedit_app.mkv.same_key import SameFact, near_keys
+from fedit_app.mkv.same_key import SameFact
 from fedit_app.models.answers import Answer, Comparison, answer
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model, loaded_model, name_of
@@ -33,6 +35,7 @@ from fedit_app.support.formats import plural
 from fedit_app.support.tables import Shown, Table
 
 _NODE = "local"
+_TEXTS = "requests.jsonl"
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class Editor:
             evaluation mode, and its parameters are frozen.
         tokenizer: its fast tokenizer.
         editor: the method: memit, pmet, alphaedit, memit-fe.
-        ledger: a folder that keeps the ledger; one that holds a ledger is continued. None keeps
-            the ledger in memory.
+        ledger: a folder that keeps the ledger, and the requests with which facts of one key are
+            learned again; one that holds a ledger is continued. None keeps both in memory.
         node: the name under which the MKVs are computed.
         settings: run-config keys with underscores, such as `layers="4-8"` or `value_steps=20`
             (`fedit config` lists them). Absent ones have the model's and the method's defaults.
@@ -178,12 +181,16 @@ class Editor:
             self.ledger = Ledger(self.bench.fingerprint)
         else:
             self.ledger = Ledger.open(Path(folder).expanduser(), self.bench.fingerprint)
+        texts = self.ledger.folder / _TEXTS if self.ledger.folder else None
+        known = read_requests(texts) if texts and texts.exists() else []
+        self._texts = {request.id: request for request in known}
 
     def edit(self, requests: Iterable[EditRequest]) -> EditReport:
         """Edit facts into the model, on top of those in the ledger.
 
-        A fact with the key of an earlier one (the same subject and beginning of the prompt)
-        replaces it.
+        Facts with one key (the same subject and beginning of the prompt) share an MKV that says all
+        of them; with a fact of an earlier call it is learned again. The same prompt with another
+        target replaces the earlier fact.
 
         Args:
             requests: facts with ids of their own. An id that was used before names the new fact
@@ -193,7 +200,8 @@ class Editor:
             The score of every target before and after.
 
         Raises:
-            FedEditError: two requests have one id, or the model cannot learn a value.
+            FedEditError: two requests have one id, or ask the same with different targets; or the
+                model cannot learn a value.
 
         Example:
             >>> fact = EditRequest("1", "The Lancet", "{} is published in", "Edinburgh")
@@ -205,6 +213,14 @@ class Editor:
         repeated = {id_ for id_ in ids if ids.count(id_) > 1}
         if repeated:
             raise FedEditError(f"requests: id {sorted(repeated)[0]!r} is used more than once")
+        targets = {(request.subject, request.prompt): request for request in asked}
+        for request in asked:
+            last = targets[request.subject, request.prompt]
+            if last.target_new != request.target_new:
+                raise FedEditError(
+                    f"requests {request.id!r} and {last.id!r}: the same prompt with different "
+                    "targets"
+                )
         if asked:
             self._learn(asked)
         pairs = [(request.text, request.target_new) for request in asked]
@@ -216,25 +232,21 @@ class Editor:
         return EditReport(tuple(map(EditedFact, asked, mkvs, before, after)))
 
     def _learn(self, requests: Sequence[EditRequest]) -> None:
-        """Compute an MKV per request, and accept them as one step of the ledger."""
-        ledger, entries = self.ledger, self.ledger.entries
-        same = SameFact(same_key=self.config.same_key_threshold)
-        keys = self.bench.lookup_keys(requests).numpy()
-        held = [entry.mkv for entry in entries.values()]
-        near = near_keys(keys, held, same.same_key)
-        replaced = {mkv.id for row in near for _, mkv in row}
-        slot = 1 + max((entry.slot for entry in entries.values()), default=0)
-        found = self.bench.compute(requests, ledger.without(replaced), self.node, slot)
-        wanted: dict[str, list[str]] = {}
-        for request, mkv in zip(requests, found, strict=True):
-            wanted.setdefault(mkv.id, []).append(request.id)
-        outdated = {id_ for mkv in replaced for id_ in entries[mkv].requests}
+        """Compute the MKVs of requests, and accept them as one step of the ledger."""
+        ledger, same = self.ledger, SameFact(same_key=self.config.same_key_threshold)
+        slot = 1 + max((entry.slot for entry in ledger.entries.values()), default=0)
+        texts = self._texts | {request.id: request for request in requests}
         with ledger.step("edit", slot):
-            ledger.release(outdated | {request.id for request in requests})
-            ledger.accept(found, slot, wanted)
-            settle(ledger, wanted, self.config.conflict_policy, same)
+            ledger.release(r.id for r in requests if self._texts.get(r.id, r).fact != r.fact)
+            repeat(requests, self._texts.values(), ledger, slot)
+            new = [request for request in requests if request.id not in ledger.fulfilled()]
+            found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
+            settle(ledger, [mkv.id for mkv in found], self.config.conflict_policy, same)
+        fulfilled = ledger.fulfilled()
+        self._texts = {id_: request for id_, request in texts.items() if id_ in fulfilled}
         if ledger.folder is not None:
             write_origin(ledger.folder, self.node, False, self.config)
+            write_requests(ledger.folder / _TEXTS, list(self._texts.values()))
 
     def ask(self, prompt: str) -> Comparison:
         """What the model says to a prompt before and after the edits; `print` it.
@@ -268,7 +280,7 @@ class Editor:
     def rollback(self, ids: Iterable[str]) -> None:
         """Take facts out of the ledger: the model is then as if they had never been edited.
 
-        What they replaced holds again.
+        What they replaced holds again. Facts that share an MKV are taken out together.
 
         Args:
             ids: of requests, or of MKVs.

@@ -20,6 +20,25 @@ from fedit_app.mkv.same_key import near_keys
 logger = logging.getLogger(__name__)
 
 
+def repeat(
+    requests: Iterable[EditRequest], known: Iterable[EditRequest], ledger: Ledger, slot: int
+) -> None:
+    """Let the MKV that fulfils a known request fulfil the same fact again.
+
+    Args:
+        requests: new ones.
+        known: requests whose texts are there.
+        ledger: where both are fulfilled, inside a step of it.
+        slot: the time slot.
+    """
+    fulfilled = ledger.fulfilled()
+    of_fact = {r.fact: fulfilled[r.id] for r in known if r.id in fulfilled}
+    for request in requests:
+        id_ = of_fact.get(request.fact)
+        if id_ is not None and request.id not in fulfilled:
+            ledger.accept([ledger.entries[id_].mkv], slot, {id_: [request.id]})
+
+
 def learn(
     bench: Workbench,
     ledger: Ledger,

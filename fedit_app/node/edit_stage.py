@@ -13,7 +13,7 @@ from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import Conflict, settle
-from fedit_app.ledger.learning import learn
+from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import SameFact
@@ -23,7 +23,6 @@ from fedit_app.node.requests import (
     due,
     open_requests,
     release_outdated,
-    repeat,
     without_contradictions,
 )
 from fedit_app.node.reuse import ReuseRule, reuse

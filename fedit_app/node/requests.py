@@ -73,25 +73,6 @@ def before(slots: Sequence[Sequence[EditRequest]], slot: int) -> list[EditReques
     return [request for requests in slots[: slot - 1] for request in requests]
 
 
-def repeat(
-    requests: Sequence[EditRequest], earlier: Sequence[EditRequest], ledger: Ledger, slot: int
-) -> None:
-    """Let the MKV of an own request of an earlier slot fulfil the same fact again.
-
-    Args:
-        requests: those of the slot.
-        earlier: those of the slots before.
-        ledger: the node's ledger.
-        slot: the time slot.
-    """
-    fulfilled = ledger.fulfilled()
-    known = {r.fact: fulfilled[r.id] for r in earlier if r.id in fulfilled}
-    for request in requests:
-        id_ = known.get(request.fact)
-        if id_ is not None and request.id not in fulfilled:
-            ledger.accept([ledger.entries[id_].mkv], slot, {id_: [request.id]})
-
-
 def release_outdated(
     requests: Sequence[EditRequest], earlier: Sequence[EditRequest], ledger: Ledger
 ) -> None:

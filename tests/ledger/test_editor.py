@@ -70,12 +70,33 @@ def test_a_later_edit_of_a_fact_replaces_the_earlier_one_and_rollback_restores_i
     assert says(editor.ask(first.text).after, first)
 
 
-def test_the_same_requests_twice_change_nothing(editor):
+def test_the_same_facts_twice_change_nothing(editor):
     editor.edit(EASY[:1])
     weights = editor.bench.deltas(editor.ledger)
     editor.edit(EASY[:1])
+    editor.edit([dataclasses.replace(EASY[0], id="again")])
     again = editor.bench.deltas(editor.ledger)
     assert all(torch.equal(weights[layer], again[layer]) for layer in weights)
+    assert editor.ledger.fulfilled().keys() == {"e1", "again"}
+
+
+def test_a_second_fact_about_a_subject_is_learned_with_the_first_also_by_another_editor(
+    folder, tmp_path
+):
+    first = Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG)
+    first.edit(EASY[:1])
+    second = Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG)
+    another = dataclasses.replace(EASY[0], id="e9", prompt=f"{EASY[0].prompt} is", target_new="in")
+    second.edit([another])
+    fulfilled = second.ledger.fulfilled()
+    assert fulfilled["e1"] == fulfilled["e9"] and len(second.ledger) == 1
+    second.rollback(["e9"])
+    assert second.ledger.fulfilled().keys() == {"e1"}
+
+
+def test_two_targets_for_one_prompt_are_refused(editor):
+    with pytest.raises(FedEditError, match="'e1' and 'e9': the same prompt with different"):
+        editor.edit([EASY[0], dataclasses.replace(EASY[0], id="e9", target_new="Leeds")])
 
 
 def test_one_id_for_two_requests_is_refused(editor):
