@@ -10,7 +10,7 @@ from flwr.app import Message
 from fedit_app.ledger.ledger import read_index
 from fedit_app.protocol.messages import COMPOSE, pack, unpack_info, with_values
 
-FACTS = {"bank": "city", "court": "London", "museum": "published"}
+FACTS = {"bank": "city", "court": "London", "museum": "published", "eve": "of"}
 ROUNDS = 3
 
 
@@ -115,6 +115,22 @@ def test_a_holder_that_sends_rubbish_costs_the_others_nothing(run, what):
     assert results["status"] == "completed"
     assert counts(results, "composed")["bank"] == 0
     own_facts_hold(folder)
+
+
+@pytest.mark.parametrize("combination", ["mean", "median"])
+def test_one_saboteur_of_four_takes_nobodys_own_fact(run, combination):
+    names = tuple(sorted(FACTS))
+    eve = 101 + names.index("eve")
+
+    def act(message):
+        asked = len(unpack_info(message.content)["keys"])
+        values = np.random.default_rng(0).normal(size=(asked, 16)).astype(np.float16)
+        answer = rubbish(message) | {"node": "eve", "said": ["holds"] * asked}
+        return Message(with_values(pack(answer), values), reply_to=message)
+
+    results, _, folder = run(at_compose(eve, act), names=names, combination=combination)
+    assert results["status"] == "completed"
+    own_facts_hold(folder, tuple(name for name in names if name != "eve"))
 
 
 def test_a_holder_that_stalls_is_waited_for_once(run):

@@ -1,5 +1,7 @@
 """A real SuperLink with TLS and SuperNode authentication, and real SuperNodes, on loopback."""
 
+import json
+
 import httpx
 import inprocess
 import psutil
@@ -17,20 +19,35 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import family
 
 NODES = ("bank", "hospital", "museum")
+CONTESTED = {"bank": "city", "hospital": "London"}
 RUN = {
     "num-slots": 1,
+    "compose-rounds": 2,
     **tiny.RUN_CONFIG,
     "slot-timeout": 120.0,
 }
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory, tiny_folder):
+def data(tmp_path_factory):
+    """The demo's requests, and at two nodes one more each, about one subject."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in NODES:
+        lines = (tiny.DEMO / f"{name}.jsonl").read_text(encoding="utf-8")
+        if name in CONTESTED:
+            fact = {"id": "mint", "subject": "Royal Mint", "prompt": "{}", "slot": 1}
+            lines += json.dumps(fact | {"target_new": CONTESTED[name]}) + "\n"
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory, tiny_folder, data):
     """Three registered nodes, a stranger whom nobody registered, one with another authority."""
     folder = tmp_path_factory.mktemp("deployment")
     with Deployment(folder) as deployment:
         for name in NODES:
-            deployment.add_node(name, tiny.DEMO / f"{name}.jsonl", tiny_folder)
+            deployment.add_node(name, data / f"{name}.jsonl", tiny_folder)
         deployment.add_node("stranger", tiny.DEMO / "newsroom.jsonl", tiny_folder)
         other = init_server(folder / "other", ["127.0.0.1"])
         deployment.add_node("misled", tiny.DEMO / "newsroom.jsonl", tiny_folder, other.ca_cert)
@@ -52,12 +69,8 @@ def finished(deployment):
     return result, folder
 
 
-def test_the_run_is_the_same_as_in_simulation(finished, deployment, tiny_folder, tmp_path):
+def test_the_run_is_the_same_as_in_simulation(finished, deployment, data, tiny_folder, tmp_path):
     """Counts and figures are those of virtual nodes with the same data."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in NODES:
-        (data / f"{name}.jsonl").write_bytes((tiny.DEMO / f"{name}.jsonl").read_bytes())
     values = {
         **RUN,
         "model": str(tiny_folder),
@@ -79,6 +92,7 @@ def test_the_run_is_the_same_as_in_simulation(finished, deployment, tiny_folder,
         assert results["nodes"][name]["federation"] is None
     (slot,), (wanted,) = results["slots"], expected["slots"]
     counts = ("requests", "optimised", "reused", "uploaded", "offered", "accepted", "conflicts")
+    counts += ("composed",)
     assert {key: slot[key] for key in counts} == {key: wanted[key] for key in counts}
     assert slot["uploaded"] > 0 and slot["accepted"] > 0
 
@@ -91,6 +105,15 @@ def test_the_user_sees_the_run(finished):
     assert str(folder / "results.json") in result.stdout
     assert "not in this run, as they are not online: misled" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_two_nodes_compose_the_value_of_a_contested_key(finished):
+    """Sealed, over TLS: holders that the server cannot read are asked round by round."""
+    result, folder = finished
+    assert result.stdout.count("slot 1 compose: bank answered") >= 3
+    assert result.stdout.count("slot 1 compose: hospital answered") >= 3
+    (slot,) = load_results(folder / "results.json").slots
+    assert slot.seconds.compose > 0
 
 
 def test_state_lies_where_it_belongs(finished, deployment):
