@@ -15,6 +15,8 @@ from rich.console import Console
 from fedit_app.cli.main import main
 from fedit_app.config.overrides import read_run_config
 from fedit_app.flower_compat import launch
+from fedit_app.protocol.metrics import SharedSubject
+from fedit_app.report import load_results, write_results
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.progress import Progress
 
@@ -292,6 +294,23 @@ def test_a_failed_run_has_an_exit_status(fedit, monkeypatch):
 
 
 # `fedit ask` and `fedit table`
+
+
+def test_the_end_of_a_run_says_what_became_of_facts_that_share_a_subject(
+    fedit, finished, monkeypatch
+):
+    def simulate(app, config, *_):
+        results = load_results(finished / "results.json")
+        shared = SharedSubject(count=12, hold=11, efficacy=1.0)
+        own = results.summary.own.model_copy(update={"shared_subject": shared})
+        results.summary.own = own
+        write_results(Path(config["output-dir"]) / "results.json", results)
+        return "finished:completed"
+
+    monkeypatch.setattr(launch, "simulate", simulate)
+    status, out, _ = fedit()
+    assert status == 0
+    assert out.startswith("12 own facts share a subject with others: 11 hold\nresults: ")
 
 
 @pytest.fixture(scope="module")

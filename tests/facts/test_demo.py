@@ -1,9 +1,10 @@
 """The data that the demo ships with keeps its promises."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.facts.federation_facts import that_must_stay, that_share_a_subject
 from fedit_app.facts.partition import default_node_count, simulated_nodes
 
 CONFIG = RunConfig()
@@ -33,7 +34,8 @@ def test_every_request_can_be_evaluated():
         assert len(set(request.neighborhood_prompts)) >= 3, request.id
         asked = (*request.paraphrase_prompts, *request.neighborhood_prompts)
         assert all("{}" not in prompt for prompt in asked), request.id
-        assert all(request.subject in prompt for prompt in request.paraphrase_prompts), request.id
+        about = (*request.paraphrase_prompts, *request.subject_prompts)
+        assert all(request.subject in prompt for prompt in about), request.id
         assert not any(request.subject in p for p in request.neighborhood_prompts), request.id
 
 
@@ -49,3 +51,38 @@ def test_twelve_facts_are_shared_by_two_nodes_and_two_of_them_contested():
     assert len(shared) == 12
     assert all(owners[fact] == 2 for fact in shared)
     assert sum(len(targets[fact]) == 2 for fact in shared) == 2
+
+
+def test_subjects_have_several_facts_within_and_between_organisations():
+    prompts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name, requests in NODES.items():
+        for request in requests:
+            prompts[request.subject][name].add(request.prompt)
+
+    def beginning_with_it(asked: set[str]) -> bool:
+        return len(asked) == 2 and all(prompt.startswith("{} ") for prompt in asked)
+
+    within = [s for s, by in prompts.items() if any(map(beginning_with_it, by.values()))]
+    between = [
+        subject
+        for subject, by in prompts.items()
+        if sorted(map(len, by.values())) == [1, 1] and beginning_with_it(set.union(*by.values()))
+    ]
+    assert len(within) == 6
+    assert len(between) == 4
+    sharing = that_share_a_subject(REQUESTS, REQUESTS)
+    assert {request.subject for request in sharing} == {*within, *between}
+    assert len(sharing) == 20
+
+
+def test_some_facts_about_edited_subjects_must_stay():
+    asked = [request for request in REQUESTS if request.subject_prompts]
+    assert len({request.subject for request in asked}) == 14
+    assert that_must_stay(REQUESTS, REQUESTS) == REQUESTS, "none of them is edited"
+
+
+def test_no_neighbour_is_edited():
+    subjects = {request.subject for request in REQUESTS}
+    for request in REQUESTS:
+        for prompt in request.neighborhood_prompts:
+            assert not any(subject in prompt for subject in subjects), request.id

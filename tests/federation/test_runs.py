@@ -3,6 +3,7 @@
 import json
 import random
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import inprocess
@@ -15,6 +16,7 @@ from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import PRECISIONS
+from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.report import load_results
@@ -24,6 +26,8 @@ from fedit_app.support.errors import FedEditError
 pytestmark = pytest.mark.integration
 
 NODES = ["bank", "hospital", "museum", "newsroom"]
+# Slot of the demo -> how many MKVs it needs: two facts of one node about one subject share one.
+VALUES = {1: 20, 2: 19, 3: 17}
 
 
 def pool_ids(folder) -> dict[str, str]:
@@ -65,7 +69,7 @@ def test_counts_add_up(demo_run):
     }
 
     assert total["requests"] == 60
-    assert total["optimised"] == total["uploaded"] == 60 - total["reused"]
+    assert total["optimised"] == total["uploaded"] == sum(VALUES.values()) - total["reused"]
     # Everything is offered to the three others, except a fact that several have computed.
     assert 0 < total["accepted"] < total["offered"] < 180 - total["reused"] * 3
     for slot in results["slots"]:
@@ -131,7 +135,7 @@ def test_received_facts_are_those_whose_mkvs_hold(demo_run, demo_records):
             f for f in expected if any(f[:2] == g[:2] and f != g for g in prompts.values())
         }
         found = results["nodes"][name]["received"]
-        assert found["count"] == len(expected - contested) > 20
+        assert found["count"] == len(expected - contested) > 15
         assert found["metric"] == "likelihood"
     assert results["slots"][0]["nodes"]["bank"]["received"]["count"] < 20
 
@@ -196,7 +200,7 @@ def test_equal_runs_give_equal_results_in_whatever_order_nodes_answer(settings, 
         runs.append((without_clock(results), pool_ids(_folder(config))))
 
     assert runs[0][0]["summary"]["own"]["count"] == 40
-    assert len(runs[0][1]) == (40 if strategy == "fedit" else 0)
+    assert len(runs[0][1]) == (VALUES[1] + VALUES[2] if strategy == "fedit" else 0)
     assert all(run == runs[0] for run in runs[1:])
 
 
@@ -209,7 +213,7 @@ def test_local_exchanges_nothing(settings):
 
     assert results["status"] == "completed"
     for slot in results["slots"]:
-        assert slot["optimised"] == 20
+        assert slot["optimised"] == VALUES[slot["slot"]]
         assert slot["uploaded"] == slot["offered"] == slot["accepted"] == 0
     assert not MKVPool(results["config"]["output-dir"] + "/pool")
 
@@ -286,11 +290,15 @@ def test_fedavg_is_the_mean_of_the_changes_weighted_by_requests(settings, demo_c
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_takes_part_in_a_federation(settings, editor):
     changes = {"editor": editor, "num_slots": 2, "null_space_threshold": 1.0, "value_steps": 12}
-    results, _ = inprocess.federate(settings(**changes), 2)
+    config = settings(**changes)
+    results, _ = inprocess.federate(config, 2)
 
     assert results["status"] == "completed" and results["editor"] == editor
     assert results["failed_nodes"] == []
-    assert results["summary"]["own"] != results["summary"]["before"]["own"]
+    place = {"partition-id": 0, "num-partitions": 2}
+    bank = Participant(RunConfig.parse(config), place, inprocess.RUN_ID)
+    change = bank.workbench.deltas(bank.ledger())
+    assert change and all(delta.abs().max() > 0 for delta in change.values())
     accepted = [node["received_from"] for node in results["slots"][0]["nodes"].values()]
     assert accepted == [{"hospital": 5}, {"bank": 5}]
 
@@ -359,17 +367,22 @@ def test_evaluate_every(settings, strategy):
 @pytest.mark.parametrize(
     ("changes", "offered"),
     [
-        ({"selection": "none"}, {0}),
-        ({"selection": "top-k", "top_k": 2, "signature": "delta"}, {2}),
-        ({"selection": "majority", "similarity_threshold": -1.0}, {15}),
-        ({"selection": "majority", "similarity_threshold": 1.0, "centred": True}, {0}),
-        ({"selection": "all"}, {15}),
+        ({"selection": "none"}, 0),
+        ({"selection": "top-k", "top_k": 2, "signature": "delta"}, 2),
+        ({"selection": "majority", "similarity_threshold": -1.0}, None),
+        ({"selection": "majority", "similarity_threshold": 1.0, "centred": True}, 0),
+        ({"selection": "all"}, None),
     ],
 )
 def test_selection(settings, changes, offered):
     results, _ = inprocess.federate(settings(num_slots=1, **changes), 4)
 
-    assert {node["offered"] for node in results["slots"][0]["nodes"].values()} == offered
+    pool = pool_ids(_folder(results["config"]))
+    facts = MKVPool(results["config"]["output-dir"] + "/pool").facts(pool)
+    standing = Counter(node for id_, node in pool.items() if facts[id_] == id_)
+    for name, node in results["slots"][0]["nodes"].items():
+        others = standing.total() - standing[name]
+        assert node["offered"] == (others if offered is None else offered)
 
 
 def test_an_mkv_is_offered_to_a_node_once(settings):
@@ -397,10 +410,10 @@ def test_what_others_have_computed_is_reused(settings, monkeypatch):
     reused = sum(slot["reused"] for slot in results["slots"])
     assert reused > 0
     for slot in results["slots"]:
+        assert slot["optimised"] + slot["reused"] == VALUES[slot["slot"]]
         for node, entry in slot["nodes"].items():
-            assert entry["optimised"] == entry["uploaded"]
-            assert entry["optimised"] + entry["reused"] == entry["requests"], node
-    assert len(pool) == 60 - reused
+            assert entry["optimised"] == entry["uploaded"], node
+    assert len(pool) == sum(VALUES.values()) - reused
     # The Lancet, in slot 2 of the newsroom, was settled by the hospital in slot 1.
     index = read_index(folder / "nodes" / "newsroom" / "ledger")
     settled = {id_: e["node"] for e in index["entries"] for id_ in e["requests"]}
