@@ -99,7 +99,10 @@ class EditStage:
             missing: ids of own MKVs that the pool lacks.
         """
         started = time.perf_counter()
-        earlier, requests = before(self._slots, slot), due(self._slots, slot, ledger)
+        earlier, requests = (
+            before(self._slots, slot),
+            due(self._slots, slot, ledger, self._corrects),
+        )
         late = len(requests) - len(self._slots[slot - 1])
         if late:
             logger.info("node %s, slot %d: %d requests of earlier slots", self._owner, slot, late)
@@ -113,7 +116,16 @@ class EditStage:
             rule = ReuseRule.of(self._config)
             found = reuse(self._bench, unfulfilled, arrivals.candidates, ledger, slot, rule)
             own = [*earlier, *requests]
-            wanted = without_contradictions(open_requests(requests, ledger), own, self._corrects)
+            left = open_requests(requests, ledger)
+            wanted = without_contradictions(left, own, self._corrects)
+            if len(wanted) < len(left):
+                logger.warning(
+                    "node %s, slot %d: %d requests are left out: another one asks the same with "
+                    "another target",
+                    self._owner,
+                    slot,
+                    len(left) - len(wanted),
+                )
             computed = learn(
                 self._bench,
                 ledger,

