@@ -3,7 +3,6 @@
 import copy
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from transformers import (
 from fedit_app.models.editable import EditableModel
 
 DEMO = Path(__file__).parents[1] / "fedit_app" / "facts" / "demo"
+_CORPUS = Path(__file__).parent / "data" / "tokenizer_corpus.txt"
 VOCABULARY = 600
 LAYERS = 5
 D_MODEL = 16
@@ -197,14 +197,7 @@ def _stay_double(forward):
 @functools.cache
 def make_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer; with `bos` it puts a BOS token before every text."""
-    texts = []
-    for file in sorted(DEMO.glob("*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            texts += [
-                record["prompt"].replace("{}", record["subject"]),
-                *record["neighborhood_prompts"],
-            ]
+    texts = _CORPUS.read_text(encoding="utf-8").splitlines()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

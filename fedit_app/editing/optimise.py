@@ -2,7 +2,8 @@
 
 After each step delta is projected: |delta| <= clamp |h0| (MEMIT's code). A key ends when its loss
 is below 0.05, or when its targets were the argmax in every context for `stop_after` passes beyond
-the first (ENCORE, EMNLP Findings 2025); it then leaves the batch.
+the first, per fact (ENCORE, EMNLP Findings 2025; a value that several facts share has less to spare
+for each); it then leaves the batch.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def minimise(
         loss, done = objective(outcome, decay, settings)
         held[active] = torch.where(outcome.decoded, held[active] + 1, 0)
         if settings.stop_after:
-            done = done | (held[active] > settings.stop_after)
+            done = done | (held[active] > settings.stop_after * problem.facts)
         if step == settings.steps:
             done = torch.ones_like(done)
         finished = active[done]

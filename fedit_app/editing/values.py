@@ -179,6 +179,12 @@ class ValueProblem:
         """(n, parts, d_model) what stands at the site in the clean prompt of the unedited model."""
         return self.states[:, 0]
 
+    @property
+    def facts(self) -> Tensor:
+        """(n,) number of facts of each key."""
+        owner = self.row_owner[: len(self.row_share)]
+        return owner.bincount(minlength=len(self.states)) // self.states.shape[1]
+
     def evaluate(self, delta: Tensor) -> Outcome:
         """The terms of the objective at delta (n, parts, d_model), from one forward pass."""
         in_contexts, goals = len(self.row_share), self.goals

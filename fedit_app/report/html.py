@@ -52,7 +52,7 @@ from fedit_app.support.formats import (
 from fedit_app.support.tables import Cell, Table
 
 # Counts that most runs do not have; their columns are there if a run does.
-_SELDOM = ("cached", "warm_started", "quarantined")
+_SELDOM = ("cached", "warm_started", "composed", "quarantined")
 _MOST_NAMES = 4
 
 
@@ -84,7 +84,7 @@ def render_report(results: Results) -> str:
         slots=results.slots,
         totals=totals,
         counts=[name for name in COUNTS if name not in _SELDOM or getattr(totals, name)],
-        stages=STAGES,
+        stages=[s for s in STAGES if s != "compose" or totals.seconds.compose],
         rejections=_rejections(results),
         failures=[
             (failure.node, failure.slot or NOT_MEASURED, failure.stage, failure.reason)

@@ -120,7 +120,7 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
             nll = 0.1 * nll
         loss = nll + settings.kl_weight * kl + settings.weight_decay * decay
         times_decoded = times_decoded + 1 if decoded else 0
-        enough = settings.stop_after > 0 and times_decoded > settings.stop_after
+        enough = settings.stop_after > 0 and times_decoded > settings.stop_after * len(requests)
         enough = enough or (editor == "pmet" and decoded and kl.item() <= 0.01)
         if loss.item() < 0.05 or enough or step == settings.steps:
             return (h0 + delta).detach(), h0, loss.item(), step

@@ -72,7 +72,7 @@ def test_an_edit_makes_its_targets_likelier(family, editor, tmp_path):
         after = likelihood(edited, EASY)
         assert not is_unchanged(bench, weights)
     assert all(a < b - 0.5 for a, b in zip(after, before, strict=True)), (before, after)
-    assert all(a < b - 3 for a, b in zip(after[:2], before[:2], strict=True)), (before, after)
+    assert all(a < b / 2 for a, b in zip(after[:2], before[:2], strict=True)), (before, after)
     assert is_unchanged(bench, weights)
     assert likelihood(bench.model, EASY) == before
 
@@ -140,7 +140,7 @@ def test_mkvs_of_others_edit_without_their_text(editor):
     with bench.edited(ledger) as edited:
         after = likelihood(edited, EASY[:2])
     before = likelihood(bench.model, EASY[:2])
-    assert all(a < b - 3 for a, b in zip(after, before, strict=True)), (before, after)
+    assert all(a < b / 2 for a, b in zip(after, before, strict=True)), (before, after)
 
 
 @pytest.mark.parametrize("editor", EDITORS)
@@ -156,7 +156,7 @@ def test_later_requests_are_edited_on_top_of_the_ledger(editor):
     with bench.edited(ledger) as edited:
         after = likelihood(edited, EASY[:2])
     before = likelihood(bench.model, EASY[:2])
-    assert all(a < b - 3 for a, b in zip(after, before, strict=True)), "the first is still there"
+    assert all(a < b / 2 for a, b in zip(after, before, strict=True)), "the first is still there"
 
 
 def test_computing_does_not_change_the_ledger_and_takes_no_requests():
