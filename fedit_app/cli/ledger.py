@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedit_app.ledger.ledger import Ledger
 
 _SHORT = 16
-_PARTS = ("efficacy", "paraphrase", "neighborhood", "score")
+_PARTS = ("efficacy", "paraphrase", "neighborhood", "other_relations", "score")
 
 app = typer.Typer(
     name="ledger",
@@ -155,10 +155,11 @@ def metrics_table(rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]
         rows: what was asked, metrics before, metrics after.
     """
     cells = [
-        (what, before["count"], *(Change(before[name], after[name]) for name in _PARTS))
+        (what, before["count"], *(Change(before.get(name), after.get(name)) for name in _PARTS))
         for what, before, after in rows
     ]
-    return Table(("measured on", "facts", *_PARTS), cells)
+    titles = [name.replace("_", " ") for name in _PARTS]
+    return Table(("measured on", "facts", *titles), cells)
 
 
 @app.command()

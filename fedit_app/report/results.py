@@ -54,8 +54,8 @@ class Costs(Part):
 
     Attributes:
         requests: edit requests of the slot.
-        optimised: requests whose value v* the node optimised.
-        cached: optimised requests whose value was in the work-cache.
+        optimised: values v* that the node optimised; facts of one key share one.
+        cached: optimised values that were in the work-cache.
         warm_started: optimised requests that began at another MKV's value.
         composed: keys whose value the node learned together with others.
         reused: requests that another node's MKV fulfils.
