@@ -44,17 +44,17 @@ class ExchangeSettings(Settings):
         "nodes want)",
     )
     compose_rounds: int = key(
-        8,
+        10,
         "most rounds in which nodes whose facts have one key learn a value for all of these facts; "
         "what has not come together by then is a conflict; 0: every contested key is one",
-        source="on CounterFact all that came together did so within 6 rounds (docs/composition.md)",
+        source="of the CounterFact keys that came together few needed more (docs/composition.md)",
         ge=0,
         le=100,
     )
     compose_steps: int = key(
         3,
         "steps of Adam that a node takes in a round of composition",
-        source="5 and more drift apart (docs/composition.md)",
+        source="with more the holders drift apart (docs/composition.md)",
         ge=1,
         le=100,
     )

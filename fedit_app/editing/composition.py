@@ -28,6 +28,9 @@ from fedit_app.models.editable import EditableModel
 # An MKV's rounding may lengthen a value that is as long as it may be.
 _ROUNDING = 1.02
 
+# With steps of one size, holders whose facts pull apart pass each other from round to round.
+_SHRINK = 0.85
+
 Combination = Callable[[np.ndarray], np.ndarray]
 """Changes (holders, d_model) float64 of the holders, in the order of their names -> (d_model,)."""
 
@@ -59,6 +62,11 @@ def combined(
     ]
     change = COMBINATIONS[rule](np.stack(kept)) if kept else np.zeros(h0.shape)
     return rounded((h0 + change).astype(np.float32), precision)
+
+
+def step_size(rate: float, round_: int) -> float:
+    """Adam's step size after so many rounds, from that of the first one."""
+    return rate * _SHRINK**round_
 
 
 @dataclass(frozen=True)

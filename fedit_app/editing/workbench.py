@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedit_app.config.editing import EditingSettings, WorkbenchSettings
-from fedit_app.editing.composition import LocalSteps, local_steps
+from fedit_app.editing.composition import LocalSteps, local_steps, step_size
 from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
@@ -186,7 +186,11 @@ class Workbench:
         return [of_request[i] for i in range(len(requests))]
 
     def compose(
-        self, groups: Sequence[Sequence[EditRequest]], changes: np.ndarray, steps: int
+        self,
+        groups: Sequence[Sequence[EditRequest]],
+        changes: np.ndarray,
+        steps: int,
+        round_: int = 0,
     ) -> LocalSteps:
         """A holder's part of a round of composition; see `composition.local_steps`.
 
@@ -194,11 +198,12 @@ class Workbench:
             groups: the holder's own requests of n keys.
             changes: (n, d_model) the values from which it starts, as v - h0.
             steps: how many steps it takes; 0 only looks at the values.
+            round_: how many rounds were before.
         """
         rows = [key_rows(self.model, group, self.templates) for group in groups]
         site = self.editor.site(self.model, self.settings)
         start = torch.from_numpy(changes)
-        objective, rate = self.editor.objective, self.settings.learning_rate
+        objective, rate = self.editor.objective, step_size(self.settings.learning_rate, round_)
         return local_steps(self.model, rows, site, self.settings, objective, start, steps, rate)
 
     def write(

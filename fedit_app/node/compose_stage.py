@@ -148,15 +148,20 @@ class ComposeStage:
 
     def _steps(self, parts: Sequence[_Part]) -> list[tuple[bool, np.ndarray]]:
         """For every part whether its value holds here, and v - h0 after the node's steps."""
-        if not parts:
-            return []
-        found = self._bench.compose(
-            [part.facts for part in parts],
-            np.stack([part.v_star - part.h0 for part in parts]),
-            0 if all(part.key.settled for part in parts) else self._config.compose_steps,
-        )
-        changes = found.change.float().cpu().numpy()
-        return list(zip(found.holds.tolist(), changes, strict=True))
+        found: dict[int, tuple[bool, np.ndarray]] = {}
+        kinds = sorted({(part.key.round, part.key.settled) for part in parts})
+        for kind in kinds:
+            chosen = [i for i, p in enumerate(parts) if (p.key.round, p.key.settled) == kind]
+            round_, settled = kind
+            steps = self._bench.compose(
+                [parts[i].facts for i in chosen],
+                np.stack([parts[i].v_star - parts[i].h0 for i in chosen]),
+                0 if settled else self._config.compose_steps,
+                round_,
+            )
+            changes = steps.change.float().cpu().numpy()
+            found |= zip(chosen, zip(steps.holds.tolist(), changes, strict=True), strict=True)
+        return [found[i] for i in range(len(parts))]
 
     def _make(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> list[MKV]:
         """The MKVs of settled keys, which supersede those that contested them."""

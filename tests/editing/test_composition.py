@@ -8,7 +8,7 @@ import tiny
 import torch
 from editing.cases import EASY, SETTINGS, TEMPLATES, relative
 
-from fedit_app.editing.composition import COMBINATIONS, combined, local_steps
+from fedit_app.editing.composition import COMBINATIONS, combined, local_steps, step_size
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.mkv.packing import PRECISIONS, rounded
@@ -74,6 +74,12 @@ def test_a_holder_alone_takes_the_steps_of_the_optimisation():
     found = local_steps(model, keys, site, settings, objective, zero, 3, settings.learning_rate)
     wanted = EDITORS["memit"].values(model, EASY[:2], TEMPLATES, settings)
     assert relative(found.change, (wanted.v_star - wanted.h0)[:, -1]) < 1e-9
+
+
+def test_the_steps_shrink_from_round_to_round():
+    """Else holders whose facts pull apart pass each other for ever."""
+    assert step_size(0.5, 0) == 0.5
+    assert step_size(0.5, 4) == pytest.approx(0.5 * 0.85**4)
 
 
 def test_without_steps_it_only_looks():
