@@ -125,6 +125,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
     missing = [envelope.id_in(id_) for id_ in asked.missing]
     withdrawn = {envelope.id_in(id_): set(names) for id_, names in asked.withdrawn.items()}
     outcome = participant.edit(slot, candidates, asked.central, missing, withdrawn)
+    upload = asked.upload and participant.policy.upload
     answered = EditAnswer(
         node=participant.name,
         requests=outcome.requests,
@@ -134,10 +135,9 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         reused=[envelope.id_out(id_) for id_ in outcome.reused],
         again=[envelope.id_out(mkv.id) for mkv in outcome.again],
         quarantined=outcome.quarantined,
-        supersedes=_ids_out(outcome.supersedes, envelope),
+        supersedes=_ids_out(outcome.supersedes if upload else {}, envelope),
         conflicts=_conflicts(outcome.conflicts, envelope),
     )
-    upload = asked.upload and participant.policy.upload
     return answered.packed(envelope.sealed([*outcome.new, *outcome.again] if upload else ()))
 
 

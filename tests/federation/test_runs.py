@@ -222,6 +222,7 @@ def test_local_exchanges_nothing(settings):
 def test_central_keeps_one_ledger_with_every_fact(settings):
     results, _ = inprocess.federate(settings(strategy="central"), 4)
 
+    assert results["failed_nodes"] == []
     nodes = _folder(results["config"]) / "nodes"
     assert [path.name for path in nodes.iterdir()] == ["central"]
     index = read_index(nodes / "central" / "ledger")
