@@ -12,8 +12,7 @@ owner:
   or in other words of the same relation.
 - many: three facts of a subject, and as many as there are, at one organisation.
 
-Accuracy is that all target tokens are the argmax. Rounds, and bytes per contested key and holder,
-are of those keys whose value was composed.
+Accuracy is that all target tokens are the argmax; *composed* counts contested keys.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> Figures:
         run_ = _Runs(options, Path(name))
         if "alone" in parts:
             done = run_("alone", {"a": [first], "b": [second]}, strategy="local")
-            figures |= _pair("alone", done, "own", "own")
+            figures |= _pair("alone", done)
         if "one-slot" in parts:
             both = [r for pair in zip(first, second, strict=True) for r in pair]
             done = run_("one-slot", {"a": [both]}, strategy="local")
@@ -96,8 +95,8 @@ def run(options: argparse.Namespace) -> Figures:
             named = {request.subject for request in first}
             stranger = [next(fact for fact in facts if fact.subject not in named)]
             done = run_("holders", {"a": [first], "b": [second], "c": [stranger]})
-            figures |= _pair("holders", done, "own", "own")
-            figures |= _pair("at the holders, all", done, "federation", "federation")
+            figures |= _pair("holders", done)
+            figures |= _pair("at the holders, all", done, "federation")
             figures |= _single("third", done, node="c", scope="federation")
             figures |= _cost(done)
         if "contradictions" in parts:
@@ -105,7 +104,7 @@ def run(options: argparse.Namespace) -> Figures:
             for kind in ("same words", "other words"):
                 rivals = _rivals(chosen, facts, options.seed, kind == "other words")
                 done = run_(kind, {"a": [chosen], "b": [rivals]})
-                figures |= _pair(f"contradictions, {kind}", done, "own", "own")
+                figures |= _pair(f"contradictions, {kind}", done)
         if "many" in parts:
             for number in (3, 4):
                 most = [found[:number] for found in pairs_of(facts, len(facts), options.seed)]
@@ -171,11 +170,8 @@ def _record(request: EditRequest, id_: str, slot: int) -> dict[str, object]:
     return {key: value for key, value in given.items() if value not in (None, ())}
 
 
-def _pair(line: str, results: Results, scope_a: str, scope_b: str) -> Figures:
-    found = {
-        "accuracy_a": getattr(results.nodes["a"], scope_a),
-        "accuracy_b": getattr(results.nodes["b"], scope_b),
-    }
+def _pair(line: str, results: Results, scope: str = "own") -> Figures:
+    found = {f"accuracy_{side}": getattr(results.nodes[side], scope) for side in "ab"}
     figures = {f"subjects/{line}/{key}": metrics.accuracy for key, metrics in found.items()}
     figures[f"subjects/{line}/facts"] = sum(metrics.count for metrics in found.values())
     return figures | _happened(line, results)
@@ -203,7 +199,7 @@ def _happened(line: str, results: Results) -> Figures:
 
 
 def _cost(results: Results) -> Figures:
-    """Seconds of composition, and its share of all stages' seconds."""
+    """Seconds of composition."""
     seconds = [slot.seconds for slot in results.slots]
     return {"subjects/holders/seconds": sum(one.compose or 0.0 for one in seconds)}
 

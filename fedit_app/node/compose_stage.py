@@ -52,11 +52,13 @@ class ComposeOutcome:
         said: for each key, see `schema.ComposeAnswer`.
         changes: for each key that was not declined v - h0 after the node's steps, (d_model,).
         made: MKVs of settled keys.
+        supersedes: id of each of these -> ids of those in whose place it holds.
     """
 
     said: list[Said] = field(default_factory=list)
     changes: list[np.ndarray] = field(default_factory=list)
     made: list[MKV] = field(default_factory=list)
+    supersedes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class ComposeStage:
                 if holds and part.key.settled:
                     finished.append(part)
         outcome.made += self._make(ledger, slot, finished)
+        outcome.supersedes = {mkv.id: ledger.entries[mkv.id].supersedes for mkv in outcome.made}
         return outcome
 
     def _made_before(self, ledger: Ledger, key: Contested) -> MKV | None:

@@ -20,6 +20,7 @@ from fedit_app.ledger.conflicts import Conflict
 from fedit_app.node.compose_stage import Contested
 from fedit_app.node.envelope import Envelope
 from fedit_app.node.participant import Participant
+from fedit_app.node.reedit_stage import ReeditOutcome
 from fedit_app.protocol.messages import (
     COMPOSE,
     EDIT,
@@ -164,9 +165,10 @@ def compose(content: RecordDict, participant: Participant) -> RecordDict:
     asked, envelope = ComposeAsk.read(content), participant.envelope
     slot, offered = _of_the_run(asked.slot, participant), envelope.unpack(content)
     keys = _contested_keys(asked, content, participant)
-    accepted = participant.reedit(
-        slot, offered.mkvs, supersedes=_ids_in(asked.supersedes, envelope)
-    )
+    accepted = ReeditOutcome({}, {}, [])
+    if offered.mkvs:  # a re-edit scores the node's probes
+        supersedes = _ids_in(asked.supersedes, envelope)
+        accepted = participant.reedit(slot, offered.mkvs, supersedes=supersedes)
     outcome = participant.compose(slot, keys)
     answered = ComposeAnswer(
         node=participant.name,
@@ -175,10 +177,7 @@ def compose(content: RecordDict, participant: Participant) -> RecordDict:
         rejections={**accepted.rejections, **offered.rejections},
         quarantined=accepted.quarantined,
         conflicts=_conflicts(accepted.conflicts, envelope),
-        supersedes=_ids_out(
-            {mkv.id: participant.ledger().entries[mkv.id].supersedes for mkv in outcome.made},
-            envelope,
-        ),
+        supersedes=_ids_out(outcome.supersedes, envelope),
     )
     taken = [key for key, said in zip(keys, outcome.said, strict=True) if said != "declined"]
     values = [

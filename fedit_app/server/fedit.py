@@ -263,6 +263,7 @@ class FedEdit(Strategy):
         }
         fetched = self.pool.fetch(sorted(set().union(*slot.offered.values())))
         mkvs, messages = {mkv.id: mkv for mkv in fetched}, []
+        older = superseded_by(self.pool, mkvs)
         for name, offered in slot.offered.items():
             slot.grid.record.count(slot.number, name, offered=len(offered))
             member = slot.grid.members[name]
@@ -270,7 +271,7 @@ class FedEdit(Strategy):
             asked = ReeditAsk(
                 slot=slot.number,
                 votes={id_: votes[id_] for id_ in told},
-                supersedes=superseded_by(self.pool, offered),
+                supersedes={id_: older[id_] for id_ in offered if id_ in older},
             )
             messages.append(member.message(REEDIT, asked.packed([mkvs[id_] for id_ in offered])))
         return messages
