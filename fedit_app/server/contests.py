@@ -13,7 +13,7 @@ import numpy as np
 
 from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey, Said
 
-_ROUNDS_BEYOND = 1
+_ROUNDS_BEYOND = 2
 
 
 @dataclass
