@@ -37,8 +37,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedit_app.facts.request import EditRequest
     from fedit_app.facts.sources import load_requests
-    from fedit_app.ledger.editor import Editor, ask, edit
+    from fedit_app.ledger.editor import Editor
     from fedit_app.ledger.ledger import Ledger
+    from fedit_app.ledger.one_call import ask, edit
     from fedit_app.mkv import MKV
     from fedit_app.support.errors import FedEditError
 
@@ -60,8 +61,8 @@ _HOMES = {
     "FedEditError": "fedit_app.support.errors",
     "Ledger": "fedit_app.ledger.ledger",
     "MKV": "fedit_app.mkv",
-    "ask": "fedit_app.ledger.editor",
-    "edit": "fedit_app.ledger.editor",
+    "ask": "fedit_app.ledger.one_call",
+    "edit": "fedit_app.ledger.one_call",
     "load_requests": "fedit_app.facts.sources",
 }
 

@@ -47,11 +47,9 @@ def export(
     check_export(form.value, output, rank)
     found = find_place(place, node, federation)
     ledger = found.open()
-    # A whole model keeps the precision of its checkpoint.
-    dtype = ""
-    if form is Form.HF and found.config is not None:
-        dtype = stored_dtype(resolve_model(found.config.model))
-    adapter = write_export(found.workbench(ledger, dtype), ledger, form.value, output, rank)
+    bench = found.workbench(ledger)
+    dtype = stored_dtype(resolve_model(bench.model.name))
+    adapter = write_export(bench, ledger, form.value, output, rank, dtype)
     parts: dict[str, Part] = {"said": f"{output}: {plural(len(ledger), 'MKV')} as {form.value}"}
     if adapter is not None:
         parts |= {"rank": adapter.described, "errors": adapter.error_table()}

@@ -14,6 +14,7 @@ from fedit_app.cli import (
     compare,
     config,
     doctor,
+    edit,
     export,
     ledger,
     node,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
-    RUNNING: {"run": run.run, "ask": ask.ask, "config": config.config},
+    RUNNING: {"edit": edit.edit, "run": run.run, "ask": ask.ask, "config": config.config},
     LOOKING: {"table": table.table, "rollback": rollback.rollback, "export": export.export},
     DEPLOYING: {"doctor": doctor.doctor},
     RESEARCH: {

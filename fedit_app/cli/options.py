@@ -46,7 +46,8 @@ App = Annotated[
     typer.Option("--app", metavar="DIR", help="Checkout to run; default: the current folder's."),
 ]
 Place = Annotated[
-    Path, typer.Argument(metavar="PLACE", help="Folder of a run, a node or a ledger.")
+    Path,
+    typer.Argument(metavar="PLACE", help="Folder of an edited model, a run, a node or a ledger."),
 ]
 Node = Annotated[str, typer.Option(metavar="NAME", help="Whose ledger of a run.")]
 Federation = Annotated[

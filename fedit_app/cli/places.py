@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.facts.partition import NodeData, finished_node
+from fedit_app.ledger.edited_model import TEXTS, ledger_in, rewrite
 from fedit_app.ledger.ledger import INDEX, Ledger, read_index
 from fedit_app.ledger.origin import Origin, read_origin
 from fedit_app.support.errors import FedEditError
@@ -29,6 +33,7 @@ class Place:
         config: the run configuration with which it was last used; None if it is not recorded.
         simulated: whether the node is a virtual one.
         probes: the node's file of probes; None if it has none.
+        model: the folder of the edited model to which the ledger belongs; None: of none.
     """
 
     ledger: Path
@@ -36,6 +41,7 @@ class Place:
     config: RunConfig | None
     simulated: bool = False
     probes: str | None = None
+    model: Path | None = None
 
     def open(self) -> Ledger:
         """Read the ledger and check every MKV.
@@ -45,12 +51,27 @@ class Place:
         """
         return Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"])
 
-    def workbench(self, ledger: Ledger, dtype: str = "") -> Workbench:
+    @contextmanager
+    def changed(self) -> Iterator[Ledger]:
+        """The ledger, to be changed inside the block; the files of an edited model follow it.
+
+        Raises:
+            FedEditError: see `open` and `edited_model.rewrite`.
+        """
+        if self.model is None or self.config is None:
+            yield self.open()
+            return
+        with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
+            copy = Path(shutil.copytree(self.ledger, Path(scratch) / self.ledger.name))
+            ledger = dataclasses.replace(self, ledger=copy).open()
+            yield ledger
+            rewrite(self.model, ledger, self.config)
+
+    def workbench(self, ledger: Ledger) -> Workbench:
         """Load the model that a ledger of this place edits, with its tools.
 
         Args:
             ledger: the ledger.
-            dtype: of the weights in memory; "": as in the run.
 
         Raises:
             FedEditError: it is unknown, cannot be loaded, or is not the ledger's.
@@ -60,12 +81,11 @@ class Place:
                 f"ledger {self.ledger}: its model and settings are unknown, as no run used it; "
                 "name the ledger of a run or a node"
             )
-        config = self.config.model_copy(update={"dtype": dtype} if dtype else {})
-        bench = workbench_for(config)
+        bench = workbench_for(self.config)
         if bench.fingerprint != ledger.fingerprint:
             raise FedEditError(
                 f"ledger {self.ledger}: made with fingerprint {ledger.fingerprint}; model "
-                f"{config.model} and the recorded settings have {bench.fingerprint}"
+                f"{self.config.model} and the recorded settings have {bench.fingerprint}"
             )
         return bench
 
@@ -75,6 +95,9 @@ class Place:
         Raises:
             FedEditError: the data path of the run no longer exists.
         """
+        texts = self.ledger / TEXTS
+        if texts.exists():  # of an edited model
+            return NodeData(self.node, texts, "jsonl")
         if self.config is None:
             return None
         if self.simulated:
@@ -87,7 +110,7 @@ def find_place(folder: Path, node: str = "", federation: str = "") -> Place:
     """Find the ledger that a command is about.
 
     Args:
-        folder: of the ledger, of a node (its node.toml), or of a run.
+        folder: of an edited model, a ledger, a node (its node.toml), or a run.
         node: whose ledger; required for the folder of a run, and not allowed otherwise.
         federation: which ledger of a node's folder; may be empty if there is only one.
 
@@ -101,15 +124,18 @@ def find_place(folder: Path, node: str = "", federation: str = "") -> Place:
         raise FedEditError(f"{folder}: not a run folder, it has no config.toml; leave --node out")
     if (folder / NODE_FILE).exists():
         return _of_node(NodeFolder.open(folder), federation)
-    if not (folder / INDEX).exists():
+    within = ledger_in(folder)
+    ledger = within or folder
+    if not (ledger / INDEX).exists():
         raise FedEditError(
-            f"{folder}: neither a ledger ({INDEX}), nor the folder of a node ({NODE_FILE}) or of a "
-            "run (config.toml)"
+            f"{folder}: neither a ledger ({INDEX}), nor the folder of an edited model, of a node "
+            f"({NODE_FILE}) or of a run (config.toml)"
         )
     if federation:
-        raise FedEditError(f"{folder}: is a ledger itself; leave --federation out")
-    origin = read_origin(folder)
-    return _place(folder, origin, {} if origin is None else origin.run)
+        raise FedEditError(f"{folder}: has one ledger; leave --federation out")
+    origin = read_origin(ledger)
+    place = _place(ledger, origin, {} if origin is None else origin.run)
+    return dataclasses.replace(place, model=folder if within else None)
 
 
 def _of_run(folder: Path, node: str, federation: str) -> Place:

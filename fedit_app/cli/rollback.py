@@ -58,7 +58,7 @@ def rollback(
     found = find_place(place, node, federation)
     ledger = found.open()
     if allow:
-        _allow(ledger, allow, dry_run)
+        _allow(found, allow, dry_run)
         return
     ids = _chosen(ledger, mkv or (), origin, after)
     config = found.config or RunConfig()
@@ -69,8 +69,9 @@ def rollback(
     if dry_run:
         parts["end"] = "dry run: nothing was changed"
     else:
-        roll_back(ledger, ids, config, found.node)
-        parts["end"] = {"head of the journal": ledger.head}
+        with found.changed() as changing:
+            roll_back(changing, ids, config, found.node)
+        parts["end"] = {"head of the journal": changing.head}
     write(parts, form)
 
 
@@ -156,10 +157,11 @@ def _questions(place: places.Place) -> dict[str, list[EditRequest]]:
     return {what: requests for what, requests in found.items() if requests}
 
 
-def _allow(ledger: Ledger, beginnings: Sequence[str], dry_run: bool) -> None:
+def _allow(place: places.Place, beginnings: Sequence[str], dry_run: bool) -> None:
     """Take the refusal of MKVs back."""
     from fedit_app.ledger.rollback import allow_again
 
+    ledger = place.open()
     ids = sorted({only_id(ledger.refused, beginning, "ledger") for beginning in beginnings})
     own = [id_ for id_ in ids if ledger.refused[id_].withdrawn]
     lines = [f"{plural(len(ids), 'MKV')} may be accepted again: {', '.join(ids)}"]
@@ -170,5 +172,6 @@ def _allow(ledger: Ledger, beginnings: Sequence[str], dry_run: bool) -> None:
     if dry_run:
         lines.append("dry run: nothing was changed")
     else:
-        allow_again(ledger, ids)
+        with place.changed() as changing:
+            allow_again(changing, ids)
     say("\n".join(lines))

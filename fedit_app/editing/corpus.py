@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from fedit_app.editing.statistics import DELETE, write_tensors
 from fedit_app.models.editable import EditableModel
@@ -24,6 +26,7 @@ SAMPLE = "sample"
 _SAMPLED_LENGTH = 96
 _TEXT_LENGTH = 512
 _LEAST_PROBABILITY = 3e-4
+_TIMED_STEPS = 4
 # Upper limit of the key/value cache of a batch in generation. A constant and not a share of the
 # free memory, because the sampled text depends on the batch size.
 _SAMPLING_BYTES = 4 * 2**30
@@ -111,24 +114,48 @@ def sample_text(model: EditableModel, tokens: int, seed: int) -> list[list[int]]
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for start in first.split(_rows_at_once(model, length)):
-            written = model.model.generate(
-                start.to(model.device),
-                attention_mask=torch.ones_like(start).to(model.device),
-                do_sample=True,
-                epsilon_cutoff=_LEAST_PROBABILITY,
-                # Overrides the checkpoint's generation_config.json, which is meant for chat.
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
-                repetition_penalty=1.0,
-                min_new_tokens=length - 1,
-                max_new_tokens=length - 1,
-                pad_token_id=model.pad_token_id,
-            )
-            rows += written.tolist()
+            rows += _sampled(model, start, length - 1).tolist()
             if len(rows) < count:
                 logger.info("text: sampled %d of %d tokens", len(rows) * length, count * length)
     return rows
+
+
+def _sampled(model: EditableModel, start: Tensor, new_tokens: int) -> Tensor:
+    """(rows, 1 + new_tokens) ids after first tokens (rows, 1)."""
+    written: Tensor = model.model.generate(
+        start.to(model.device),
+        attention_mask=torch.ones_like(start).to(model.device),
+        do_sample=True,
+        epsilon_cutoff=_LEAST_PROBABILITY,
+        # Overrides the checkpoint's generation_config.json, which is meant for chat.
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        repetition_penalty=1.0,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=model.pad_token_id,
+    )
+    return written
+
+
+@torch.no_grad()
+def sampling_seconds(model: EditableModel, tokens: int) -> float:
+    """About how long `sample_text` takes, from a few steps of it.
+
+    Args:
+        model: the model, unedited.
+        tokens: number of tokens.
+    """
+    length = _row_length(model, _SAMPLED_LENGTH)
+    rows = min(_rows_at_once(model, length), -(-tokens // length))
+    start = torch.zeros((rows, 1), dtype=torch.long)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        _sampled(model, start, 1)
+        began = time.perf_counter()
+        _sampled(model, start, 1 + _TIMED_STEPS)
+    return (time.perf_counter() - began) / (1 + _TIMED_STEPS) / rows * tokens
 
 
 def write_rows(file: Path, rows: Sequence[Sequence[int]]) -> None:

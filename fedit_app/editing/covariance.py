@@ -49,6 +49,7 @@ __all__ = [
     "collect_covariance",
     "covariance",
     "load_into_cache",
+    "missing_layers",
     "origin_of",
     "sample_text",
     "statistics_files",
@@ -108,6 +109,19 @@ def statistics_files(
         with _alone(_folder(origin)):
             _make_missing(model, layers, source, origin)
     return _cached(origin, layers)
+
+
+def missing_layers(
+    model: EditableModel, layers: Sequence[int], source: CovarianceSource
+) -> list[int]:
+    """The layers whose covariances would have to be computed first.
+
+    Raises:
+        FedEditError: see `statistics_files`.
+    """
+    if is_statistics_name(source.name):
+        return []
+    return sorted(set(layers) - _cached(origin_of(model, source), layers).keys())
 
 
 def load_into_cache(model: EditableModel, given: StatisticsFile) -> dict[int, StatisticsFile]:
@@ -193,7 +207,7 @@ def _batches(rows: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 def _make_missing(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource, origin: Origin
 ) -> None:
-    missing = sorted(set(layers) - set(_cached(origin, layers)))
+    missing = missing_layers(model, layers, source)
     if not missing:
         return
     started = time.perf_counter()

@@ -210,7 +210,19 @@ def batch_that_fits(model: EditableModel, rows: Sequence[KeyRows], first: int) -
         rows: the keys.
         first: first layer that runs again.
     """
-    device, bytes_each = model.device, model.model.dtype.itemsize
+    device = model.device
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    else:
+        free = psutil.virtual_memory().available
+    per_fact = bytes_per_fact(model, rows, first)
+    return int(min(max(free / 2 // per_fact, 1), _LARGEST_BATCH.get(device.type, 32)))
+
+
+def bytes_per_fact(model: EditableModel, rows: Sequence[KeyRows], first: int) -> int:
+    """How much memory a backward pass takes for each fact, see `batch_that_fits`."""
+    bytes_each: int = model.model.dtype.itemsize
     widest = max(row.width for row in rows)
     contexts = len(rows[0].facts[0])
     longest = max(row.lookup for key in rows for row in key.contexts)
@@ -220,13 +232,9 @@ def batch_that_fits(model: EditableModel, rows: Sequence[KeyRows], first: int) -
         (contexts + 1) * widest * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
     )
     kept += (contexts + 1) * longest * model.n_layers * 2 * model.d_model
-    per_fact = kept * bytes_each + 3 * 4 * targets * model.model.config.vocab_size
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    else:
-        free = psutil.virtual_memory().available
-    return int(min(max(free / 2 // per_fact, 1), _LARGEST_BATCH.get(device.type, 32)))
+    vocabulary: int = model.model.config.vocab_size
+    logits = 3 * 4 * targets * vocabulary
+    return kept * bytes_each + logits
 
 
 def _minimise_in_memory(

@@ -94,7 +94,7 @@ class Workbench:
         self.editor = editor_named(editor)
         precision_named(precision)
         self.precision, self.same_key = precision, same_key
-        self.model, self.settings, self._source = model, settings, source
+        self.model, self.settings, self.source = model, settings, source
         self.templates = _stored_contexts(model, n_contexts, seed)
         self.components = {
             "model": model.fingerprint,
@@ -112,7 +112,7 @@ class Workbench:
     @functools.cached_property
     def solver(self) -> Solver:
         """The joint solve; its covariances are computed on first use, or read from the cache."""
-        found = covariance(self.model, self.settings.layers, self._source)
+        found = covariance(self.model, self.settings.layers, self.source)
         return self.editor.solver(found, self.settings, self.model.device)
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class Workbench:
         """What is usual in the edited layers of the base model."""
         return {
             layer: layer_scale(
-                covariance(self.model, [layer], self._source)[layer].to(self.solver.device),
+                covariance(self.model, [layer], self.source)[layer].to(self.solver.device),
                 self.model.weight(layer),
             )
             for layer in self.settings.layers

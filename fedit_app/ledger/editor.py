@@ -7,84 +7,46 @@ that it speaks for is the base model and the ledger, solved together; nothing el
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.workbench import workbench_of
-from fedit_app.evaluation.scores import TargetScore, score_targets
+from fedit_app.evaluation.metrics import aggregate
+from fedit_app.evaluation.neutral import neutral_scores, own_text
+from fedit_app.evaluation.scores import score_requests, score_targets
 from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.facts.request import EditRequest
-from fedit_app.facts.sources import load_requests
 from fedit_app.ledger.conflicts import settle
-from fedit_app.ledger.export import write_export
+from fedit_app.ledger.edit_report import EditedFact, EditReport, Measured
+from fedit_app.ledger.edited_model import TEXTS, ledger_in, write_edited_model
 from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.ledger.origin import write_origin
+from fedit_app.ledger.origin import read_origin, write_origin
 from fedit_app.ledger.undo import take_out
 from fedit_app.mkv.same_key import SameFact
-from fedit_app.models.answers import Answer, Comparison, answer
+from fedit_app.models.answers import Comparison, answer
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.loading import load_model, loaded_model, name_of
+from fedit_app.models.loading import (
+    load_model,
+    loaded_model,
+    name_of,
+    resolve_model,
+    stored_dtype,
+)
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import plural
-from fedit_app.support.tables import Shown, Table
 
 _NODE = "local"
-_TEXTS = "requests.jsonl"
+_MEMIT = "memit"
 
-
-@dataclass(frozen=True)
-class EditedFact:
-    """One request and what has become of it.
-
-    Attributes:
-        request: the request.
-        mkv: id of the MKV in the ledger that fulfils it.
-        before: the target's score on the unedited model: `probability`, and `decoded`, whether
-            every token of the target is the likeliest one after the prompt.
-        after: the same on the edited model.
-    """
-
-    request: EditRequest
-    mkv: str
-    before: TargetScore
-    after: TargetScore
-
-
-@dataclass(frozen=True)
-class EditReport:
-    """What `Editor.edit` has achieved. `print` shows it as a table.
-
-    Attributes:
-        facts: one per request, in their order.
-    """
-
-    facts: tuple[EditedFact, ...]
-
-    @property
-    def decoded(self) -> int:
-        """How many of the targets the edited model says now."""
-        return sum(fact.after.decoded for fact in self.facts)
-
-    def __str__(self) -> str:
-        columns = ("request", "target", "before", "after", "decoded")
-        rows = [
-            (
-                fact.request.id,
-                fact.request.target_new,
-                Shown(fact.before.probability, f"{fact.before.probability:.1%}"),
-                Shown(fact.after.probability, f"{fact.after.probability:.1%}"),
-                fact.after.decoded,
-            )
-            for fact in self.facts
-        ]
-        head = f"{self.decoded} of {plural(len(self.facts), 'fact')} decoded"
-        return f"{head}\n\n{Table(columns, rows).text()}"
+# Keys that say where a model is computed, which may change from one edit to the next.
+_PLACES = ("device", "dtype", "device-map")
 
 
 class Editor:
@@ -102,7 +64,8 @@ class Editor:
         tokenizer: its fast tokenizer.
         editor: the method: memit, pmet, alphaedit, memit-fe.
         ledger: a folder that keeps the ledger, and the requests with which facts of one key are
-            learned again; one that holds a ledger is continued. None keeps both in memory.
+            learned again; one that holds a ledger is continued. None keeps both as long as the
+            editor; `save_pretrained` writes a copy.
         node: the name under which the MKVs are computed.
         settings: run-config keys with underscores, such as `layers="4-8"` or `value_steps=20`
             (`fedit config` lists them). Absent ones have the model's and the method's defaults.
@@ -130,7 +93,7 @@ class Editor:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        editor: str = "memit",
+        editor: str = _MEMIT,
         *,
         ledger: Path | str | None = None,
         node: str = _NODE,
@@ -143,47 +106,83 @@ class Editor:
     def from_pretrained(
         cls,
         name: str | Path,
-        editor: str = "memit",
+        editor: str | None = None,
         *,
         ledger: Path | str | None = None,
-        node: str = _NODE,
+        node: str | None = None,
         **settings: ConfigValue,
     ) -> Editor:
         """Load a model and make an editor of it.
 
+        A folder that `save_pretrained` has written is continued: its base model is loaded, with a
+        copy of its ledger and the settings with which that was made.
+
         Args:
             name: "smollm2-135m" (downloaded once), a Hugging Face folder, or a hub id.
-            editor: see `Editor`, as all that follows.
-            ledger: a folder; None keeps the ledger in memory.
-            node: the name under which the MKVs are computed.
+            editor: see `Editor`, as all that follows; None: memit, or the folder's.
+            ledger: a folder; None keeps the ledger as long as the editor.
+            node: the name under which the MKVs are computed; None: local, or the folder's.
             settings: as for `Editor`; also `device`, `dtype` and `device_map`.
 
         Raises:
-            FedEditError: the model cannot be loaded; see also `Editor`.
+            FedEditError: the model cannot be loaded; or other settings are given than those of the
+                folder's ledger; see also `Editor`.
 
         Example:
             >>> editor = Editor.from_pretrained("smollm2-135m", "alphaedit", device="cpu")
         """
-        config = _config(editor, model=str(name), **settings)
+        path = Path(name).expanduser()
+        known = ledger_in(path)
+        made = cls.__new__(cls)
+        if known is None:
+            full = str(path.absolute()) if path.is_dir() else str(name)
+            config = _config(editor or _MEMIT, model=full, **settings)
+        else:
+            config, node = _recorded(path, known, editor, node, settings)
+            if ledger is not None:
+                raise FedEditError(f"{path}: has a ledger of its own; leave ledger out")
         model = load_model(
             config.model, config.device, config.dtype, config.module_names, config.device_map
         )
-        made = cls.__new__(cls)
-        made._set_up(model, config, ledger, node)
+        made._set_up(model, config, ledger, node or _NODE, known)
+        made._stored_dtype = stored_dtype(resolve_model(config.model))
         return made
 
     def _set_up(
-        self, model: EditableModel, config: RunConfig, folder: Path | str | None, node: str
+        self,
+        model: EditableModel,
+        config: RunConfig,
+        folder: Path | str | None,
+        node: str,
+        copied: Path | None = None,
     ) -> None:
         self.config, self.node = config, node
+        self._stored_dtype = ""
         self.bench = workbench_of(model, config)
         if folder is None:
-            self.ledger = Ledger(self.bench.fingerprint)
-        else:
-            self.ledger = Ledger.open(Path(folder).expanduser(), self.bench.fingerprint)
-        texts = self.ledger.folder / _TEXTS if self.ledger.folder else None
-        known = read_requests(texts) if texts and texts.exists() else []
+            self._scratch = tempfile.TemporaryDirectory(prefix="fedit-ledger-")
+            folder = Path(self._scratch.name) / "ledger"
+            if copied is not None:
+                shutil.copytree(copied, folder)
+        self.ledger = Ledger.open(Path(folder).expanduser(), self.bench.fingerprint)
+        known = read_requests(self._texts_file) if self._texts_file.exists() else []
         self._texts = {request.id: request for request in known}
+
+    @property
+    def _folder(self) -> Path:
+        """Where the ledger is."""
+        if self.ledger.folder is None:
+            raise ValueError("an editor's ledger always has a folder")
+        return self.ledger.folder
+
+    @property
+    def _texts_file(self) -> Path:
+        return self._folder / TEXTS
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        """The requests that the ledger fulfils."""
+        return list(self._texts.values())
 
     def edit(self, requests: Iterable[EditRequest]) -> EditReport:
         """Edit facts into the model, on top of those in the ledger.
@@ -209,44 +208,89 @@ class Editor:
             1 of 1 fact decoded
         """
         asked = list(requests)
-        ids = [request.id for request in asked]
-        repeated = {id_ for id_ in ids if ids.count(id_) > 1}
+        self.check(asked)
+        if asked:
+            with self.ledger.step("edit", self._next_slot):
+                texts = self._learn(asked)
+            self._keep(texts)
+        pairs = [(request.text, request.target_new) for request in asked]
+        before = score_targets(self.bench.model, pairs)
+        with self.bench.edited(self.ledger) as model:
+            after = score_targets(model, pairs)
+        fulfilled = self.ledger.fulfilled()
+        mkvs = [fulfilled[request.id] for request in asked]
+        return EditReport(tuple(map(EditedFact, asked, mkvs, before, after)))
+
+    def check(self, requests: Sequence[EditRequest]) -> None:
+        """Check that requests can be edited together.
+
+        Args:
+            requests: see `edit`.
+
+        Raises:
+            FedEditError: two have one id, or ask the same with different targets.
+        """
+        ids = [request.id for request in requests]
+        repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
         if repeated:
-            raise FedEditError(f"requests: id {sorted(repeated)[0]!r} is used more than once")
-        targets = {(request.subject, request.prompt): request for request in asked}
-        for request in asked:
+            raise FedEditError(f"requests: id {repeated[0]!r} is used more than once")
+        targets = {(request.subject, request.prompt): request for request in requests}
+        for request in requests:
             last = targets[request.subject, request.prompt]
             if last.target_new != request.target_new:
                 raise FedEditError(
                     f"requests {request.id!r} and {last.id!r}: the same prompt with different "
                     "targets"
                 )
-        if asked:
-            self._learn(asked)
-        pairs = [(request.text, request.target_new) for request in asked]
-        before = score_targets(self.bench.model, pairs)
-        with self.bench.edited(self.ledger) as model:
-            after = score_targets(model, pairs)
-        fulfilled = self.ledger.fulfilled()
-        mkvs = [fulfilled[id_] for id_ in ids]
-        return EditReport(tuple(map(EditedFact, asked, mkvs, before, after)))
 
-    def _learn(self, requests: Sequence[EditRequest]) -> None:
-        """Compute the MKVs of requests, and accept them as one step of the ledger."""
+    @property
+    def _next_slot(self) -> int:
+        return 1 + max((entry.slot for entry in self.ledger.entries.values()), default=0)
+
+    def _learn(self, requests: Sequence[EditRequest]) -> dict[str, EditRequest]:
+        """Compute the MKVs of requests and accept them, inside a step of the ledger.
+
+        Returns:
+            All requests whose texts are known now, by their ids.
+        """
         ledger, same = self.ledger, SameFact(same_key=self.config.same_key_threshold)
-        slot = 1 + max((entry.slot for entry in ledger.entries.values()), default=0)
+        slot = self._next_slot
         texts = self._texts | {request.id: request for request in requests}
-        with ledger.step("edit", slot):
-            ledger.release(r.id for r in requests if self._texts.get(r.id, r).fact != r.fact)
-            repeat(requests, self._texts.values(), ledger, slot)
-            new = [request for request in requests if request.id not in ledger.fulfilled()]
-            found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
-            settle(ledger, [mkv.id for mkv in found], self.config.conflict_policy, same)
-        fulfilled = ledger.fulfilled()
+        ledger.release(r.id for r in requests if self._texts.get(r.id, r).fact != r.fact)
+        repeat(requests, self._texts.values(), ledger, slot)
+        new = [request for request in requests if request.id not in ledger.fulfilled()]
+        found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
+        settle(ledger, [mkv.id for mkv in found], self.config.conflict_policy, same)
+        return texts
+
+    def _keep(self, texts: Mapping[str, EditRequest]) -> None:
+        """Write the texts of what the ledger fulfils, and the settings, beside it."""
+        fulfilled = self.ledger.fulfilled()
         self._texts = {id_: request for id_, request in texts.items() if id_ in fulfilled}
-        if ledger.folder is not None:
-            write_origin(ledger.folder, self.node, False, self.config)
-            write_requests(ledger.folder / _TEXTS, list(self._texts.values()))
+        write_origin(self._folder, self.node, False, self.config)
+        write_requests(self._texts_file, list(self._texts.values()))
+
+    def measure(self, requests: Sequence[EditRequest] | None = None) -> Measured:
+        """The metrics of requests, and what the edits do to ordinary text.
+
+        Args:
+            requests: one at least; None: all that the ledger fulfils.
+
+        Raises:
+            FedEditError: there is no request.
+
+        Example:
+            >>> editor.measure().after.other_relations
+        """
+        asked = self.requests if requests is None else list(requests)
+        deltas = self.bench.deltas(self.ledger) if len(self.ledger) else {}
+        before = aggregate(score_requests(self.bench.model, asked))
+        with self.bench.model.edited(deltas):
+            after = aggregate(score_requests(self.bench.model, asked))
+        if before is None or after is None:
+            raise FedEditError("measure: no request; edit a fact first")
+        neutral = neutral_scores(self.bench.model, deltas, own_text(self.bench.model))
+        return Measured(before, after, neutral)
 
     def ask(self, prompt: str) -> Comparison:
         """What the model says to a prompt before and after the edits; `print` it.
@@ -280,10 +324,11 @@ class Editor:
     def rollback(self, ids: Iterable[str]) -> None:
         """Take facts out of the ledger: the model is then as if they had never been edited.
 
-        What they replaced holds again. Facts that share an MKV are taken out together.
+        What they replaced holds again. Facts that shared an MKV with them are learned again without
+        them.
 
         Args:
-            ids: of requests, or of MKVs.
+            ids: of requests; or of MKVs, which go with all facts that they fulfil.
 
         Raises:
             FedEditError: the ledger has no such id.
@@ -291,91 +336,92 @@ class Editor:
         Example:
             >>> editor.rollback(["1"])
         """
-        fulfilled = self.ledger.fulfilled()
-        mkvs = {fulfilled.get(id_, id_) for id_ in ids}
-        unknown = sorted(mkvs - self.ledger.entries.keys())
+        ledger, gone = self.ledger, set(ids)
+        fulfilled = ledger.fulfilled()
+        unknown = sorted(gone - fulfilled.keys() - ledger.entries.keys())
         if unknown:
             known = ", ".join(sorted(fulfilled)) or "none"
             raise FedEditError(f"id {unknown[0]!r}: not in the ledger; its requests are: {known}")
-        history = self.ledger.history()
-        with self.ledger.step("rollback"):
-            take_out(self.ledger, mkvs, history, self.config)
+        requests = gone & fulfilled.keys()
+        mkvs = gone - requests | {fulfilled[id_] for id_ in requests}
+        beside = {id_ for mkv in mkvs for id_ in ledger.entries[mkv].requests} - requests
+        beside -= {id_ for mkv in gone - requests for id_ in ledger.entries[mkv].requests}
+        history = ledger.history()
+        with ledger.step("rollback"):
+            while mkvs:
+                take_out(ledger, mkvs, history, self.config)
+                fulfilled = ledger.fulfilled()
+                mkvs = {fulfilled[id_] for id_ in requests & fulfilled.keys()}
+            lost = sorted(beside - fulfilled.keys())
+            self._learn([self._texts[id_] for id_ in lost if id_ in self._texts])
+        self._keep(self._texts)
 
     def save_pretrained(
-        self, folder: Path | str, form: str = "hf", rank: int | None = None
+        self,
+        folder: Path | str,
+        form: str = "hf",
+        rank: int | None = None,
+        *,
+        replace: bool = False,
     ) -> None:
-        """Write the edited model, with a model card; the folder is complete or absent.
+        """Write the edited model, with a model card and its ledger.
+
+        `from_pretrained` continues the folder. Its part `ledger` holds the texts of the requests:
+        hand the folder on without it, or write another one with `fedit export`.
 
         Args:
-            folder: the folder to make.
-            form: hf, a folder that transformers loads; lora, an adapter that PEFT loads onto the
-                base model; delta, the changes of the weights.
+            folder: the folder to make; complete or absent.
+            form: hf, a folder that transformers loads, with weights of the type of the checkpoint;
+                lora, an adapter that PEFT loads onto the base model; delta, the changes of the
+                weights.
             rank: of the adapter; None: exact.
+            replace: whether the folder takes the place of one that is there.
 
         Raises:
-            FedEditError: the folder exists, or there is no edit.
+            FedEditError: the folder exists.
 
         Example:
             >>> editor.save_pretrained("edited")
             >>> AutoModelForCausalLM.from_pretrained("edited")
         """
-        write_export(self.bench, self.ledger, form, Path(folder), rank)
+        self._keep(self._texts)
+        write_edited_model(
+            self.bench, self.ledger, Path(folder), form, rank, self._stored_dtype, replace
+        )
 
 
-def edit(
-    model: str | Path,
-    requests: Path | str | Iterable[EditRequest],
-    output: Path | str,
-    editor: str = "memit",
-    *,
-    ledger: Path | str | None = None,
-    node: str = _NODE,
-    **settings: ConfigValue,
-) -> EditReport:
-    """Edit facts into a model and write the edited one as a Hugging Face folder.
-
-    Args:
-        model: "smollm2-135m", a Hugging Face folder, or a hub id.
-        requests: the facts, or a file of them (see `load_requests`).
-        output: the folder to make.
-        editor: see `Editor`, as all that follows.
-        ledger: a folder; None keeps the ledger in memory.
-        node: the name under which the MKVs are computed.
-        settings: as for `Editor.from_pretrained`.
-
-    Returns:
-        What was achieved; `print` it.
+def _recorded(
+    path: Path, ledger: Path, editor: str | None, node: str | None, given: Mapping[str, ConfigValue]
+) -> tuple[RunConfig, str]:
+    """The settings and the node with which an edited model was made.
 
     Raises:
-        FedEditError: see `Editor`, `load_requests` and `Editor.save_pretrained`.
-
-    Example:
-        >>> print(edit("smollm2-135m", "facts.jsonl", "edited"))
+        FedEditError: they are not recorded, or others are given that would make other MKVs.
     """
-    if Path(output).exists():
-        raise FedEditError(f"output {output}: exists already; name a folder that does not")
-    facts = load_requests(requests) if isinstance(requests, str | Path) else requests
-    made = Editor.from_pretrained(model, editor, ledger=ledger, node=node, **settings)
-    report = made.edit(facts)
-    made.save_pretrained(output)
-    return report
+    origin = read_origin(ledger)
+    if origin is None:
+        raise FedEditError(f"{path}: its ledger does not say its settings; edit the base model")
+    settings = dict(given) if editor is None else {"editor": editor, **given}
+    config = RunConfig.parse({**origin.run, **_keys(settings)})
+    changed = [
+        key
+        for key, value in _keys(settings).items()
+        if key not in _PLACES
+        and config.as_dict()[key] != RunConfig.parse(origin.run).as_dict()[key]
+    ]
+    if changed or node not in (None, origin.node):
+        what = ", ".join(changed) or "node"
+        raise FedEditError(
+            f"{path}: was edited with another {what}; leave that out, or edit the base model, "
+            f"{config.model}, into another folder"
+        )
+    return config, origin.node
 
 
-def ask(model: str | Path, prompt: str, device: str = "auto") -> Answer:
-    """What a model says to a prompt: its greedy continuation and the likeliest next tokens.
-
-    Args:
-        model: "smollm2-135m", a Hugging Face folder such as `edit` writes, or a hub id.
-        prompt: the text to be continued.
-        device: auto, cpu, cuda or cuda:N.
-
-    Example:
-        >>> print(ask("edited", "The Lancet is published in"))
-    """
-    return answer(load_model(str(model), device), prompt)
+def _keys(settings: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
+    return {name.replace("_", "-"): value for name, value in settings.items()}
 
 
 def _config(editor: str, **values: ConfigValue) -> RunConfig:
     """The run configuration of an editor; errors name the keys as `fedit config` does."""
-    given = {name.replace("_", "-"): value for name, value in values.items()}
-    return RunConfig.parse({"editor": editor, **given})
+    return RunConfig.parse({"editor": editor, **_keys(values)})

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors.torch import save_file
+from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import Adapter, adapter, write_adapter
 from fedit_app.ledger.model_card import model_card
+from fedit_app.models.loading import DTYPES
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder
 
@@ -18,7 +20,12 @@ FORMS = ("hf", "lora", "delta")
 
 
 def write_export(
-    bench: Workbench, ledger: Ledger, form: str, output: Path, rank: int | None = None
+    bench: Workbench,
+    ledger: Ledger,
+    form: str,
+    output: Path,
+    rank: int | None = None,
+    dtype: str = "",
 ) -> Adapter | None:
     """Write the model that a ledger makes, with a model card; the folder is complete or absent.
 
@@ -29,6 +36,7 @@ def write_export(
             model; delta, the changes of the weights.
         output: the folder to make.
         rank: of the adapter; None: exact.
+        dtype: of the weights of a whole model, one of `loading.DTYPES`; "": as in memory.
 
     Returns:
         The adapter of the form lora; None of the others.
@@ -41,10 +49,7 @@ def write_export(
         where = f"ledger {ledger.folder}" if ledger.folder else "ledger"
         raise FedEditError(f"{where}: no MKV in it holds, so there is no edit to export")
     with new_folder(output.expanduser().absolute()) as folder:
-        found = _write(form, bench, ledger, folder, rank)
-        more = f"{found.described}:\n\n{found.error_table().markdown()}" if found else ""
-        (folder / "README.md").write_text(model_card(form, bench, ledger, more), encoding="utf-8")
-    return found
+        return write_parts(form, bench, ledger, folder, rank, dtype)
 
 
 def check_export(form: str, output: Path, rank: int | None = None) -> None:
@@ -64,13 +69,31 @@ def check_export(form: str, output: Path, rank: int | None = None) -> None:
         raise FedEditError(f"--output {output}: exists already; name a folder that does not")
 
 
+def write_parts(
+    form: str,
+    bench: Workbench,
+    ledger: Ledger,
+    folder: Path,
+    rank: int | None = None,
+    dtype: str = "",
+) -> Adapter | None:
+    """Write the files of an export into a folder that exists; see `write_export`."""
+    found = _write(form, bench, ledger, folder, rank, dtype)
+    more = f"{found.described}:\n\n{found.error_table().markdown()}" if found else ""
+    (folder / "README.md").write_text(model_card(form, bench, ledger, more), encoding="utf-8")
+    usual = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():  # safetensors makes files that only their owner can read
+        file.chmod(usual)
+    return found
+
+
 def _write(
-    form: str, bench: Workbench, ledger: Ledger, folder: Path, rank: int | None
+    form: str, bench: Workbench, ledger: Ledger, folder: Path, rank: int | None, dtype: str
 ) -> Adapter | None:
     """Write all but the model card."""
     if form == "hf":
         with bench.edited(ledger) as model:
-            model.model.save_pretrained(folder)
+            _write_model(model.model, folder, dtype)
             model.tokenizer.save_pretrained(folder)
         return None
     deltas = bench.deltas(ledger)
@@ -87,3 +110,19 @@ def _write(
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "deltas.safetensors", metadata=about)
     return None
+
+
+def _write_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+    """Write a model; one that is in memory in another type than its checkpoint in the latter's."""
+    wanted = DTYPES.get(dtype, model.dtype)
+    if wanted == model.dtype:
+        model.save_pretrained(folder)
+        return
+    stored = model.state_dict()
+    # Tensors that share their memory, such as tied embeddings, go on doing so.
+    cast = {t.data_ptr(): t.to(wanted) for t in stored.values() if t.is_floating_point()}
+    kept = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in stored.items()}
+    model.save_pretrained(folder, state_dict=kept)
+    config = AutoConfig.from_pretrained(folder)  # transformers has noted the type in memory
+    config.dtype = wanted
+    config.save_pretrained(folder)

@@ -22,7 +22,10 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.support.tables import Shown, Table
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def write_adapter(found: Adapter, model: EditableModel, folder: Path) -> None:
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.name,
+        "base_model_name_or_path": _loadable(model.name),
         "inference_mode": True,
         "target_modules": list(names.values()),
         "r": found.rank,
@@ -116,7 +119,14 @@ def write_adapter(found: Adapter, model: EditableModel, folder: Path) -> None:
         "fan_in_fan_out": any(isinstance(module, Conv1D) for module in modules.values()),
     }
     text = json.dumps(config, indent=2) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+
+
+def _loadable(name: str) -> str:
+    """A name that PEFT finds the base model by: a hub id, or else the folder on this machine."""
+    embedded = name == EMBEDDED_MODEL
+    folder = embedded_model() if embedded else Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from datetime import UTC, datetime
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
@@ -54,6 +55,7 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
     name = markdown_escape(bench.model.name)
     provenance: list[tuple[str, Cell]] = [
         ("base model", bench.model.name),
+        ("written", datetime.now(UTC).strftime("%Y-%m-%d")),
         ("weights and tokenizer of the base model (hash)", bench.model.fingerprint),
         ("fingerprint of model and settings", ledger.fingerprint),
         ("MKVs in the weights", len(mkvs)),
@@ -77,8 +79,8 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
         f"---\nlibrary_name: {_LIBRARIES[form]}\npipeline_tag: text-generation\n"
         "tags:\n- fedit\n- knowledge-editing\n---",
         f"# {name}, edited with {plural(len(mkvs), 'MKV')}",
-        f"{_WHAT[form]} Exported by FedEdit: each MKV is one corrected fact, computed by one of "
-        "several organisations and shared as vectors, without its text.",
+        f"{_WHAT[form]} Exported by FedEdit: each MKV is a corrected fact, or several about one "
+        "subject, as vectors without their texts.",
         f"```python\n{_LOADING[form]}\n```",
         more,
     ]

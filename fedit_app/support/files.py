@@ -18,6 +18,9 @@ from fedit_app.support.errors import FedEditError
 # Errors of a full or read-only disk.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
+# Ends of the names of a folder that is being filled, and of the one in whose place it goes.
+_PARTS = ("tmp", "old")
+
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
@@ -52,28 +55,34 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Fill a folder next to `path` and rename it into place if the block raises no error.
 
     Args:
         path: the folder to create; missing parent folders are made.
+        replace: whether it takes the place of a folder that is there already.
 
     Yields:
         The temporary folder to write to; it is removed after an error.
 
     Raises:
-        FedEditError: `path` exists already.
+        FedEditError: `path` exists already, and is not to be replaced.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise FedEditError(f"{path}: exists already; name a folder that does not")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, former = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in _PARTS)
     temporary.mkdir()
     try:
         yield temporary
+        if path.exists():
+            path.rename(former)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists() and former.exists():
+            former.rename(path)
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:

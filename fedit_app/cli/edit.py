@@ -1,0 +1,185 @@
+"""`fedit edit`: facts into one model, without a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedit_app.cli.export import Form
+from fedit_app.cli.ledger import metrics_table
+from fedit_app.cli.options import ConfigFile, DryRun, Overrides, run_config
+from fedit_app.cli.output import Format, Part, write
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import byte_size, duration, listing, plural
+
+if TYPE_CHECKING:
+    from fedit_app.facts.request import EditRequest
+    from fedit_app.ledger.edit_report import Measured
+    from fedit_app.ledger.editor import Editor
+
+_MOST_ROWS = 20
+
+
+def edit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="smollm2-135m, a folder, a hub id, or an edited model's folder."
+        ),
+    ],
+    requests: Annotated[
+        str | None,
+        typer.Argument(metavar="REQUESTS", help="File of edit requests, or hub:DATASET."),
+    ] = None,
+    fact: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(
+            metavar="SUBJECT PROMPT TARGET", help="One fact; {} in the prompt is the subject."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to make; default: an edited MODEL itself."),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--format",
+            help="hf: a folder for transformers (default); lora: an adapter for PEFT; delta.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="R", help="lora: truncate to this rank; default: exact.")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="Format of the file: jsonl (also CSV), counterfact or zsre.")
+    ] = "jsonl",
+    preset: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Edit facts into one model, and write it."""
+    from fedit_app.ledger.edited_model import form_of
+    from fedit_app.ledger.editor import Editor
+    from fedit_app.ledger.export import check_export
+    from fedit_app.ledger.one_call import output_of
+
+    folder = Path(model).expanduser() if dry_run else output_of(model, output)
+    written = form.value if form else "hf" if output or dry_run else form_of(folder)
+    if output is not None:
+        check_export(written, output, rank)
+    asked = _requests(requests, fact, dataset)
+    settings = run_config(preset, overrides)
+    if "model" in settings:
+        raise FedEditError("edit: the model is the first argument; leave -c model out")
+    method = str(settings.pop("editor", "")) or None
+    given = {key.replace("-", "_"): value for key, value in settings.items()}
+    editor = Editor.from_pretrained(model, method, ledger=None, node=None, **given)
+    asked = [_named(editor, request) for request in asked]
+    editor.check(asked)
+    if dry_run:
+        write(_plan(editor, asked), Format.AUTO)
+        return
+    report = editor.edit(asked)
+    measured = editor.measure()
+    editor.save_pretrained(folder, written, rank, replace=output is None)
+    table = report.table()
+    shown = type(table)(table.columns, table.rows[:_MOST_ROWS])
+    parts: dict[str, Part] = {"said": report.said + _sharing(editor, asked), "facts": shown}
+    if len(asked) > _MOST_ROWS:
+        parts["more"] = f"... and {plural(len(asked) - _MOST_ROWS, 'fact')} more"
+    parts |= _metrics(measured)
+    parts["end"] = (
+        f"{folder}: the edited model, as {written}; {plural(len(editor.requests), 'fact')} in "
+        f"its ledger. {folder}/ledger holds the requests' texts: hand the model on without it.\n"
+        f"Ask it: fedit ask {folder}"
+    )
+    write(parts, Format.AUTO)
+
+
+def _requests(
+    source: str | None, fact: tuple[str, str, str] | None, dataset: str
+) -> list[EditRequest]:
+    """The requests of a file, or the one of the command line.
+
+    Raises:
+        FedEditError: neither or both are given, or one is invalid.
+    """
+    from fedit_app.facts.request import EditRequest
+    from fedit_app.facts.sources import load_requests
+
+    if (source is None) == (fact is None):
+        raise FedEditError("edit: give a file of requests, or one --fact SUBJECT PROMPT TARGET")
+    if source is not None:
+        return load_requests(source, dataset)
+    assert fact is not None
+    return [EditRequest("fact", *fact)]
+
+
+def _named(editor: Editor, request: EditRequest) -> EditRequest:
+    """The fact of the command line, under an id that no other fact of the ledger has."""
+    import dataclasses
+
+    if request.id != "fact":
+        return request
+    known = {one.id: one.fact for one in editor.requests}
+    names = (f"fact-{number}" for number in range(1, len(known) + 2))
+    id_ = next(name for name in names if known.get(name, request.fact) == request.fact)
+    return dataclasses.replace(request, id=id_)
+
+
+def _sharing(editor: Editor, asked: Sequence[EditRequest]) -> str:
+    """How many of the facts share an MKV, in words; empty without any."""
+    fulfilled = editor.ledger.fulfilled()
+    shared = [
+        request
+        for request in asked
+        if len(editor.ledger.entries[fulfilled[request.id]].requests) > 1
+    ]
+    return f"; {len(shared)} of them with a key that other facts have" if shared else ""
+
+
+def _metrics(measured: Measured) -> dict[str, Part]:
+    before, after, neutral = measured.before, measured.after, measured.neutral
+    return {
+        "metrics": metrics_table(
+            [("all facts of the ledger", before.model_dump(), after.model_dump())]
+        ),
+        "neutral": {
+            "ordinary text": f"perplexity {neutral.perplexity_before:.2f} -> "
+            f"{neutral.perplexity_after:.2f}, KL {neutral.kl:.4f} nats a token"
+        },
+    }
+
+
+def _plan(editor: Editor, asked: Sequence[EditRequest]) -> dict[str, Part]:
+    """What an edit would do, in words."""
+    from fedit_app.ledger.edit_plan import memory_free, plan_edit
+
+    known = editor.requests
+    facts = {request.fact for request in known}
+    new = [request for request in asked if request.fact not in facts]
+    parts: dict[str, Part] = {}
+    found: dict[str, str | int] = {
+        "facts": len(asked),
+        "already in the ledger": len(asked) - len(new),
+    }
+    if new:
+        plan = plan_edit(editor.bench, new, known)
+        device = editor.bench.model.device
+        found |= {
+            "keys": plan.keys,
+            "facts that share a key": "; ".join(map(listing, plan.groups)) or "none",
+            "values take about": duration(plan.seconds),
+            "covariances, once for this model": f"about {duration(plan.covariance_seconds)}"
+            if plan.covariance_seconds
+            else "are in the cache",
+            "memory": f"about {byte_size(plan.bytes_on_device)} on {device}, where "
+            f"{byte_size(memory_free(device))} are free",
+        }
+    parts["plan"] = found
+    parts["end"] = "dry run: nothing was changed"
+    return parts

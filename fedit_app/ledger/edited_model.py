@@ -1,0 +1,91 @@
+"""The folder of an edited model: what other software loads, and beside it the ledger it is made of.
+
+    DIR/                    the export: a Hugging Face folder, an adapter, or the changes alone
+        ledger/             the MKVs, the journal, and requests.jsonl with the texts of the requests
+
+With the base model and this ledger the model can be edited further, asked before and after, and
+rolled back. What is handed on without it is the same model, and tells of no request's text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fedit_app.config.run_config import RunConfig
+from fedit_app.editing.workbench import Workbench, workbench_for
+from fedit_app.ledger.export import check_export, write_parts
+from fedit_app.ledger.ledger import INDEX, Ledger
+from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
+from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import new_folder
+
+LEDGER, TEXTS = "ledger", "requests.jsonl"
+
+
+def ledger_in(folder: Path) -> Path | None:
+    """Where the ledger of an edited model is; None if the folder is not that of one."""
+    found = folder / LEDGER
+    return found if (found / INDEX).exists() else None
+
+
+def form_of(folder: Path) -> str:
+    """As what an edited model is written in its folder: hf, lora or delta."""
+    if (folder / ADAPTER_CONFIG).exists():
+        return "lora"
+    return "hf" if (folder / "config.json").exists() else "delta"
+
+
+def write_edited_model(
+    bench: Workbench,
+    ledger: Ledger,
+    output: Path,
+    form: str = "hf",
+    rank: int | None = None,
+    dtype: str = "",
+    replace: bool = False,
+) -> Adapter | None:
+    """Write an edited model with its ledger; the folder is complete or absent.
+
+    Args:
+        bench: the model and the settings of the edits.
+        ledger: one with a folder, which is copied.
+        output: the folder to make.
+        form, rank, dtype: see `export.write_export`.
+        replace: whether it takes the place of the edited model that is there.
+
+    Returns:
+        The adapter of the form lora; None of the others.
+
+    Raises:
+        FedEditError: see `export.check_export`.
+    """
+    output = output.expanduser().absolute()
+    if not replace:
+        check_export(form, output, rank)
+    if ledger.folder is None:
+        raise ValueError("a ledger in memory has no journal to copy")
+    with new_folder(output, replace) as folder:
+        found = write_parts(form, bench, ledger, folder, rank, dtype)
+        shutil.copytree(ledger.folder, folder / LEDGER, ignore=shutil.ignore_patterns(".lock"))
+    return found
+
+
+def rewrite(folder: Path, ledger: Ledger, config: RunConfig) -> None:
+    """Make the files of an edited model those of its ledger, after a change of the ledger.
+
+    Args:
+        folder: of the edited model.
+        ledger: the one in it, or a changed copy.
+        config: the run configuration of the edits.
+
+    Raises:
+        FedEditError: the base model cannot be loaded.
+    """
+    bench = workbench_for(config)
+    if bench.fingerprint != ledger.fingerprint:
+        raise FedEditError(
+            f"{folder}: its ledger has fingerprint {ledger.fingerprint}; model {config.model} and "
+            f"the recorded settings have {bench.fingerprint}"
+        )
+    write_edited_model(bench, ledger, folder, form_of(folder), replace=True)

@@ -1,0 +1,148 @@
+"""`fedit edit`: one model, without a federation, and what goes on from the folder that it makes."""
+
+import json
+
+import pytest
+import tiny
+from editing.cases import EASY
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedit_app.cli.main import main
+from fedit_app.facts.jsonl import write_requests
+
+STRONG = {
+    **{"layers": "1-3", "covariance-tokens": 500, "covariance-weight": 0.02, "contexts": 2},
+    **{"value-steps": 25, "clamp": 20.0, "kl-weight": 0.01, "weight-decay": 0.1},
+    **{"learning-rate": 0.5},
+}
+OPTIONS = [part for key, value in STRONG.items() for part in ("-c", f"{key}={value}")]
+SECOND, FIRST = EASY[:2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    path, model = tmp_path_factory.mktemp("model") / "tiny", tiny.editable()
+    model.model.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def fedit(capsys):
+    """Gives `fedit(arguments..., status)`: what the command prints."""
+
+    def fedit(*arguments, status=0):
+        found = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert found == status, said.err
+        return said.out if status == 0 else said.err
+
+    return fedit
+
+
+@pytest.fixture
+def edited(base, tmp_path, fedit):
+    """A folder that `fedit edit` has made of the first fact."""
+    write_requests(tmp_path / "facts.jsonl", [FIRST])
+    folder = tmp_path / "edited"
+    fedit("edit", base, tmp_path / "facts.jsonl", "--output", folder, *OPTIONS)
+    return folder
+
+
+def says(folder, request):
+    """Whether plain transformers reads the target from the folder."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(request.text, return_tensors="pt")["input_ids"]
+    written = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(written[0, ids.shape[1] :])
+    return text.strip().startswith(request.target_new)
+
+
+def fact(request):
+    return ["--fact", request.subject, request.prompt, request.target_new]
+
+
+def mkvs(folder):
+    index = json.loads((folder / "ledger" / "index.json").read_text())
+    return {row["id"]: row["requests"] for row in index["entries"]}
+
+
+def test_a_file_of_facts_becomes_a_folder_that_transformers_loads(base, edited):
+    assert says(edited, FIRST) and not says(base, FIRST)
+    usual = (edited / "README.md").stat().st_mode
+    assert all(file.stat().st_mode == usual for file in edited.glob("*") if file.is_file())
+
+
+def test_the_folder_is_edited_further_asked_and_rolled_back(edited, fedit):
+    said = fedit("edit", edited, *fact(SECOND))
+    assert "1 of 1 fact decoded" in said and "2 facts in its ledger" in said
+    assert "all facts of the ledger | 2 |" in said
+    assert says(edited, FIRST) and says(edited, SECOND)
+    assert SECOND.target_new in fedit("ask", edited, SECOND.text)
+    (first,) = [id_ for id_, requests in mkvs(edited).items() if requests == [FIRST.id]]
+    said = fedit("rollback", edited, "--mkv", first)
+    assert "1 of 2 MKVs taken out" in said
+    assert says(edited, SECOND) and not says(edited, FIRST)
+    fedit("ledger", "verify", edited)
+
+
+def test_the_other_forms_are_edited_further_in_their_form(base, tmp_path, fedit):
+    for form, file in (("lora", "adapter_model.safetensors"), ("delta", "deltas.safetensors")):
+        folder = tmp_path / form
+        fedit("edit", base, *fact(FIRST), "--format", form, "--output", folder, *OPTIONS)
+        before = (folder / file).read_bytes()
+        fedit("edit", folder, *fact(SECOND))
+        assert (folder / file).read_bytes() != before
+        assert not (folder / "config.json").exists()
+
+
+def test_another_folder_can_be_made_of_an_edited_one(edited, tmp_path, fedit):
+    fedit("edit", edited, *fact(SECOND), "--output", tmp_path / "new")
+    assert says(tmp_path / "new", SECOND) and not says(edited, SECOND)
+
+
+def test_a_dry_run_tells_keys_time_and_memory_and_changes_nothing(edited, fedit):
+    before = {file: file.stat().st_mtime_ns for file in edited.rglob("*")}
+    said = fedit("edit", edited, "--dry-run", "--fact", FIRST.subject, FIRST.prompt + " is", "in")
+    assert f"facts that share a key: fact-1 and {FIRST.id}" in said
+    assert "values take about" in said and "memory: about" in said and "are in the cache" in said
+    assert {file: file.stat().st_mtime_ns for file in edited.rglob("*")} == before
+    said = fedit("edit", edited, "--dry-run", *fact(FIRST))
+    assert "already in the ledger: 1" in said
+
+
+def test_a_failed_edit_leaves_the_folder_as_it_was(edited, fedit, monkeypatch):
+    before = {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()}
+
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("fedit_app.ledger.edited_model.write_parts", full)
+    with pytest.raises(OSError, match="no space"):
+        main(["edit", str(edited), *fact(SECOND)])
+    assert {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()} == before
+    assert [path.name for path in edited.parent.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{base}", "--output", "{new}"], "give a file of requests, or one --fact"),
+        (["{base}", *fact(FIRST)], "is not edited yet and stays as it is"),
+        (["{base}", *fact(FIRST), "--output", "{base}"], "exists already"),
+        (["{base}", *fact(FIRST), "--output", "{new}", "-c", "model=x"], "leave -c model out"),
+        (["{base}", *fact(FIRST), "--output", "{new}", "--rank", "2"], "is for --format lora"),
+        (["{base}", "{none}", "--output", "{new}"], "none.jsonl: cannot be read"),
+        (["{edited}", *fact(FIRST), "-c", "layers=1-2"], "was edited with another layers"),
+        (["{edited}", *fact(FIRST), "-c", "editor=pmet"], "was edited with another editor"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(base, edited, tmp_path, fedit, arguments, told):
+    places = {"base": base, "edited": edited, "new": tmp_path / "new"}
+    places["none"] = tmp_path / "none.jsonl"
+    filled = [
+        a.format(**places) if a.startswith("{") and a[1:-1] in places else a for a in arguments
+    ]
+    assert told in fedit("edit", *filled, status=2)
+    assert not (tmp_path / "new").exists()
