@@ -24,6 +24,7 @@ VOCABULARY = 600
 LAYERS = 5
 D_MODEL = 16
 D_FF = 32  # Bloom's is always 4 D_MODEL
+WINDOW = 6
 RUN_CONFIG = {
     "layers": "1-2",
     "contexts": 1,
@@ -79,6 +80,12 @@ VARIANTS = {
     "falcon-grouped": FAMILIES["falcon"] | {"new_decoder_architecture": True, "num_kv_heads": 1},
     "gpt_neox-sequential": FAMILIES["gpt_neox"] | {"use_parallel_residual": False},
     "stablelm-parallel": FAMILIES["stablelm"] | {"use_parallel_residual": True},
+    # Windows shorter than texts.
+    "mistral-window": FAMILIES["mistral"] | {"sliding_window": WINDOW},
+    "qwen2-window": FAMILIES["qwen2"]
+    | {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 2},
+    "gemma2-window": FAMILIES["gemma2"] | {"sliding_window": WINDOW},
+    "gpt_neo-window": FAMILIES["gpt_neo"] | {"window_size": WINDOW},
 }
 # Not in FedEdit's table, each for another reason.
 UNKNOWN = {

@@ -95,15 +95,40 @@ def _chunks(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]
 def _append(
     model: EditableModel, rows: Sequence[Sequence[int]], cache: DynamicCache | None, before: Tensor
 ) -> tuple[DynamicCache | None, Tensor]:
-    """Run rows after what the cache holds; returns the longer cache and its mask."""
-    ids, mask = pad(rows, model.pad_token_id, side="left")
+    """Run rows after what the cache holds; returns the longer cache and its mask.
+
+    All gaps stand before a row's first token: some families (sliding windows, GPT-Neo's local
+    attention) count how far apart two tokens are by their places in the cache, gaps included.
+    """
+    ids, mask = pad(rows, model.pad_token_id)
     if not ids.shape[1]:
         return cache, before
     cache = DynamicCache() if cache is None else cache
     last = model.n_layers - 1
-    inputs = _inputs(model, ids, mask, before, (mask.cumsum(1) - 1).clamp(min=0))
+    inputs = _inputs(model, ids, mask, before, torch.arange(ids.shape[1]))
     trace(model, last, last, inputs, cache=cache)
-    return cache, torch.cat([before, mask], dim=1)
+    gaps = ids.shape[1] - mask.sum(1)
+    return _moved_right(cache, gaps), _rolled(torch.cat([before, mask], dim=1), gaps)
+
+
+def _moved_right(cache: DynamicCache, gaps: Tensor) -> DynamicCache:
+    """Keys and values moved right by each row's number of gaps, which then are on its left."""
+    if not gaps.any():
+        return cache
+    moved = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        keys, values = keys_and_values(layer)
+        moved.update(_rolled(keys, gaps, -2), _rolled(values, gaps, -2), number)
+    return moved
+
+
+def _rolled(values: Tensor, gaps: Tensor, dim: int = -1) -> Tensor:
+    """Values (rows, ...) with each row rolled right along a dimension."""
+    width = values.shape[dim]
+    places = (torch.arange(width) - gaps[:, None]) % width
+    shape = [1] * values.dim()
+    shape[0], shape[dim] = places.shape
+    return values.gather(dim, places.view(shape).to(values.device).expand(values.shape))
 
 
 def _inputs(

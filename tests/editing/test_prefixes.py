@@ -115,3 +115,12 @@ def test_rows_of_real_requests_in_any_order(family, bos):
     compare(model, rows, groups)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
     compare(model, [rows[i] for i in order], [groups[i] for i in order])
+
+
+@pytest.mark.parametrize(
+    "family", ["mistral-window", "gemma2-window", "qwen2-window", "gpt_neo-window"]
+)
+def test_sliding_windows_do_not_count_what_is_padded(family):
+    lengths = (0, 17, 1, 9, 2, 30, 3, 10)
+    rows, groups = rows_of_groups((0, lengths), (5, lengths), (12, lengths), (3, lengths), (7, [0]))
+    compare(tiny.editable(family, double=True), rows, groups)
