@@ -69,7 +69,7 @@ class Node:
         if ids not in self._measured:
             text = neutral_scores(self.bench.model, self.bench.deltas(ledger), self.text)
             with self.bench.edited(ledger) as model:
-                said = score_targets(model, [(r.text, r.target_new) for r in self.chosen])
+                said = score_targets(model, [r.asked_new for r in self.chosen])
                 shares = counterfact_metrics(model, self.requests)
             self._measured[ids] = {
                 "success": sum(one.decoded for one in said) / len(said),

@@ -210,7 +210,7 @@ def _said(bench: Workbench, requests: Sequence[EditRequest], mkvs: Sequence[MKV]
     ledger = Ledger(bench.fingerprint)
     ledger.accept(mkvs, 1)
     with bench.edited(ledger) as model:
-        scores = score_targets(model, [(r.text, r.target_new) for r in requests])
+        scores = score_targets(model, [r.asked_new for r in requests])
     return [score.decoded for score in scores]
 
 

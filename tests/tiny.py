@@ -138,6 +138,16 @@ def editable(family: str = "llama", bos: bool = False, double: bool = False) -> 
     return EditableModel(in_double(model) if double else model, tokenizer, name, fingerprint)
 
 
+def appending(bos: bool = False) -> EditableModel:
+    """The tiny model with a tokenizer that puts an end token behind every text."""
+    model = editable(bos=bos)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if bos else "$A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return EditableModel(model.model, tokenizer, "appending", model.fingerprint)
+
+
 def random_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PreTrainedModel:
     """A tiny model with random weights, large enough for its states to differ between tokens."""
     config = AutoConfig.for_model(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedit_app.facts.request import SLOT
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.tokens import pad
+from fedit_app.models.tokens import pad, token_ids
 
 _START_WORDS = ("The", "Therefore", "Because", "I", "You")
 _PREFIX_TOKENS = 10
@@ -37,7 +37,7 @@ def sample_contexts(model: EditableModel, count: int, seed: int) -> tuple[str, .
         return (SLOT,)
     generator = torch.Generator().manual_seed(seed)
     words = [_START_WORDS[number % len(_START_WORDS)] for number in range(count)]
-    rows = [model.tokenizer(word)["input_ids"] for word in words]
+    rows = [token_ids(model, word) for word in words]
     for _ in range(_PREFIX_TOKENS):
         ids, mask = (part.to(model.device) for part in pad(rows, model.pad_token_id, side="left"))
         positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -16,7 +16,7 @@ import torch
 from fedit_app.evaluation.metrics import mean
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.tokens import continuation_row, pad
+from fedit_app.models.tokens import continuation_row, pad, token_ids
 
 _ROWS_PER_PASS = 64
 _FREE_TOKENS = 100
@@ -60,17 +60,17 @@ def exact_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list
 
     Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris".
     """
-    prompts = [request.text for request in requests]
-    rows = [continuation_row(model, r.text, r.target_new) for r in requests]
+    wanted = [request.asked_new for request in requests]
+    rows = [continuation_row(model, prompt, text) for prompt, text in wanted]
     lengths = [len(row.ids) - row.target + 1 for row in rows]
+    prompts = [prompt for prompt, _ in wanted]
     texts = continuations(model, prompts, lengths, do_sample=False)
-    pairs = zip(texts, requests, strict=True)
-    return [_says(text, request.target_new) for text, request in pairs]
+    return [_says(text, said) for text, (_, said) in zip(texts, wanted, strict=True)]
 
 
 def _says(text: str, target: str) -> bool:
     """Whether a text begins with a target, which is not a part of a longer word."""
-    text = text.lstrip()
+    text, target = text.lstrip(), target.lstrip()
     following = text[len(target) : len(target) + 1]
     # Letters without case (Chinese, Arabic) do not show where a word ends.
     goes_on = following.isdigit() or following.lower() != following.upper()
@@ -111,7 +111,7 @@ def continuations(
         lengths: largest number of new tokens for each prompt.
         how: arguments of `generate` of transformers; at least `do_sample`.
     """
-    rows = [tuple(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    rows = [tuple(token_ids(model, prompt)) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: (lengths[i], len(rows[i]), rows[i]))
     texts: dict[int, str] = {}
     for begin in range(0, len(order), _ROWS_PER_PASS):

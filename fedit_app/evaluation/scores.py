@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from fedit_app.evaluation.metrics import RequestScore, mean
+from fedit_app.facts.joint import Continuation
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.tokens import continuation_row, pad
+from fedit_app.models.tokens import continuation_row, pad, token_ids
 from fedit_app.protocol.metrics import Metric
 
 _TOKENS_PER_PASS = 1024
@@ -48,9 +49,7 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
     The subject prompts are asked of the unedited model as well.
     """
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
-    scores: dict[tuple[str, str | None], TargetScore] = dict(
-        zip(unique, score_targets(model, unique), strict=True)
-    )
+    scores = dict(zip(unique, score_targets(model, unique), strict=True))
     prompts = list(
         dict.fromkeys(itertools.chain.from_iterable(r.subject_prompts for r in requests))
     )
@@ -58,12 +57,11 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
     return [_score(request, scores, stays) for request in requests]
 
 
-def _pairs(request: EditRequest) -> list[tuple[str, str]]:
-    """All pairs (prompt, target) that the score of a request needs."""
+def _pairs(request: EditRequest) -> list[tuple[str, Continuation]]:
+    """All pairs of a prompt and what follows it that the score of a request needs."""
     targets = [request.target_new]
     if request.target_true is not None:
         targets.append(request.target_true)
-    asked = [request.text, *request.paraphrase_prompts]
     around = request.neighborhood_prompts
     if request.neighborhood_targets:
         beside = list(zip(around, request.neighborhood_targets, strict=True))
@@ -71,36 +69,41 @@ def _pairs(request: EditRequest) -> list[tuple[str, str]]:
         beside = list(itertools.product(around, targets))
     else:
         beside = []
-    return [*itertools.product(asked, targets), *beside]
+    wanted = [*itertools.product(request.asked, targets), *beside]
+    return [(prompt, request.after(prompt, target)) for prompt, target in wanted]
 
 
 def _score(
     request: EditRequest,
-    scores: dict[tuple[str, str | None], TargetScore],
+    scores: dict[tuple[str, Continuation], TargetScore],
     stays: dict[str, bool],
 ) -> RequestScore:
     compared = request.target_true is not None
+    truth = request.target_true or ""
     asked, around = request.paraphrase_prompts, request.neighborhood_prompts
 
+    def of(prompt: str, target: str) -> TargetScore:
+        return scores[prompt, request.after(prompt, target)]
+
     def new(prompt: str) -> TargetScore:
-        return scores[prompt, request.target_new]
+        return of(prompt, request.target_new)
 
     def said(prompt: str) -> float:
         if not compared:
             return new(prompt).correct
-        return float(new(prompt).nll < scores[prompt, request.target_true].nll)
+        return float(new(prompt).nll < of(prompt, truth).nll)
 
     def lead(prompt: str) -> float:
-        return new(prompt).probability - scores[prompt, request.target_true].probability
+        return new(prompt).probability - of(prompt, truth).probability
 
     metric: Metric = "likelihood" if compared else "tokens"
     kept, right, behind = [], [], []
     if request.neighborhood_targets:
         metric = "mixed" if compared else "tokens"
-        right = [scores[pair] for pair in zip(around, request.neighborhood_targets, strict=True)]
+        right = [of(*pair) for pair in zip(around, request.neighborhood_targets, strict=True)]
         kept = [score.correct for score in right]
     elif compared:
-        right = [scores[prompt, request.target_true] for prompt in around]
+        right = [of(prompt, truth) for prompt in around]
         kept = [1 - said(prompt) for prompt in around]
         behind = [-lead(prompt) for prompt in around]
     return RequestScore(
@@ -119,7 +122,9 @@ def _score(
 
 
 @torch.no_grad()
-def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
+def score_targets(
+    model: EditableModel, pairs: Sequence[tuple[str, Continuation]]
+) -> list[TargetScore]:
     """The likelihood of targets after prompts, in batches, with logits at the target tokens only.
 
     Targets whose rows differ in the last token only, which predicts nothing, share one row: with
@@ -127,11 +132,11 @@ def score_targets(model: EditableModel, pairs: Sequence[tuple[str, str]]) -> lis
 
     Args:
         model: the model.
-        pairs: (prompt, target).
+        pairs: a prompt and what follows it, see `EditRequest.after`.
     """
     if not pairs:
         return []
-    rows = [continuation_row(model, prompt, target) for prompt, target in pairs]
+    rows = [continuation_row(model, prompt, text) for prompt, text in pairs]
     users: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
         users.setdefault(row.ids[:-1], []).append(number)
@@ -182,7 +187,7 @@ def unchanged(model: EditableModel, prompts: Sequence[str]) -> list[bool]:
 @torch.no_grad()
 def _next_tokens(model: EditableModel, prompts: Sequence[str]) -> list[int]:
     """The id of the most likely next token after each prompt."""
-    rows = [tuple(model.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    rows = [tuple(token_ids(model, prompt)) for prompt in prompts]
     found: dict[tuple[int, ...], int] = {}
     for batch in batches(sorted(set(rows), key=lambda ids: (len(ids), ids)), _TOKENS_PER_PASS):
         ids, mask = (part.to(model.device) for part in pad(batch, model.pad_token_id))

@@ -30,6 +30,7 @@ SUFFIXES = (".jsonl", ".csv")
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
+_OPTIONAL = ("target_true", "relation", "slot", "target_separator")
 _LISTS = (
     *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
     *("subject_prompts", "generation_prompts"),
@@ -64,7 +65,9 @@ def write_requests(file: Path, requests: Sequence[EditRequest]) -> None:
     """Write requests as JSON lines that `read_requests` reads, in one atomic step."""
     with replace_file(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for request in requests:
-            filled = {name: value for name, value in vars(request).items() if value}
+            filled = {
+                name: value for name, value in vars(request).items() if value not in (None, ())
+            }
             stream.write(json.dumps(filled, ensure_ascii=False) + "\n")
 
 
@@ -142,7 +145,7 @@ def _value(name: str, value: Any) -> Any:
         raise FedEditError(f"unknown field {name!r}; {_hint(name)}")
     if name in _LISTS:
         return texts_of(name, value)
-    if value is None and name in ("target_true", "relation", "slot"):
+    if value is None and name in _OPTIONAL:
         return None
     if name == "slot":
         if type(value) is not int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fedit_app.facts.joint import Continuation, joint
 from fedit_app.support.errors import FedEditError
 
 SLOT = "{}"
@@ -33,6 +34,8 @@ class EditRequest:
         slot: time slot (from 1) of the edit; None: by order.
         relation: name of the relation that the prompt states, such as Wikidata's "P103"; letters,
             digits, "-", "_" and "."; None: unknown.
+        target_separator: what stands between each of the prompts and its target; None: what the
+            texts ask for (see `joint`), a space in English.
 
     Raises:
         FedEditError: a field is invalid. Its text is not quoted, because the message may travel to
@@ -51,6 +54,7 @@ class EditRequest:
     generation_prompts: tuple[str, ...] = ()
     slot: int | None = None
     relation: str | None = None
+    target_separator: str | None = None
 
     def __post_init__(self) -> None:
         if not self.id.strip():
@@ -87,8 +91,26 @@ class EditRequest:
 
     @property
     def fact(self) -> tuple[str, str, str]:
-        """What makes two requests of one node the same: subject, prompt, new target."""
-        return self.subject, self.prompt, self.target_new
+        """What makes two requests of one node the same: subject, prompt, new target as it is said.
+
+        The target has what joins it to the prompt before it.
+        """
+        return self.subject, self.prompt, self.after(self.text, self.target_new)
+
+    def after(self, prompt: str, target: str) -> Continuation:
+        """A target with what joins it to a prompt.
+
+        Args:
+            prompt: one of the request's prompts, complete, or with a context before it.
+            target: one of the request's targets.
+        """
+        separator = self.target_separator
+        return Continuation((joint(prompt, target) if separator is None else separator) + target)
+
+    @property
+    def asked_new(self) -> tuple[str, Continuation]:
+        """The text and what the edited model is to say after it."""
+        return self.text, self.after(self.text, self.target_new)
 
     @property
     def text(self) -> str:

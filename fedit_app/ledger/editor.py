@@ -213,7 +213,7 @@ class Editor:
             with self.ledger.step("edit", self._next_slot):
                 texts = self._learn(asked)
             self._keep(texts)
-        pairs = [(request.text, request.target_new) for request in asked]
+        pairs = [request.asked_new for request in asked]
         before = score_targets(self.bench.model, pairs)
         with self.bench.edited(self.ledger) as model:
             after = score_targets(model, pairs)

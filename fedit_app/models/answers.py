@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fedit_app.models.editable import EditableModel
+from fedit_app.models.tokens import pad, token_ids
 from fedit_app.support.errors import FedEditError
 
 _NEW_TOKENS = 12
@@ -76,12 +77,14 @@ def answer(model: EditableModel, prompt: str) -> Answer:
     Raises:
         FedEditError: the tokenizer makes no token of the prompt.
     """
-    encoded = model.tokenizer(prompt, return_tensors="pt").to(model.device)
-    if not encoded["input_ids"].shape[1]:
+    ids, mask = (
+        part.to(model.device) for part in pad([token_ids(model, prompt)], model.pad_token_id)
+    )
+    if not ids.shape[1]:
         raise FedEditError(f"prompt {prompt!r}: holds no token; write a text to be continued")
     written = model.model.generate(
-        encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
+        ids,
+        attention_mask=mask,
         max_new_tokens=_NEW_TOKENS,
         do_sample=False,
         pad_token_id=model.pad_token_id,
@@ -93,7 +96,7 @@ def answer(model: EditableModel, prompt: str) -> Answer:
         (str(model.tokenizer.decode([token])), float(probability))
         for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    new = written.sequences[0, encoded["input_ids"].shape[1] :]
+    new = written.sequences[0, ids.shape[1] :]
     return Answer(str(model.tokenizer.decode(new, skip_special_tokens=True)), top)
 
 

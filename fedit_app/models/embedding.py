@@ -16,7 +16,7 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model, resolve_device, resolve_model
 from fedit_app.models.partial import trace
-from fedit_app.models.tokens import pad
+from fedit_app.models.tokens import pad, token_ids
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def mean_hidden_states(model: EditableModel, texts: Sequence[str]) -> np.ndarray
         ids, mask = ids.to(model.device), mask.to(model.device)
         return trace(model, layer, layer, {"input_ids": ids, "attention_mask": mask}).hidden
 
-    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    rows = [token_ids(model, text) for text in texts]
     return _mean_states(rows, states, model.pad_token_id)
 
 

@@ -13,11 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedit_app.facts.joint import Continuation
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
+
+Encoded = tuple[list[int], list[tuple[int, int]]]
+"""Token ids, and the characters of each token: where they begin, and where they end."""
+
+_ANCHOR = "\n"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,15 @@ class TokenRow:
     target: int
 
 
+def token_ids(model: EditableModel, text: str) -> list[int]:
+    """The tokens of a text that is to be continued.
+
+    Without what a tokenizer appends, such as an end of sequence: the model would not continue the
+    text after it.
+    """
+    return _encode(model, text)[0]
+
+
 def subject_row(
     model: EditableModel, request: EditRequest, template: str, target: str | None = None
 ) -> TokenRow:
@@ -45,25 +60,26 @@ def subject_row(
         request: the edit request.
         template: context template with `{}` for the whole prompt; of the prompt itself only one
             `{}` is the subject's.
-        target: text that follows the prompt after a space, or None.
+        target: text that follows the prompt, joined as `EditRequest.after` does; or None.
 
     Raises:
-        FedEditError: the tokenizer makes no token of the subject or of the target.
+        FedEditError: the tokenizer makes no token of the subject or of the target, or one of both.
     """
     before, after = template.split(SLOT, 1)
     prompt_before, prompt_after = request.prompt.split(SLOT, 1)
     subject_end = len(before) + len(prompt_before) + len(request.subject)
     prompt = before + prompt_before + request.subject + prompt_after + after
-    text = prompt if target is None else f"{prompt} {target}"
-    encoded = model.tokenizer(text, return_offsets_mapping=True)
-    spans = encoded["offset_mapping"]
+    if target is None:
+        ids, spans = _encode(model, prompt)
+    else:
+        ids, spans = _encode_joined(model, prompt, request.after(prompt, target))
     lookup = [i for i, (start, end) in enumerate(spans) if start < subject_end and end > start]
     if not lookup or spans[lookup[-1]][1] <= len(before) + len(prompt_before):
         raise _no_token("subject", request)
     goal = [i for i, (_, end) in enumerate(spans) if end > len(prompt)] if target else []
-    if target is not None and not goal:
+    if target is not None and (not goal or goal[0] <= lookup[-1]):
         raise _no_token("target", request)
-    return TokenRow(tuple(encoded["input_ids"]), lookup[-1], goal[0] if goal else len(spans))
+    return TokenRow(tuple(ids), lookup[-1], goal[0] if goal else len(spans))
 
 
 def _no_token(part: str, request: EditRequest) -> FedEditError:
@@ -72,22 +88,55 @@ def _no_token(part: str, request: EditRequest) -> FedEditError:
     return FedEditError(f"the tokenizer makes no token of a request's {part}; see the node's log")
 
 
-def continuation_row(model: EditableModel, prompt: str, target: str) -> TokenRow:
+def continuation_row(model: EditableModel, prompt: str, continuation: Continuation) -> TokenRow:
     """Tokenise a complete prompt with a target behind it; `lookup` is the last prompt token.
 
     Args:
         model: the model whose tokenizer is used.
         prompt: text before the target.
-        target: text that follows after a space.
+        continuation: the target with what joins it to the prompt, see `EditRequest.after`.
 
     Raises:
         FedEditError: the tokenizer makes no token of the target.
     """
-    encoded = model.tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
-    goal = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt)]
+    ids, spans = _encode_joined(model, prompt, continuation)
+    goal = [i for i, (_, end) in enumerate(spans) if end > len(prompt)]
     if not goal:
-        raise FedEditError(f"the tokenizer makes no token of a target of {len(target)} characters")
-    return TokenRow(tuple(encoded["input_ids"]), goal[0] - 1, goal[0])
+        raise FedEditError(
+            f"the tokenizer makes no token of a target of {len(continuation)} characters"
+        )
+    return TokenRow(tuple(ids), goal[0] - 1, goal[0])
+
+
+def _encode(model: EditableModel, text: str) -> Encoded:
+    """The tokens of a text and their characters, without special tokens at the end."""
+    encoded = model.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    end = len(encoded["input_ids"])
+    while end > 0 and encoded["special_tokens_mask"][end - 1]:
+        end -= 1
+    if not end and encoded["input_ids"][:1] == [model.tokenizer.bos_token_id]:
+        end = 1  # an empty text
+    return encoded["input_ids"][:end], encoded["offset_mapping"][:end]
+
+
+def _encode_joined(model: EditableModel, prompt: str, continuation: str) -> Encoded:
+    """The tokens of both texts in turn, and their characters in the whole.
+
+    Where a token would span both, as may be without a space between them, the prompt has the tokens
+    that it has alone: those that the model sees when it is asked.
+    """
+    ids, spans = _encode(model, prompt + continuation)
+    if not any(start < len(prompt) < end for start, end in spans):
+        return ids, spans
+    # A tokenizer may put a mark of its own before the first character, hence not alone.
+    behind, places = _encode(model, _ANCHOR + continuation)
+    first = next((i for i, (start, _) in enumerate(places) if start >= len(_ANCHOR)), len(places))
+    if any(start < len(_ANCHOR) < end for start, end in places):
+        return ids, spans
+    ids, spans = _encode(model, prompt)
+    shift = len(prompt) - len(_ANCHOR)
+    moved = [(start + shift, end + shift) for start, end in places[first:]]
+    return ids + behind[first:], spans + moved
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[Tensor, Tensor]:

@@ -166,7 +166,7 @@ def _without_effect(bench: Workbench, requests: Sequence[EditRequest], ledger: L
     if not requests:
         return []
     with bench.edited(ledger) as model:
-        scores = score_targets(model, [(r.text, r.target_new) for r in requests])
+        scores = score_targets(model, [r.asked_new for r in requests])
     return [r.id for r, score in zip(requests, scores, strict=True) if not score.decoded]
 
 

@@ -44,7 +44,7 @@ def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0, editor="me
 
 
 def likelihood(model, requests):
-    return [score.nll for score in score_targets(model, [(r.text, r.target_new) for r in requests])]
+    return [score.nll for score in score_targets(model, [r.asked_new for r in requests])]
 
 
 def weights_of(bench):

@@ -16,13 +16,13 @@ from fedit_app.facts.request import EditRequest
 
 PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]
 TARGETS = ["city", "of", "London", "Cardiff, a city of Wales", "€"]
-PAIRS = [(prompt, target) for prompt in PROMPTS for target in TARGETS]
+PAIRS = [(prompt, f" {target}") for prompt in PROMPTS for target in TARGETS]
 
 
 @torch.no_grad()
 def plain_score(model, prompt, target):
     """NLL and decoding of one target from the logits of one pass without padding."""
-    ids = model.tokenizer(f"{prompt} {target}")["input_ids"]
+    ids = model.tokenizer(f"{prompt}{target}")["input_ids"]
     start = len(model.tokenizer(prompt)["input_ids"])
     log_p = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     nll = [-float(log_p[at - 1, ids[at]]) for at in range(start, len(ids))]
@@ -69,9 +69,9 @@ def test_targets_of_one_token_share_the_pass_of_their_prompt(monkeypatch):
     monkeypatch.setattr(
         module, "last_states", lambda m, ids, mask: seen.append(len(ids)) or plain(m, ids, mask)
     )
-    score_targets(model, [(PROMPTS[0], target) for target in ("city", "of", "published")])
+    score_targets(model, [(PROMPTS[0], target) for target in (" city", " of", " published")])
     assert seen == [1]
-    score_targets(model, [(PROMPTS[0], "London"), (PROMPTS[0], "Cardiff")])
+    score_targets(model, [(PROMPTS[0], " London"), (PROMPTS[0], " Cardiff")])
     assert seen == [1, 2]
 
 
@@ -86,7 +86,7 @@ def test_the_same_pair_twice_and_no_pair():
 def test_what_the_model_says_is_decoded(family):
     model = tiny.editable(family)
     first, second, said = what_it_says(model)
-    score, other = score_targets(model, [(f"{first} {second}", said), (f"{first} {second}", "€")])
+    score, other = score_targets(model, [(f"{first} {second}", f" {text}") for text in (said, "€")])
     assert score.decoded and not other.decoded
 
 
@@ -110,8 +110,9 @@ def told(monkeypatch):
     asked = []
 
     def score(_, pairs):
-        asked.append(list(pairs))
-        return [TargetScore(*table.get(pair, (1.0, 0.0))) for pair in pairs]
+        plain = [(prompt, text.removeprefix(" ")) for prompt, text in pairs]
+        asked.append(plain)
+        return [TargetScore(*table.get(pair, (1.0, 0.0))) for pair in plain]
 
     monkeypatch.setattr(module, "score_targets", score)
     table["asked"] = asked

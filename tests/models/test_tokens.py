@@ -5,7 +5,8 @@ import tiny
 from editing.cases import EASY, ODD, REQUESTS, TEMPLATES
 
 from fedit_app.facts.request import EditRequest
-from fedit_app.models.tokens import continuation_row, pad, subject_row
+from fedit_app.models.answers import answer
+from fedit_app.models.tokens import continuation_row, pad, subject_row, token_ids
 from fedit_app.support.errors import FedEditError
 
 ALIGNED = [request for request in REQUESTS + EASY + ODD if request.id != "inside-a-token"]
@@ -49,11 +50,63 @@ def test_a_subject_that_ends_inside_a_token_is_looked_up_at_that_token(model):
 
 
 def test_a_continuation_begins_behind_the_prompt(model):
-    for prompt, target in [("The city of", "London"), ("a {} b 🏦", "{}"), ("Ends with ", "of")]:
-        row = continuation_row(model, prompt, target)
-        assert decode(model, row.ids) == f"{prompt} {target}"
+    for prompt, text in [("The city of", " London"), ("a {} b 🏦", " {}"), ("Ends with ", "of")]:
+        row = continuation_row(model, prompt, text)
+        assert decode(model, row.ids) == f"{prompt}{text}"
         assert decode(model, row.ids[: row.target]) == prompt
         assert row.lookup == row.target - 1
+
+
+NO_SPACE = [
+    EditRequest("chinese", "中文", "{}的首都是", "東京"),
+    EditRequest("quote", "Reuters", 'The head office of {} is in "', "London"),
+    EditRequest("line", "Reuters", "Where is {}?\n", "London"),
+    EditRequest("hyphen", "Reuters", "The {}-", "city"),
+    EditRequest("own", "Reuters", "The city of {}:", "London", target_separator="\n- "),
+    EditRequest("inside", "Reuters", "The museum of {} is in the muse", "um", target_separator=""),
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("request_", NO_SPACE, ids=lambda request: request.id)
+def test_the_model_is_asked_with_the_tokens_that_it_learned(model, request_, template):
+    row = subject_row(model, request_, template, request_.target_new)
+    asked = template.replace("{}", request_.text)
+    joined = request_.after(request_.text, request_.target_new)
+    assert list(row.ids[: row.target]) == token_ids(model, asked)
+    assert decode(model, row.ids[row.target :]) == joined
+    assert row.lookup < row.target
+    prompt, text = request_.asked_new
+    assert (
+        continuation_row(model, prompt, text).ids
+        == subject_row(model, request_, "{}", request_.target_new).ids
+    )
+
+
+def test_a_target_that_would_be_in_one_token_with_the_subject_has_its_own(model):
+    request = EditRequest("a", "museu", "The {}", "m", target_separator="")
+    row = subject_row(model, request, "{}", "m")
+    assert row.lookup < row.target
+    assert decode(model, row.ids[row.target :]) == "m"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_what_a_tokenizer_appends_is_neither_learned_nor_continued(bos):
+    plain, appending = tiny.editable(bos=bos), tiny.appending(bos=bos)
+    assert appending.tokenizer("The city")["input_ids"][-1] == 1
+    for request in REQUESTS + NO_SPACE:
+        for target in (None, request.target_new):
+            rows = [subject_row(m, request, TEMPLATES[1], target) for m in (plain, appending)]
+            assert rows[0] == rows[1]
+        rows = [continuation_row(model, *request.asked_new) for model in (plain, appending)]
+        assert rows[0] == rows[1]
+        assert token_ids(plain, request.text) == token_ids(appending, request.text)
+    assert token_ids(plain, "") == token_ids(appending, "")
+    assert str(answer(plain, "The city of")) == str(answer(appending, "The city of"))
+
+
+def test_a_special_token_that_stands_in_a_text_stays(model):
+    assert token_ids(model, "The city</s>")[-1] == 1
 
 
 def test_padding_masks_the_gaps_and_keeps_empty_rows():
