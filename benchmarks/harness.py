@@ -46,9 +46,10 @@ from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.overlap import paraphrase_templates
 from fedit_app.facts.request import EditRequest
 from fedit_app.mkv import DEFAULT_PRECISION
+from fedit_app.models.checkpoint import DTYPES
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL
-from fedit_app.models.loading import DTYPES, load_model, resolve_device
+from fedit_app.models.loading import load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
 from fedit_app.support.log import set_up_logging

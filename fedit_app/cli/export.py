@@ -42,7 +42,8 @@ def export(
     """Write a node's edited model for other software."""
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.export import check_export, write_export
-    from fedit_app.models.loading import resolve_model, stored_dtype
+    from fedit_app.models.checkpoint import stored_dtype
+    from fedit_app.models.loading import resolve_model
 
     check_export(form.value, output, rank)
     found = find_place(place, node, federation)

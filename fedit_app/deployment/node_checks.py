@@ -30,8 +30,9 @@ from fedit_app.mkv.node_key import (
     read_private_key,
     read_public_key,
 )
+from fedit_app.models.checkpoint import DTYPES, check_checkpoint, weight_files
 from fedit_app.models.fingerprint import model_fingerprint
-from fedit_app.models.loading import DTYPES, model_shape, resolve_device, resolve_model
+from fedit_app.models.loading import resolve_device, resolve_model
 from fedit_app.node.identity import read_peers
 from fedit_app.support.addresses import is_free
 from fedit_app.support.files import cache_dir, check_private
@@ -143,7 +144,7 @@ def _model(found: NodeFolder) -> Iterable[Finding]:
         yield Finding(WARN, "model", text)
         return
     folder = resolve_model(model)
-    shape = model_shape(folder)
+    shape = check_checkpoint(folder)
     fingerprint = model_fingerprint(folder, cache_dir() / "fingerprints.json")
     text = f"{shape.model_type} of {shape.n_layers} layers, fingerprint {fingerprint[:12]}"
     yield Finding(OK, "model", f"{text}; must be the same on all nodes")
@@ -169,7 +170,7 @@ def _room(folder: Path, device: torch.device, dtype: str) -> Finding:
 def _weights_bytes(folder: Path, device: torch.device, dtype: str) -> int:
     """Bytes of a checkpoint's weights in memory, from the headers of its files."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 part = tensors.get_slice(name)

@@ -17,8 +17,9 @@ from fedit_app.facts.partition import (
 )
 from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.flower_compat.registry import ONLINE, registered_nodes
+from fedit_app.models.checkpoint import check_checkpoint
 from fedit_app.models.embedding import resolve_embedding_model
-from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
+from fedit_app.models.loading import read_device_map, resolve_device, resolve_model
 from fedit_app.server.record import resumable_results
 from fedit_app.server.strategies import strategy_named
 from fedit_app.support.errors import FedEditError
@@ -132,7 +133,7 @@ def _check_data(config: RunConfig, nodes: int | None) -> int:
 
 
 def _check_layers(config: RunConfig) -> None:
-    shape = model_shape(resolve_model(config.model), config.module_names)
+    shape = check_checkpoint(resolve_model(config.model), config.module_names)
     settings = run_settings(config, shape.model_type, shape.n_layers, shape.d_model)
     if is_statistics_name(config.covariance_source):
         open_statistics(Path(config.covariance_source)).require_layers(settings.layers)

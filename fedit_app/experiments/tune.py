@@ -19,7 +19,8 @@ from fedit_app.experiments.search import DEFAULT_GRID, Grid, search, windows
 from fedit_app.experiments.trials import Examiner, best_of
 from fedit_app.experiments.tune_report import preset_text, preset_values, trial_line, trial_table
 from fedit_app.experiments.tune_requests import requests_for
-from fedit_app.models.loading import model_shape, read_device_map, resolve_device, resolve_model
+from fedit_app.models.checkpoint import check_checkpoint
+from fedit_app.models.loading import read_device_map, resolve_device, resolve_model
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file
 from fedit_app.support.tables import Table
@@ -114,7 +115,7 @@ def _choices(config: RunConfig, grid: Grid) -> tuple[EditSettings, list[tuple[in
     """The first settings and the choices of layers; reads the model's shape, not its weights."""
     resolve_device(config.device)
     read_device_map(config.device_map, config.device)
-    shape = model_shape(resolve_model(config.model), config.module_names)
+    shape = check_checkpoint(resolve_model(config.model), config.module_names)
     start = run_settings(config, shape.model_type, shape.n_layers, shape.d_model)
     spans = windows(shape.n_layers, len(start.layers), grid.depths)
     if is_statistics_name(config.covariance_source):

@@ -32,13 +32,13 @@ from fedit_app.ledger.origin import read_origin, write_origin
 from fedit_app.ledger.undo import take_out
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.models.answers import Comparison, answer
+from fedit_app.models.checkpoint import stored_dtype
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import (
     load_model,
     loaded_model,
     name_of,
     resolve_model,
-    stored_dtype,
 )
 from fedit_app.support.errors import FedEditError
 

@@ -12,7 +12,7 @@ from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import Adapter, adapter, write_adapter
 from fedit_app.ledger.model_card import model_card
-from fedit_app.models.loading import DTYPES
+from fedit_app.models.checkpoint import DTYPES
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder
 

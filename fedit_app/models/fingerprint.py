@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedit_app.support.errors import FedEditError
+from fedit_app.models.checkpoint import weight_files
 from fedit_app.support.files import write_json_atomic
 
 _IGNORED_CONFIG = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
@@ -28,21 +28,17 @@ def model_fingerprint(folder: Path, cache_file: Path | None = None) -> str:
     """Hash a checkpoint folder.
 
     Args:
-        folder: Hugging Face folder with config.json, tokenizer.json and *.safetensors.
+        folder: Hugging Face folder with config.json, tokenizer.json and safetensors weights. Of
+            several files only those count that transformers loads.
         cache_file: JSON file that remembers the result per folder state (path, size, time).
 
     Returns:
         32 hex digits.
 
     Raises:
-        FedEditError: the folder has no safetensors weights.
+        FedEditError: see `weight_files`.
     """
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise FedEditError(
-            f"model: {folder} has no *.safetensors file; convert the checkpoint with "
-            "save_pretrained (transformers writes safetensors)"
-        )
+    weights = weight_files(folder)
     hashed = [*weights, folder / "config.json", folder / "tokenizer.json"]
     state = [
         [file.name, file.stat().st_size, file.stat().st_mtime_ns]

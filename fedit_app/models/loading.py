@@ -8,22 +8,17 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from fedit_app.config.model import ModuleNames
 from fedit_app.models.architectures import (
@@ -32,17 +27,22 @@ from fedit_app.models.architectures import (
     Architecture,
     architecture_of,
 )
+from fedit_app.models.checkpoint import (
+    DTYPES,
+    check_checkpoint,
+    check_finite,
+    config_file,
+    first_line,
+)
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.models.fingerprint import memory_fingerprint, model_fingerprint
-from fedit_app.models.modules import find_layers, find_module, projection_weight
 from fedit_app.models.name_check import verify_names
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -60,11 +60,12 @@ def resolve_model(name: str) -> Path:
         return embedded_model()
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise FedEditError(
-                f"model: {folder} has no config.json; name a Hugging Face model folder"
-            )
-        return folder
+        return config_file(folder).parent
+    if folder.is_file():
+        raise FedEditError(
+            f"model: {folder} is a file; name a Hugging Face folder, with config.json, "
+            "*.safetensors and tokenizer.json"
+        )
     remedy = f"use {EMBEDDED_MODEL!r}, an existing Hugging Face folder, or a hub id"
     if name.startswith(("/", ".", "~")):
         raise FedEditError(f"model: folder {name} does not exist; {remedy}")
@@ -75,44 +76,6 @@ def resolve_model(name: str) -> Path:
         raise FedEditError(
             f"model: cannot get {name!r} from the hub ({reason}); {remedy}"
         ) from None
-
-
-def read_model_config(folder: Path) -> PretrainedConfig:
-    """The config.json of a model folder.
-
-    Raises:
-        FedEditError: it is damaged, or of a model family that transformers does not know.
-    """
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FedEditError(f"model: {folder}/config.json cannot be used ({reason})") from None
-    return config
-
-
-def stored_dtype(folder: Path) -> str:
-    """The name in `DTYPES` of the type in which a checkpoint keeps its weights.
-
-    Args:
-        folder: Hugging Face model folder.
-
-    Raises:
-        FedEditError: see `read_model_config`.
-    """
-    named = {f"torch.{name}": name for name in DTYPES}
-    said = str(read_model_config(folder).dtype)
-    if said in named:
-        return named[said]
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():
-                found = {"F16": "float16", "BF16": "bfloat16"}.get(
-                    tensors.get_slice(name).get_dtype()
-                )
-                if found:
-                    return found
-    return "float32"
 
 
 def resolve_device(device: str) -> torch.device:
@@ -178,45 +141,6 @@ def _is_device(value: object) -> bool:
     return type(value) is int or (isinstance(value, str) and bool(value))
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """What settings depend on.
-
-    Attributes:
-        model_type: `config.model_type`.
-        n_layers: number of decoder layers.
-        d_model: width of the residual stream.
-    """
-
-    model_type: str
-    n_layers: int
-    d_model: int
-
-
-def model_shape(folder: Path, names: ModuleNames = NO_NAMES) -> ModelShape:
-    """Check that a model can be edited, and take its sizes, without reading its weights.
-
-    Args:
-        folder: Hugging Face model folder.
-        names: module names that the run config gives.
-
-    Raises:
-        FedEditError: unknown family, a module name that the model does not have, or an output
-            projection that cannot be written to.
-    """
-    config = read_model_config(folder)
-    architecture = architecture_of(config.model_type, names)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise FedEditError(f"model: {folder} is not a causal language model ({reason})") from None
-    layers = find_layers(model, architecture)
-    projection = find_module(layers[0], "mlp_output", architecture.mlp_output)
-    return ModelShape(config.model_type, len(layers), projection_weight(projection).shape[0])
-
-
 def load_model(
     name: str,
     device: str = "auto",
@@ -238,8 +162,8 @@ def load_model(
             be "auto" then.
 
     Raises:
-        FedEditError: see `resolve_model`, `resolve_device`, `read_device_map`, `model_shape` and
-            `EditableModel`.
+        FedEditError: see `resolve_model`, `resolve_device`, `read_device_map`, `check_checkpoint`,
+            `check_finite` and `EditableModel`.
     """
     places = json.dumps(read_device_map(device_map, device))
     return _load(str(resolve_model(name)), name, resolve_device(device), dtype, names, places)
@@ -256,8 +180,9 @@ def loaded_model(
         names: module names; they win over the table of families.
 
     Raises:
-        FedEditError: see `EditableModel`.
+        FedEditError: see `EditableModel` and `check_finite`.
     """
+    check_finite(model, name_of(model))
     fingerprint = memory_fingerprint(model, tokenizer)
     return EditableModel(model, tokenizer, name_of(model), fingerprint, names)
 
@@ -272,13 +197,13 @@ def _load(
     folder: str, name: str, device: torch.device, dtype: str, names: ModuleNames, places: str
 ) -> EditableModel:
     started = time.perf_counter()
-    model_type = model_shape(Path(folder), names).model_type
-    disable_progress_bar()  # its bars would tear the log lines apart
+    model_type = check_checkpoint(Path(folder), names).model_type
     fingerprint = _with_names(
         model_fingerprint(Path(folder), cache_dir() / "fingerprints.json"),
         model_type,
         architecture_of(model_type, names),
     )
+    tokenizer = _read_tokenizer(folder)
     chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else "auto")
     device_map = json.loads(places)
     model: PreTrainedModel
@@ -287,7 +212,7 @@ def _load(
         torch.nn.Module.to(model, device)
     else:
         model = _load_spread(folder, chosen, device_map)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_finite(model, name, Path(folder))
     loaded = EditableModel(model, tokenizer, name, fingerprint, names)
     if loaded.device.type == "meta":
         raise FedEditError(
@@ -304,6 +229,19 @@ def _load(
         fingerprint[:12],
     )
     return loaded
+
+
+def _read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    except Exception as error:  # whatever damaged files do in the tokenizer's code
+        raise FedEditError(
+            f"model: the tokenizer in {folder} cannot be loaded ({first_line(error)}); copy the "
+            "base model's tokenizer.json and tokenizer_config.json into the folder"
+        ) from None
+    return found
 
 
 def _load_spread(

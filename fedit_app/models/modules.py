@@ -11,6 +11,11 @@ from transformers.pytorch_utils import Conv1D
 from fedit_app.models.architectures import Architecture, module_key
 from fedit_app.support.errors import FedEditError
 
+QUANTISED_REMEDY = (
+    "Edit the unquantised model, export a LoRA adapter (fedit export --format lora) and put it on "
+    "the quantised one; or de-quantise this one (transformers: model.dequantize(), then "
+    "save_pretrained)"
+)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -76,8 +81,8 @@ def projection_weight(module: nn.Module) -> Tensor:
     raise FedEditError(
         f"model: the MLP's output projection is a {type(module).__module__}."
         f"{type(module).__name__}, which FedEdit cannot write to; it edits Linear and Conv1D "
-        "modules in float32, bfloat16 or float16. De-quantise a quantised checkpoint, and merge "
-        "adapters into the weights"
+        "modules in float32, bfloat16 or float16. Merge an adapter into the weights. Of quantised "
+        f"weights: {QUANTISED_REMEDY}"
     )
 
 

@@ -18,7 +18,7 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import workbench_for
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import adapter
-from fedit_app.models.loading import stored_dtype
+from fedit_app.models.checkpoint import stored_dtype
 
 TEXT = "The head office of Reuters is located in the city of"
 FAMILIES = ("llama", "gpt2", *tiny.later("gptj", "gpt_neox"))
@@ -188,9 +188,9 @@ def test_the_precision_of_the_checkpoint_is_kept(tmp_path, capsys):
 
 def test_dtype_of_a_checkpoint_whose_config_does_not_say_it(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    save_file({"a": torch.zeros(2, dtype=torch.int64)}, tmp_path / "a.safetensors")
+    save_file({"a": torch.zeros(2, dtype=torch.int64)}, tmp_path / "model.safetensors")
     assert stored_dtype(tmp_path) == "float32"
-    save_file({"b": torch.zeros(2, dtype=torch.float16)}, tmp_path / "b.safetensors")
+    save_file({"b": torch.zeros(2, dtype=torch.float16)}, tmp_path / "model.safetensors")
     assert stored_dtype(tmp_path) == "float16"
 
 

@@ -9,11 +9,10 @@ import tiny
 import torch
 
 from fedit_app.config.model import ModuleNames
+from fedit_app.models.checkpoint import ModelShape, model_shape
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import (
-    ModelShape,
     load_model,
-    model_shape,
     read_device_map,
     resolve_device,
     resolve_model,
