@@ -57,6 +57,10 @@ def edit(
     dataset: Annotated[
         str, typer.Option(help="Format of the file: jsonl (also CSV), counterfact or zsre.")
     ] = "jsonl",
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out invalid requests, and say which these are."),
+    ] = False,
     preset: ConfigFile = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
@@ -71,8 +75,9 @@ def edit(
     written = form.value if form else "hf" if output or dry_run else form_of(folder)
     if output is not None:
         check_export(written, output, rank)
-    asked = _requests(requests, fact, dataset)
     settings = run_config(preset, overrides)
+    skip_bad = skip_bad or settings.get("on-bad-request") == "skip"
+    asked = _requests(requests, fact, dataset, skip_bad)
     if "model" in settings:
         raise FedEditError("edit: the model is the first argument; leave -c model out")
     method = str(settings.pop("editor", "")) or None
@@ -101,7 +106,7 @@ def edit(
 
 
 def _requests(
-    source: str | None, fact: tuple[str, str, str] | None, dataset: str
+    source: str | None, fact: tuple[str, str, str] | None, dataset: str, skip_bad: bool
 ) -> list[EditRequest]:
     """The requests of a file, or the one of the command line.
 
@@ -114,7 +119,7 @@ def _requests(
     if (source is None) == (fact is None):
         raise FedEditError("edit: give a file of requests, or one --fact SUBJECT PROMPT TARGET")
     if source is not None:
-        return load_requests(source, dataset)
+        return load_requests(source, dataset, skip_bad=skip_bad)
     assert fact is not None
     return [EditRequest("fact", *fact)]
 

@@ -15,7 +15,7 @@ from fedit_app.config.node_config import node_run_config
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
-from fedit_app.facts.partition import NodeData, finished_node
+from fedit_app.facts.partition import NodeData, data_in, finished_node
 from fedit_app.ledger.edited_model import TEXTS, ledger_in, rewrite
 from fedit_app.ledger.ledger import INDEX, Ledger, read_index
 from fedit_app.ledger.origin import Origin, read_origin
@@ -103,7 +103,7 @@ class Place:
         if self.simulated:
             return finished_node(self.config, Path(self.config.output_dir or ""), self.node)
         file = Path(self.config.data_path or "")
-        return NodeData(self.node, file, self.config.dataset) if file.is_file() else None
+        return data_in(file, self.config, self.node) if file.is_file() else None
 
 
 def find_place(folder: Path, node: str = "", federation: str = "") -> Place:

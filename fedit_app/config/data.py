@@ -41,6 +41,11 @@ class DataSettings(Settings):
         "relation (one a node, the most frequent first), cluster (of similar texts, one a node), "
         "dirichlet (mixtures of relations, else of clusters)",
     )
+    on_bad_request: Literal["refuse", "skip"] = key(
+        "refuse",
+        "a record that is not a valid edit request: refuse its whole file (a node with such a file "
+        "is left out), or skip the record and say so in the log",
+    )
     requests_per_slot: int | None = key(
         None,
         "own requests that a node edits per slot, in their order; counterfact and zsre need it",

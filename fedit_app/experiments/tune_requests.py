@@ -12,6 +12,7 @@ import numpy as np
 from fedit_app.config.run_config import RunConfig
 from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.jsonl import read_requests
+from fedit_app.facts.reading import read_text
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.facts.sources import read_data
 from fedit_app.support.errors import FedEditError
@@ -33,22 +34,22 @@ def requests_for(config: RunConfig, data: Path | None, count: int) -> list[EditR
     """
     if count < 1:
         raise FedEditError(f"--requests {count} must be at least 1")
+    skip_bad = config.on_bad_request == "skip"
     if data is None:
         found = read_data(config)
     elif _is_counterfact(data):
-        found = read_counterfact(data)
+        found = read_counterfact(data, skip_bad=skip_bad)
     else:
-        found = read_requests(data)
+        found = read_requests(data, skip_bad=skip_bad)
     return _spread(_with_own_keys(found), count, config.seed)
 
 
 def _is_counterfact(file: Path) -> bool:
     """Whether the first line opens a JSON array, or is a record with `requested_rewrite`."""
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            first = next((line for line in stream if line.strip()), "")
-        return first.lstrip().startswith("[") or "requested_rewrite" in json.loads(first)
-    except (OSError, ValueError, TypeError):
+        text = read_text(file).lstrip()
+        return text.startswith("[") or "requested_rewrite" in json.loads(text.split("\n", 1)[0])
+    except (FedEditError, ValueError, TypeError):
         return False  # `read_requests` says what is wrong
 
 

@@ -12,7 +12,9 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
 
 
-def read_counterfact(source: Source, limit: int | None = None) -> list[EditRequest]:
+def read_counterfact(
+    source: Source, limit: int | None = None, skip_bad: bool = False
+) -> list[EditRequest]:
     """Read the edits and the evaluation prompts of CounterFact records.
 
     Args:
@@ -26,6 +28,7 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
             The other records about a subject make its `subject_prompts`, where their relation is
             another one and theirs alone: of a subject with several twin towns, none is asked for.
         limit: read the first records only; None for all.
+        skip_bad: leave out invalid records, and name them in the log.
 
     Returns:
         One request a record, in the order of the file; its id is the `case_id`.
@@ -35,7 +38,8 @@ def read_counterfact(source: Source, limit: int | None = None) -> list[EditReque
             first five by number. No text of a record is quoted, because the message may travel to
             the server.
     """
-    requests = read_records(source, _request, "record of CounterFact", "case_id", limit)
+    kind = "record of CounterFact"
+    requests = read_records(source, _request, kind, "case_id", limit, skip_bad)
     return _with_subject_prompts(requests)
 
 
@@ -57,7 +61,7 @@ def _with_subject_prompts(requests: Sequence[EditRequest]) -> list[EditRequest]:
     return [dataclasses.replace(request, subject_prompts=others(request)) for request in requests]
 
 
-def _request(record: Any) -> EditRequest:
+def _request(record: Any, _index: int) -> EditRequest:
     identity = member(record, "case_id")
     if isinstance(identity, bool) or not isinstance(identity, int | str):
         raise FedEditError(
@@ -67,8 +71,8 @@ def _request(record: Any) -> EditRequest:
         id=str(identity),
         subject=text_at(record, "requested_rewrite.subject"),
         prompt=text_at(record, "requested_rewrite.prompt"),
-        target_new=text_at(record, "requested_rewrite.target_new.str").strip(),
-        target_true=text_at(record, "requested_rewrite.target_true.str").strip(),
+        target_new=text_at(record, "requested_rewrite.target_new.str"),
+        target_true=text_at(record, "requested_rewrite.target_true.str"),
         paraphrase_prompts=_prompts(record, "paraphrase_prompts"),
         neighborhood_prompts=_prompts(record, "neighborhood_prompts"),
         generation_prompts=tuple(dict.fromkeys(_prompts(record, "generation_prompts"))),

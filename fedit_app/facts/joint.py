@@ -9,13 +9,14 @@ from typing import NewType
 Continuation = NewType("Continuation", str)
 """A target with what joins it to its prompt: what is appended to the prompt as it is."""
 
-# Names of Unicode begin with the script. Korean separates its words by spaces.
-_SPACELESS = frozenset(
+SPACELESS = frozenset(
     "CJK HIRAGANA KATAKANA KATAKANA-HIRAGANA HALFWIDTH FULLWIDTH BOPOMOFO IDEOGRAPHIC YI "
     "THAI LAO KHMER MYANMAR TIBETAN".split()
 )
+"""Scripts without spaces between words, as `script` names them."""
+
 # After these even a word of another script follows without a space.
-_EAST_ASIAN = _SPACELESS - frozenset("THAI LAO KHMER MYANMAR TIBETAN".split())
+_EAST_ASIAN = SPACELESS - frozenset("THAI LAO KHMER MYANMAR TIBETAN".split())
 
 _HYPHENS = "-\u2010\u2011\u2012\u2013\u2014"
 _STICKING = "/\\_@#"
@@ -70,9 +71,12 @@ def _spaceless(before: str, after: str) -> bool:
     last = next((char for char in reversed(before) if char.isalnum()), before[-1])
     if script(before[-1]) in _EAST_ASIAN:
         return script(after[0]) != "HANGUL"
-    return script(last) in _SPACELESS and script(after[0]) in _SPACELESS
+    return script(last) in SPACELESS and script(after[0]) in SPACELESS
 
 
 def script(char: str) -> str:
-    """The first word of a character's name, such as LATIN or CJK; empty without a name."""
+    """The first word of a character's Unicode name, which is that of its script in most cases.
+
+    Such as LATIN, CJK or DIGIT; empty without a name.
+    """
     return unicodedata.name(char, "").partition(" ")[0]

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,47 @@ from typing import Any
 from fedit_app.facts.reading import (
     Source,
     is_hub,
-    is_text,
     label,
     parse_records,
     read_records,
     read_text,
     texts_of,
 )
-from fedit_app.facts.request import EditRequest
+from fedit_app.facts.request import LISTS, EditRequest
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file
 
-SUFFIXES = (".jsonl", ".csv")
-"""Suffixes of files of edit requests."""
+TABLES = (".csv", ".tsv")
+SUFFIXES = (".jsonl", *TABLES)
+"""Suffixes of files of edit requests, before a ".gz"."""
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
 _REQUIRED = ("id", "subject", "prompt", "target_new")
-_OPTIONAL = ("target_true", "relation", "slot", "target_separator")
-_LISTS = (
-    *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
-    *("subject_prompts", "generation_prompts"),
-)
 _KIND = "edit request; write one JSON object a line, or one row each"
 
+_SEPARATORS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*[\r\n]+')
+_EMPTY = ("nan", "NaN", "<NA>", "#N/A")
+_WHOLE = re.compile(r"([0-9]{1,9})(\.0+)?")
 
-def read_requests(source: Source) -> list[EditRequest]:
+
+def suffix_of(file: Path) -> str:
+    """The suffix that says the format of a file, in lower case, whether it is compressed or not."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+
+
+def read_requests(source: Source, skip_bad: bool = False) -> list[EditRequest]:
     """Read and check edit requests.
 
     Args:
-        source: a file of one JSON object a line (blank lines are skipped), a `.csv` file, or a hub
-            data set. `id`, `subject`, `prompt` and `target_new` are required, the other fields of
-            an `EditRequest` optional. The first row of a `.csv` file names its columns; a column
-            of a list may occur several times; an empty cell is an absent field. Its separator is
-            the comma, or the semicolon if there is no comma in the first row.
+        source: a file of one JSON object a line (blank lines are skipped) or one JSON array, a
+            `.csv` or `.tsv` file, or a hub data set; a file may be compressed (`.gz`). `id`,
+            `subject`, `prompt` and `target_new` are required, the other fields of an `EditRequest`
+            optional. The first row of a table names its columns; a column of a list may occur
+            several times; an empty cell is an absent field. Its separator is that by which the
+            first row has the most names of fields, or what a line `sep=;` before it says.
+        skip_bad: leave out invalid requests, and name them in the log.
 
     Returns:
         The requests in the order of the file.
@@ -56,27 +65,28 @@ def read_requests(source: Source) -> list[EditRequest]:
             first five by line, row or record. No text of a request is quoted, because the message
             may travel to the server.
     """
-    if not is_hub(source) and Path(source).suffix.lower() == ".csv":
-        return parse_records(source, _rows(source), _request_of_row, _KIND, "id", "row")
-    return read_records(source, _request, _KIND)
+    if not is_hub(source) and suffix_of(Path(source)) in TABLES:
+        rows = _rows(source)
+        return parse_records(source, rows, _request_of_row, _KIND, "id", "row", skip_bad)
+    return read_records(source, _request, _KIND, skip_bad=skip_bad)
 
 
 def write_requests(file: Path, requests: Sequence[EditRequest]) -> None:
     """Write requests as JSON lines that `read_requests` reads, in one atomic step."""
     with replace_file(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for request in requests:
-            filled = {
-                name: value for name, value in vars(request).items() if value not in (None, ())
-            }
+            values = {name: getattr(request, name) for name in _FIELDS}
+            filled = {name: value for name, value in values.items() if value not in (None, ())}
             stream.write(json.dumps(filled, ensure_ascii=False) + "\n")
 
 
-def _rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number, from 1 for the header, and the filled cells of every row."""
+def _rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | FedEditError]]:
+    """The number, from 1 for the header, and the filled cells of every row, or what is wrong."""
     text = read_text(source)
-    first = text.split("\n", 1)[0]
-    delimiter = ";" if ";" in first and "," not in first else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    said = _SEPARATOR_LINE.match(text)
+    text = text[said.end() :] if said else text
+    separator = said[1] if said else _separator(text)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     number = 0
     try:
@@ -87,14 +97,25 @@ def _rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
             if not header:
                 header = _header(source, cells)
             elif any(cells[len(header) :]):
-                raise FedEditError(
-                    f"{label(source)}: row {number}: {len(row)} cells, but {len(header)} columns; "
-                    "put text with a separator in double quotes"
-                )
+                yield number, _too_wide(row, header)
             else:
                 yield number, _record(header, row)
     except csv.Error as error:
-        raise FedEditError(f"{label(source)}: row {number + 1}: not CSV ({error})") from None
+        what = "a quote is not closed" if "unexpected end" in str(error) else str(error)
+        yield number + 1, FedEditError(f"not CSV ({what}); later rows were not read")
+
+
+def _too_wide(row: Sequence[str], header: Sequence[str]) -> FedEditError:
+    return FedEditError(
+        f"{len(row)} cells, but {len(header)} columns; put text with a separator in double quotes"
+    )
+
+
+def _separator(text: str) -> str:
+    """What separates the names of fields in the first row; the comma if there is one name."""
+    first = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
+    names = {mark: [name.strip('" ') for name in first.split(mark)] for mark in _SEPARATORS}
+    return max(_SEPARATORS, key=lambda mark: sum(name in _FIELDS for name in names[mark]))
 
 
 def _header(source: Source, names: list[str]) -> list[str]:
@@ -107,31 +128,35 @@ def _header(source: Source, names: list[str]) -> list[str]:
                 f"{label(source)}: the first row must name the columns, and column {column} has no "
                 f"known name; {_hint(name)}"
             )
-        if name not in _LISTS and names.count(name) > 1:
+        if name not in LISTS and names.count(name) > 1:
             raise FedEditError(
                 f"{label(source)}: several columns are named {name}; keep one of them"
             )
     return names
 
 
-def _record(header: Sequence[str], row: Sequence[str]) -> dict[str, Any]:
+def _record(header: Sequence[str], row: Sequence[str]) -> dict[str, Any] | FedEditError:
     record: dict[str, Any] = {}
     for name, cell in zip(header, row, strict=False):
         if not cell.strip():
             continue
-        if name in _LISTS:
+        if cell in _EMPTY:
+            return FedEditError(
+                f"{name} is {cell}, as programs write for an empty cell; leave the cell empty"
+            )
+        if name in LISTS:
             record.setdefault(name, []).append(cell)
         else:
             record[name] = cell
     return record
 
 
-def _request_of_row(row: dict[str, Any]) -> EditRequest:
-    slot = row.get("slot", "")
-    return _request(row | {"slot": int(slot)} if slot.isdecimal() else row)
+def _request_of_row(row: dict[str, Any], index: int) -> EditRequest:
+    whole = _WHOLE.fullmatch(row.get("slot", "").strip())
+    return _request(row | {"slot": int(whole[1])} if whole else row, index)
 
 
-def _request(record: Any) -> EditRequest:
+def _request(record: Any, _index: int) -> EditRequest:
     if not isinstance(record, dict):
         raise FedEditError(f"a JSON object is needed, found {type(record).__name__}")
     missing = [name for name in _REQUIRED if name not in record]
@@ -142,21 +167,23 @@ def _request(record: Any) -> EditRequest:
 
 def _value(name: str, value: Any) -> Any:
     if name not in _FIELDS:
-        raise FedEditError(f"unknown field {name!r}; {_hint(name)}")
-    if name in _LISTS:
+        raise FedEditError(f"unknown field {ascii(name[:40])}; {_hint(name)}")
+    if value is None and name not in _REQUIRED:
+        return () if name in LISTS else None
+    if name in LISTS:
         return texts_of(name, value)
-    if value is None and name in _OPTIONAL:
-        return None
     if name == "slot":
-        if type(value) is not int:
-            found = value if isinstance(value, float) else type(value).__name__
-            raise FedEditError(f"slot must be a whole number from 1, found {found}")
-        return value
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        if not whole:
+            raise FedEditError(f"slot must be a whole number from 1, found {_found(value)}")
+        return int(value)
     if not isinstance(value, str):
-        raise FedEditError(f"{name} must be a string, found {type(value).__name__}")
-    if name == "target_true" and not is_text(value):
-        raise FedEditError("target_true is empty; leave the field out if it is not known")
+        raise FedEditError(f"{name} must be a string, found {_found(value)}")
     return value
+
+
+def _found(value: Any) -> str:
+    return str(value) if isinstance(value, float) else type(value).__name__
 
 
 def _hint(name: str) -> str:

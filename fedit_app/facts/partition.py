@@ -36,7 +36,7 @@ from fedit_app.facts.dealing import (
 from fedit_app.facts.jsonl import write_requests
 from fedit_app.facts.overlap import Copy, Overlap, Slots, require_others, with_overlap
 from fedit_app.facts.request import EditRequest
-from fedit_app.facts.sources import READERS, in_slots, node_files, read_data
+from fedit_app.facts.sources import READERS, in_slots, node_files, node_of, read_data, read_of
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file, write_json_atomic
 
@@ -90,12 +90,14 @@ class NodeData:
         dataset: the file's format, a key of `READERS`.
         slots_given: whether the slots named by the requests take precedence over the run
             configuration.
+        skip_bad: whether invalid requests are left out.
     """
 
     name: str
     file: Path
     dataset: str = "jsonl"
     slots_given: bool = False
+    skip_bad: bool = False
 
     def read(self) -> list[EditRequest]:
         """The node's requests.
@@ -103,7 +105,7 @@ class NodeData:
         Raises:
             FedEditError: the file cannot be read, or a record in it is invalid.
         """
-        return READERS[self.dataset](self.file)
+        return READERS[self.dataset](self.file, skip_bad=self.skip_bad)
 
     def slots(self, config: RunConfig) -> Slots:
         """The node's requests per slot; requests of later slots are dropped.
@@ -114,6 +116,18 @@ class NodeData:
         if self.slots_given:
             return by_slot(self.read(), config.num_slots, None)
         return in_slots(self.read(), config)
+
+
+def data_in(file: Path, config: RunConfig, name: str = "") -> NodeData:
+    """The data of a node in the format of the run configuration.
+
+    Args:
+        file: the node's file of requests.
+        config: the run configuration.
+        name: the node's name; the file's if none is given.
+    """
+    skip = config.on_bad_request == "skip"
+    return NodeData(name or node_of(file), file, config.dataset, skip_bad=skip)
 
 
 def simulated_nodes(
@@ -131,7 +145,7 @@ def simulated_nodes(
         FedEditError: the data is missing, has too few files, or cannot be partitioned.
     """
     if not is_dealt_out(config):
-        return [NodeData(file.stem, file, config.dataset) for file in node_files(config, count)]
+        return [data_in(file, config) for file in node_files(config, count)]
     names = _partitioned_nodes(config, count, run_folder, embed)
     return [NodeData(name, request_file(run_folder, name), slots_given=True) for name in names]
 
@@ -145,7 +159,7 @@ def finished_node(config: RunConfig, run_folder: Path, name: str) -> NodeData | 
     if is_dealt_out(config):
         file = request_file(run_folder, name)
         return NodeData(name, file, slots_given=True) if file.exists() else None
-    named = {file.stem: NodeData(name, file, config.dataset) for file in node_files(config)}
+    named = {node_of(file): data_in(file, config) for file in node_files(config)}
     return named.get(name)
 
 
@@ -186,7 +200,7 @@ def own_data(
             '\'name="NAME" data-path="/path/to/requests.jsonl"\''
         )
     file = Path(str(node_config["data-path"])).expanduser()
-    return NodeData(str(node_config["name"]), file, config.dataset)
+    return data_in(file, config, str(node_config["name"]))
 
 
 def _partitioned_nodes(config: RunConfig, count: int, run_folder: Path, embed: Embed) -> list[str]:
@@ -327,8 +341,7 @@ def _overlap(config: RunConfig) -> Overlap:
 
 def _dealt(config: RunConfig, count: int, embed: Embed) -> Dealt:
     if config.partition == "file":
-        read = READERS[config.dataset]
-        return {file.stem: read(file) for file in node_files(config, count)}
+        return {node_of(file): read_of(config, file) for file in node_files(config, count)}
     requests = read_data(config)
     if config.partition == "random":
         return deal_at_random(requests, count, config.seed)

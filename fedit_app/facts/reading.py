@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import itertools
 import json
+import logging
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedit_app.facts.notices import Notices
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import plural, printable
 from fedit_app.support.hub import PREFIX, load_rows
 
+logger = logging.getLogger(__name__)
+
 _MOST_PROBLEMS = 5
+_MOST_LOGGED = 100
 
 Source = Path | str
 """A data file, or the name of a hub data set: "hub:..."."""
+
+Numbered = Iterable[tuple[int, Any]]
+"""Records with their numbers; in the place of one that cannot be read, a FedEditError."""
+
+Parse = Callable[[Any, int], EditRequest]
+"""Makes a request of a record and its place from 0; raises a FedEditError that quotes no text."""
+
+_GZIP = b"\x1f\x8b"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a spreadsheet or ZIP archive; save it as CSV (UTF-8)",
+    b"PAR1": "a Parquet file; name its folder as hub:FOLDER, or write it as JSON lines",
+}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks, the longer ones first, and the encodings that they stand for."""
 
 
 def is_hub(source: Source) -> bool:
@@ -25,39 +55,56 @@ def is_hub(source: Source) -> bool:
 
 def label(source: Source) -> str:
     """The name of a source in errors, which may travel to the server: without its folder."""
-    return f"data set {source}" if is_hub(source) else f"data file {Path(source).name}"
+    return f"data set {source}" if is_hub(source) else f"data file {printable(Path(source).name)}"
 
 
 def read_text(source: Source) -> str:
-    """The text of a data file.
+    """The text of a data file: UTF-8, or what its byte order mark says; compressed or not.
 
     Raises:
-        FedEditError: the file cannot be read or is not UTF-8.
+        FedEditError: the file cannot be read or is no text.
     """
     try:
-        return Path(source).read_text(encoding="utf-8-sig")
+        data = Path(source).read_bytes()
+        data = gzip.decompress(data) if data.startswith(_GZIP) else data
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise FedEditError(f"{label(source)}: not a complete gzip file; copy it again") from None
     except OSError as error:
         raise FedEditError(f"{label(source)}: cannot be read ({error.strerror})") from None
+    for beginning, what in _OTHER_FORMATS.items():
+        if data.startswith(beginning):
+            raise FedEditError(f"{label(source)}: is {what}")
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:2]:
+        raise FedEditError(f"{label(source)}: UTF-16 without a byte order mark; save it as UTF-8")
+    try:
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise FedEditError(f"{label(source)}: not UTF-8 text (byte {error.start})") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise FedEditError(
+            f"{label(source)}: line {line}: not {encoding.removesuffix('-sig').upper()} text "
+            f"(byte {error.start} of the file); save it as UTF-8"
+        ) from None
 
 
 def read_records(
     source: Source,
-    parse: Callable[[Any], EditRequest],
+    parse: Parse,
     kind: str,
     identity: str = "id",
     limit: int | None = None,
+    skip_bad: bool = False,
 ) -> list[EditRequest]:
     """Read the records of a JSON file or of a hub data set as requests.
 
     Args:
         source: a file with one JSON array of records, or with one record a line (blank lines are
             skipped); or a hub data set, whose null fields count as absent.
-        parse: makes a request of a record, or raises a FedEditError that quotes no text of it.
+        parse: makes a request of a record.
         kind: what a record is, for the error if there is none.
         identity: the field that holds the id.
         limit: read the first records only; None for all.
+        skip_bad: see `parse_records`.
 
     Returns:
         One request a record, in their order.
@@ -68,32 +115,40 @@ def read_records(
     """
     place, records = _records(source)
     records = itertools.islice(records, limit)
-    return parse_records(source, records, parse, kind, identity, place)
+    return parse_records(source, records, parse, kind, identity, place, skip_bad)
 
 
 def parse_records(
     source: Source,
-    records: Iterable[tuple[int, Any]],
-    parse: Callable[[Any], EditRequest],
+    records: Numbered,
+    parse: Parse,
     kind: str,
     identity: str,
     place: str,
+    skip_bad: bool = False,
 ) -> list[EditRequest]:
     """Make requests of numbered records; the arguments are those of `read_records`.
+
+    What was made plain in texts, and what is odd about requests, is logged.
 
     Args:
         records: (number, record); the number tells where the record is.
         place: what the number counts: "record", "line" or "row".
+        skip_bad: leave out invalid records, and name them in the log.
 
     Raises:
-        FedEditError: there is no record, or some are invalid; names the first five by number.
+        FedEditError: there is no record, or some are invalid; names the first five by number. The
+            log names the first 100.
     """
     requests: list[EditRequest] = []
     problems: list[str] = []
     first_use: dict[str, int] = {}
-    for number, record in records:
+    notices = Notices(place)
+    for index, (number, record) in enumerate(records):
         try:
-            request = parse(record)
+            if isinstance(record, FedEditError):
+                raise record
+            request = parse(record, index)
             if request.id in first_use:
                 raise FedEditError(f"its {identity} was used in {place} {first_use[request.id]}")
         except FedEditError as error:
@@ -101,13 +156,33 @@ def parse_records(
             continue
         first_use[request.id] = number
         requests.append(request)
+        notices.see(number, request)
+    notices.log(label(source))
     if problems:
-        shown, more = problems[:_MOST_PROBLEMS], len(problems) - _MOST_PROBLEMS
-        shown += [f"and {more} more {place}s"] if more > 0 else []
-        raise FedEditError(f"{label(source)}: " + "; ".join(shown))
-    if not requests:
+        _report(source, problems, place, bool(requests) and skip_bad)
+    elif not requests:
         raise FedEditError(f"{label(source)}: holds no {kind}")
     return requests
+
+
+def _report(source: Source, problems: list[str], place: str, skip: bool) -> None:
+    """Name invalid records in the log if they are skipped or many.
+
+    Raises:
+        FedEditError: they are not skipped; names the first.
+    """
+    more = len(problems) - _MOST_PROBLEMS
+    if skip or more > 0:
+        for problem in problems[:_MOST_LOGGED]:
+            logger.warning("%s: %s", label(source), problem)
+        if len(problems) > _MOST_LOGGED:
+            logger.warning("%s: and %d more", label(source), len(problems) - _MOST_LOGGED)
+    if skip:
+        logger.warning("%s: %s left out", label(source), plural(len(problems), place))
+        return
+    shown = problems[:_MOST_PROBLEMS]
+    shown += [f"and {plural(more, f'more {place}')}, see the log"] if more > 0 else []
+    raise FedEditError(f"{label(source)}: " + "; ".join(shown))
 
 
 def _records(source: Source) -> tuple[str, Iterator[tuple[int, Any]]]:
@@ -118,20 +193,25 @@ def _records(source: Source) -> tuple[str, Iterator[tuple[int, Any]]]:
         return "record", enumerate(filled, start=1)
     text = read_text(source)
     if text.lstrip().startswith("["):
-        return "record", enumerate(_json(source, text), start=1)
-    lines = enumerate(text.split("\n"), start=1)
-    return "line", ((n, _json(source, line, n)) for n, line in lines if line.strip())
+        line, records = _json(text)
+        if isinstance(records, FedEditError):
+            raise FedEditError(f"{label(source)}: line {line}: {records}")
+        return "record", enumerate(records, start=1)
+    lines = enumerate(re.split("\r\n|\r|\n", text), start=1)
+    return "line", ((number, _json(line)[1]) for number, line in lines if line.strip())
 
 
-def _json(source: Source, text: str, first_line: int = 1) -> Any:
+def _json(text: str) -> tuple[int, Any]:
+    """The value of a JSON text; if it is none, a FedEditError and the line of the fault."""
+    line = 1
     try:
-        return json.loads(text)
+        return line, json.loads(text)
     except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise FedEditError(
-            f"{label(source)}: line {line}: not JSON ({error.msg}, column {error.colno}); "
-            "write one JSON array, or one JSON object a line"
-        ) from None
+        line, said = error.lineno, f"{error.msg}, column {error.colno}"
+    except (ValueError, RecursionError):
+        said = "a number or list is too long"
+    remedy = "write one JSON array, or one JSON object a line"
+    return line, FedEditError(f"not JSON ({said}); {remedy}")
 
 
 def member(record: Any, path: str) -> Any:

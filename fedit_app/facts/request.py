@@ -6,9 +6,19 @@ import re
 from dataclasses import dataclass
 
 from fedit_app.facts.joint import Continuation, joint
+from fedit_app.facts.texts import clean
 from fedit_app.support.errors import FedEditError
 
 SLOT = "{}"
+
+LISTS = (
+    *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
+    *("subject_prompts", "generation_prompts"),
+)
+"""Fields that hold several texts."""
+
+_TRIMMED = ("subject", "target_new", "target_true", "neighborhood_targets")
+_AS_IT_IS = ("id", "target_separator")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -17,17 +27,20 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 class EditRequest:
     """Make the model continue a prompt about a subject with a new target.
 
+    The texts are made plain, see `clean`: a no-break space becomes a space, an invisible character
+    is left out. Spaces around the subject and the targets and behind prompts are left out, too.
+
     Attributes:
         id: name of the request, unique at its node; it never leaves the node.
-        subject: what the fact is about; without surrounding spaces.
+        subject: what the fact is about.
         prompt: template with exactly one `{}`, the place of the subject.
-        target_new: the new continuation; without surrounding spaces.
-        target_true: the present continuation, for evaluation; without surrounding spaces.
+        target_new: the new continuation.
+        target_true: the present continuation, for evaluation.
         paraphrase_prompts: complete prompts that ask for the same fact in other words.
         neighborhood_prompts: complete prompts about other subjects, which the edit must not change:
             their correct continuation is `target_true`, or their own target.
-        neighborhood_targets: the correct continuation of each neighborhood prompt, without
-            surrounding spaces; empty: `target_true`.
+        neighborhood_targets: the correct continuation of each neighborhood prompt; empty:
+            `target_true`.
         subject_prompts: complete prompts about the same subject and another relation, which the
             edit must not change: the continuation of the unedited model has to stay.
         generation_prompts: complete prompts for free generation, which measures fluency.
@@ -57,37 +70,50 @@ class EditRequest:
     target_separator: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.id.strip():
-            raise FedEditError("id is empty; give every request a unique name")
-        if not self.subject.strip():
-            raise FedEditError("subject is empty; name what the fact is about")
-        if self.prompt.count(SLOT) != 1:
-            raise FedEditError(
-                f"prompt has {self.prompt.count(SLOT)} placeholders; write exactly one {{}} in "
-                "place of the subject"
-            )
-        if not self.target_new.strip():
-            raise FedEditError("target_new is empty; write the new continuation")
-        for name in ("subject", "target_new", "target_true"):
-            text = getattr(self, name)
-            if text is not None and text != text.strip():
-                raise FedEditError(f"{name} begins or ends with a space; remove the space")
-        prompts, targets = len(self.neighborhood_prompts), len(self.neighborhood_targets)
-        if targets not in (0, prompts):
-            raise FedEditError(
-                f"neighborhood_targets has {targets} entries for {prompts} neighborhood_prompts; "
-                "write one for each prompt, or none"
-            )
-        if any(text != text.strip() for text in self.neighborhood_targets):
-            raise FedEditError(
-                "an entry of neighborhood_targets begins or ends with a space; remove the space"
-            )
+        changes: list[str] = []
+        for name, value in vars(self).copy().items():
+            if isinstance(value, str | tuple):
+                object.__setattr__(self, name, _plain(name, value, changes))
+        object.__setattr__(self, "_changes", tuple(changes))
+        self._check_texts()
+        self._check_lists()
         if self.slot is not None and self.slot < 1:
             raise FedEditError(f"slot {self.slot} must be at least 1")
         if self.relation is not None and not _NAME.fullmatch(self.relation):
             raise FedEditError(
                 "relation must be a name of letters, digits, '-', '_' and '.', such as P103"
             )
+
+    def _check_texts(self) -> None:
+        if not self.id.strip():
+            raise FedEditError("id is empty; give every request a unique name")
+        if not self.subject:
+            raise FedEditError("subject is empty; name what the fact is about")
+        if self.prompt.count(SLOT) != 1:
+            raise FedEditError(
+                f"prompt has {self.prompt.count(SLOT)} placeholders; write exactly one {{}} in "
+                "place of the subject"
+            )
+        if not self.target_new:
+            raise FedEditError("target_new is empty; write the new continuation")
+        if self.target_true == "":
+            raise FedEditError("target_true is empty; leave the field out if it is not known")
+
+    def _check_lists(self) -> None:
+        for name in LISTS:
+            if not all(text.strip() for text in getattr(self, name)):
+                raise FedEditError(f"{name} has an empty entry; write a text, or leave it out")
+        prompts, targets = len(self.neighborhood_prompts), len(self.neighborhood_targets)
+        if targets not in (0, prompts):
+            raise FedEditError(
+                f"neighborhood_targets has {targets} entries for {prompts} neighborhood_prompts; "
+                "write one for each prompt, or none"
+            )
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What was made plain in the texts that the request was made with, each by its kind."""
+        return tuple(vars(self)["_changes"])
 
     @property
     def fact(self) -> tuple[str, str, str]:
@@ -126,3 +152,23 @@ class EditRequest:
     def asked(self) -> tuple[str, ...]:
         """The complete prompts that ask for the fact: the text, then the paraphrases."""
         return (self.text, *self.paraphrase_prompts)
+
+
+def _plain(name: str, value: str | tuple[str, ...], changes: list[str]) -> str | tuple[str, ...]:
+    """A field with plain texts.
+
+    Raises:
+        FedEditError: see `clean`; names the field.
+    """
+    if isinstance(value, tuple):
+        return tuple(str(_plain(name, text, changes)) for text in value)
+    try:
+        # An id is compared with those of a ledger, so it stays as it is.
+        text = clean(value, None if name == "id" else changes)
+    except FedEditError as error:
+        raise FedEditError(f"{name} {error}") from None
+    if name in _AS_IT_IS:
+        return value if name == "id" else text
+    trimmed = text.strip() if name in _TRIMMED else text.rstrip(" \t")
+    changes += ["space at an end"] * (trimmed != text)
+    return trimmed

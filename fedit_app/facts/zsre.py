@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from typing import Any
 
+from fedit_app.facts.joint import SPACELESS, script
 from fedit_app.facts.reading import Source, member, read_records, text_at
 from fedit_app.facts.request import SLOT, EditRequest
+from fedit_app.facts.texts import clean
 from fedit_app.support.errors import FedEditError
 
 
-def read_zsre(source: Source, limit: int | None = None) -> list[EditRequest]:
+def read_zsre(
+    source: Source, limit: int | None = None, skip_bad: bool = False
+) -> list[EditRequest]:
     """Read the questions of zsRE records as edit requests.
 
     As in ROME, MEMIT (arXiv 2210.07229, appendix C) and their successors, the target is the first
@@ -22,9 +26,10 @@ def read_zsre(source: Source, limit: int | None = None) -> list[EditRequest]:
     Args:
         source: `zsre_mend_eval.json` or `zsre_mend_train.json` (one JSON array), JSON lines with
             one record a line, or a hub data set of such records. `subject`, `src` (which contains
-            the subject) and `answers` are required; `rephrase`, and `loc` with `loc_ans`, are
-            optional.
+            the subject, and not only inside another word) and `answers` are required; `rephrase`,
+            and `loc` with `loc_ans`, are optional.
         limit: read the first records only; None for all.
+        skip_bad: leave out invalid records, and name them in the log.
 
     Returns:
         One request a record, in the order of the file; its id is its number from 0.
@@ -34,31 +39,49 @@ def read_zsre(source: Source, limit: int | None = None) -> list[EditRequest]:
             first five by number. No text of a record is quoted, because the message may travel to
             the server.
     """
-    numbers = itertools.count()
-    return read_records(
-        source, lambda record: _request(next(numbers), record), "record of zsRE", limit=limit
-    )
+    return read_records(source, _request, "record of zsRE", limit=limit, skip_bad=skip_bad)
 
 
-def _request(number: int, record: Any) -> EditRequest:
-    subject = text_at(record, "subject").strip()
-    question = text_at(record, "src").rstrip()
-    if subject not in question:
-        raise FedEditError("src does not contain the subject")
+def _request(record: Any, index: int) -> EditRequest:
+    subject = clean(text_at(record, "subject")).strip()
+    question = clean(text_at(record, "src")).rstrip()
+    at = _place_of(subject, question)
     has_neighbor = "loc" in record or "loc_ans" in record
     return EditRequest(
-        id=str(number),
+        id=str(index),
         subject=subject,
-        prompt=question.replace(subject, SLOT, 1),
+        prompt=question[:at] + SLOT + question[at + len(subject) :],
         target_new=_answer(record),
         paraphrase_prompts=(text_at(record, "rephrase"),) if "rephrase" in record else (),
         neighborhood_prompts=(f"{text_at(record, 'loc')}?",) if has_neighbor else (),
-        neighborhood_targets=(text_at(record, "loc_ans").strip(),) if has_neighbor else (),
+        neighborhood_targets=(text_at(record, "loc_ans"),) if has_neighbor else (),
     )
+
+
+def _place_of(subject: str, question: str) -> int:
+    """Where the subject begins, first as words of its own.
+
+    Raises:
+        FedEditError: nowhere.
+    """
+    found = [match.start() for match in re.finditer(re.escape(subject), question)]
+    if not found:
+        raise FedEditError("src does not contain the subject")
+    for at in found:
+        end = at + len(subject)
+        if not (_one_word(question[at - 1 : at + 1]) or _one_word(question[end - 1 : end + 1])):
+            return at
+    raise FedEditError("src contains the subject inside another word only")
+
+
+def _one_word(pair: str) -> bool:
+    """Whether two characters are inside a word, in a script that separates words by spaces."""
+    scripts = {script(char) for char in pair}
+    return len(pair) == 2 and pair.isalnum() and not scripts & (SPACELESS | {"HANGUL"})
 
 
 def _answer(record: dict[str, Any]) -> str:
     answers = member(record, "answers")
     if not isinstance(answers, list) or not answers:
         raise FedEditError("answers must be a non-empty list")
-    return text_at({"answers[0]": answers[0]}, "answers[0]").strip()
+    return text_at({"answers[0]": answers[0]}, "answers[0]")

@@ -45,8 +45,8 @@ from fedit_app.support.errors import FedEditError
 _NODE = "local"
 _MEMIT = "memit"
 
-# Keys that say where a model is computed, which may change from one edit to the next.
-_PLACES = ("device", "dtype", "device-map")
+# Keys that change no MKV, such as where a model is computed.
+_FREE = ("device", "dtype", "device-map", "on-bad-request")
 
 
 class Editor:
@@ -406,8 +406,7 @@ def _recorded(
     changed = [
         key
         for key, value in _keys(settings).items()
-        if key not in _PLACES
-        and config.as_dict()[key] != RunConfig.parse(origin.run).as_dict()[key]
+        if key not in _FREE and config.as_dict()[key] != RunConfig.parse(origin.run).as_dict()[key]
     ]
     if changed or node not in (None, origin.node):
         what = ", ".join(changed) or "node"

@@ -47,9 +47,11 @@ def edit(
         >>> print(edit("smollm2-135m", "facts.jsonl", "edited"))
     """
     target = output_of(model, output)
-    facts = load_requests(requests) if isinstance(requests, str | Path) else requests
+    if isinstance(requests, str | Path):
+        skip_bad = settings.get("on_bad_request") == "skip"
+        requests = load_requests(requests, skip_bad=skip_bad)
     made = Editor.from_pretrained(model, editor, ledger=None, node=node, **settings)
-    report = made.edit(facts)
+    report = made.edit(requests)
     form = "hf" if output is not None else form_of(target)
     made.save_pretrained(target, form, replace=output is None)
     return report

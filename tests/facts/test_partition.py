@@ -84,7 +84,7 @@ def test_a_csv_file_is_a_node_too(folder):
 
 def test_published_data_may_lie_in_a_file_a_node(tmp_path):
     for number, name in enumerate(("a.json", "b.jsonl")):
-        record = {"subject": "S", "src": f"What is S{number}?", "answers": ["x"]}
+        record = {"subject": f"S{number}", "src": f"What is S{number}?", "answers": ["x"]}
         text = json.dumps([record] if name.endswith(".json") else record)
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "notes.csv").write_text("not data", encoding="utf-8")
@@ -117,7 +117,7 @@ def test_too_many_nodes_for_the_files(folder):
 
 
 def test_a_folder_without_data(tmp_path):
-    with pytest.raises(FedEditError, match=r"0 \*.jsonl and \*.csv files"):
+    with pytest.raises(FedEditError, match=r"0 \*.jsonl, \*.csv and \*.tsv files"):
         default_node_count(jsonl(tmp_path))
 
 
