@@ -21,7 +21,7 @@ from torch import Tensor
 from fedit_app.editing.optimise import Objective, batch_that_fits, reach_of, within
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
-from fedit_app.editing.values import KeyRows, Outcome, ValueProblem
+from fedit_app.editing.values import KeyRows, ValueProblem
 from fedit_app.mkv.packing import rounded
 from fedit_app.models.editable import EditableModel
 
@@ -30,6 +30,9 @@ _ROUNDING = 1.02
 
 # With steps of one size, holders whose facts pull apart pass each other from round to round.
 _SHRINK = 0.85
+
+# The lead of the targets, in nats, that a value must have before the first round to hold.
+_FIRST_MARGIN = 1.0
 
 Combination = Callable[[np.ndarray], np.ndarray]
 """Changes (holders, d_model) float64 of the holders, in the order of their names -> (d_model,)."""
@@ -69,20 +72,28 @@ def step_size(rate: float, round_: int) -> float:
     return rate * _SHRINK**round_
 
 
+def margin(round_: int, rounds: int) -> float:
+    """The least lead, in nats, with which a value holds: large at first, none after all rounds.
+
+    Args:
+        round_: how many rounds were before.
+        rounds: how many there are at most.
+    """
+    return _FIRST_MARGIN * max(0.0, 1 - round_ / rounds)
+
+
 @dataclass(frozen=True)
 class LocalSteps:
     """What a holder makes of n values.
 
     Attributes:
         change: (n, d_model) v - h0 after its steps.
-        holds: (n,) whether the value with which it began says every target of its facts, and is
-            no longer than a value may be.
-        nll: (n,) mean negative log-likelihood of these targets at the beginning, in nats.
+        lead: (n,) by how much the value with which it began, patched in, says the targets of its
+            facts, see `values.Outcome`; -inf if it is longer than a value may be.
     """
 
     change: Tensor
-    holds: Tensor
-    nll: Tensor
+    lead: Tensor
 
 
 def local_steps(
@@ -113,36 +124,32 @@ def local_steps(
         chosen = slice(begin, begin + size)
         problem = ValueProblem.of(model, keys[chosen], site)
         given = change[chosen].to(problem.h0)
-        parts.append(_batch(problem, settings, objective, given, steps, rate))
+        said = problem.patched(given).lead
+        short = given.norm(dim=-1) <= _ROUNDING * reach_of(problem, settings)[:, -1, 0]
+        stepped = _stepped(problem, settings, objective, given, steps, rate)
+        parts.append(LocalSteps(stepped, torch.where(short, said, -torch.inf)))
     return LocalSteps(
         torch.cat([part.change for part in parts]),
-        torch.cat([part.holds for part in parts]),
-        torch.cat([part.nll for part in parts]),
+        torch.cat([part.lead for part in parts]),
     )
 
 
-def _batch(
+def _stepped(
     problem: ValueProblem,
     settings: EditSettings,
     objective: Objective,
     given: Tensor,
     steps: int,
     rate: float,
-) -> LocalSteps:
+) -> Tensor:
+    """(n, d_model) v - h0 after steps of Adam from given values on."""
     h0 = problem.h0
     reach, norms = reach_of(problem, settings)[:, -1], h0[:, -1].norm(dim=-1)
     delta = given.clone().requires_grad_()
-    short = given.norm(dim=-1) <= _ROUNDING * reach[:, 0]
     adam = torch.optim.Adam([delta], lr=rate)
     others = torch.zeros_like(h0[:, :-1])
-
-    def evaluate() -> Outcome:
-        return problem.evaluate(torch.cat([others, delta[:, None]], dim=1))
-
-    with torch.set_grad_enabled(steps > 0):
-        begun = evaluate()
-    for step in range(steps):
-        outcome = evaluate() if step else begun
+    for _ in range(steps):
+        outcome = problem.evaluate(torch.cat([others, delta[:, None]], dim=1))
         decay = settings.weight_decay * delta.norm(dim=-1) / norms**2
         loss, _ = objective(outcome, decay, settings)
         adam.zero_grad()
@@ -150,4 +157,4 @@ def _batch(
         adam.step()
         with torch.no_grad():
             delta.copy_(within(delta, reach))
-    return LocalSteps(delta.detach(), begun.decoded & short, begun.nll.detach())
+    return delta.detach()

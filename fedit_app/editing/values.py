@@ -57,12 +57,18 @@ class Outcome:
         nll: (n,) mean over facts, contexts and target tokens of the negative log-likelihood, in
             nats.
         kl: (n,) KL(p_delta || p_0) after "SUBJECT is a".
-        decoded: (n,) whether every target token of every fact is the argmax in every context.
+        lead: (n,) the smallest lead of a target token's log-probability over that of the likeliest
+            other token, over all facts and contexts, in nats.
     """
 
     nll: Tensor
     kl: Tensor
-    decoded: Tensor
+    lead: Tensor
+
+    @property
+    def decoded(self) -> Tensor:
+        """(n,) whether every target token of every fact is the argmax in every context."""
+        return self.lead > 0
 
 
 @dataclass(frozen=True)
@@ -193,14 +199,14 @@ class ValueProblem:
         of_target = log_p.gather(1, goals.token[:, None])[:, 0]
         per_row = torch.zeros(in_contexts, device=log_p.device, dtype=log_p.dtype)
         nll = per_row.index_add(0, goals.row, -of_target * goals.share.to(of_target))
-        missed = per_row.index_add(0, goals.row, (log_p.argmax(-1) != goals.token).to(of_target))
         essence = self.model.log_probabilities(final[in_contexts:, 0])
         kl = functional.kl_div(self.essence0, essence, log_target=True, reduction="none").sum(-1)
         owner = self.row_owner[:in_contexts].to(nll.device)
         per_key = torch.zeros(len(delta), device=nll.device, dtype=nll.dtype)
-        missed = per_key.index_add(0, owner, missed)
         nll = per_key.index_add(0, owner, nll * self.row_share.to(nll))
-        return Outcome(nll.to(delta.device), kl.to(delta.device), (missed == 0).to(delta.device))
+        lead = torch.full_like(per_key, torch.inf)
+        lead = lead.scatter_reduce(0, owner[goals.row], _leads(log_p, goals.token), "amin")
+        return Outcome(*(part.to(delta.device) for part in (nll, kl, lead)))
 
     @torch.no_grad()
     def patched(self, change: Tensor) -> Outcome:
@@ -232,6 +238,15 @@ class ValueProblem:
             goals=self.goals.select(in_contexts, len(self.row_share)),
             essence0=self.essence0[kept.to(self.essence0.device)],
         )
+
+
+@torch.no_grad()
+def _leads(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """(m,) by how much tokens (m,) are likelier than the likeliest other one, log_p (m, V)."""
+    best = log_p.topk(2)
+    first = best.indices[:, 0] == tokens
+    other = torch.where(first, best.values[:, 1], best.values[:, 0])
+    return log_p.gather(1, tokens[:, None])[:, 0] - other
 
 
 @dataclass(frozen=True)

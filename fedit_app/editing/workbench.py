@@ -206,6 +206,26 @@ class Workbench:
         objective, rate = self.editor.objective, step_size(self.settings.learning_rate, round_)
         return local_steps(self.model, rows, site, self.settings, objective, start, steps, rate)
 
+    def leads(self, groups: Sequence[Sequence[EditRequest]], ledger: Edits) -> np.ndarray:
+        """By how much the model edited by a ledger says the targets of requests.
+
+        Args:
+            groups: the requests of n keys.
+            ledger: the ledger.
+
+        Returns:
+            (n,) the smallest lead of a target token in the clean prompts, see `values.Outcome`.
+        """
+        site = self.editor.site(self.model, self.settings)
+        rows = [key_rows(self.model, group, self.templates[:1]) for group in groups]
+        found = [np.zeros(0)]
+        with self.edited(ledger), torch.no_grad():
+            for begin in range(0, len(rows), _PAIRS_PER_PASS):
+                problem = ValueProblem.of(self.model, rows[begin : begin + _PAIRS_PER_PASS], site)
+                outcome = problem.evaluate(torch.zeros_like(problem.h0))
+                found.append(outcome.lead.double().cpu().numpy())
+        return np.concatenate(found)
+
     def write(
         self,
         requests: Sequence[EditRequest],

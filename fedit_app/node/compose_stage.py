@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.composition import combined
+from fedit_app.editing.composition import combined, margin
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import settle
@@ -101,7 +101,7 @@ class ComposeStage:
             None if mkv else self._part(ledger, key) for key, mkv in zip(keys, again, strict=True)
         ]
         taken = [part for part in parts if part is not None]
-        steps = iter(self._steps(taken))
+        steps = iter(self._steps(ledger, slot, taken))
         finished: list[_Part] = []
         for part, mkv in zip(parts, again, strict=True):
             if mkv is not None:
@@ -149,9 +149,15 @@ class ComposeStage:
         facts = {self._texts[id_].fact: self._texts[id_] for id_ in own}
         return _Part(key, list(facts.values()), mkvs[0].h0, v_star)
 
-    def _steps(self, parts: Sequence[_Part]) -> list[tuple[bool, np.ndarray]]:
+    def _steps(
+        self, ledger: Ledger, slot: int, parts: Sequence[_Part]
+    ) -> list[tuple[bool, np.ndarray]]:
         """For every part whether its value holds here, and v - h0 after the node's steps."""
-        found: dict[int, tuple[bool, np.ndarray]] = {}
+        if not parts:
+            return []
+        holds: dict[int, bool] = {}
+        changes: dict[int, np.ndarray] = {}
+        written = self._leads_written(ledger, slot, parts)
         kinds = sorted({(part.key.round, part.key.settled) for part in parts})
         for kind in kinds:
             chosen = [i for i, p in enumerate(parts) if (p.key.round, p.key.settled) == kind]
@@ -162,23 +168,50 @@ class ComposeStage:
                 0 if settled else self._config.compose_steps,
                 round_,
             )
-            changes = steps.change.float().cpu().numpy()
-            found |= zip(chosen, zip(steps.holds.tolist(), changes, strict=True), strict=True)
-        return [found[i] for i in range(len(parts))]
+            # Of a settled key the lead may differ in its last digits from that of the round before.
+            least = 0.0 if settled else margin(round_, self._config.compose_rounds)
+            patched = steps.lead.double().cpu().numpy()
+            lead = np.where(np.isnan(written[chosen]), patched, written[chosen])
+            holds |= zip(chosen, ((patched > 0) & (lead > least)).tolist(), strict=True)
+            changes |= zip(chosen, steps.change.float().cpu().numpy(), strict=True)
+        return [(holds[i], changes[i]) for i in range(len(parts))]
+
+    def _leads_written(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> np.ndarray:
+        """By how much the model says the own facts of each part, with all values written into it.
+
+        What holds when it is patched in may not be said by the edited model, where the layers below
+        the last one have passed on a part of the change.
+
+        Returns:
+            (n,) leads; NaN where the model with the node's own value does not say its facts either,
+            so that no value can be asked to.
+        """
+        facts = [part.facts for part in parts]
+        trial = self._written(ledger, slot, parts)[0]
+        found = self._bench.leads(facts, trial)
+        return np.where(self._bench.leads(facts, ledger) > 0, found, np.nan)
+
+    def _written(
+        self, ledger: Ledger, slot: int, parts: Sequence[_Part]
+    ) -> tuple[Ledger, list[MKV]]:
+        """A ledger in memory with values in the place of the contested ones, and their MKVs."""
+        trial = ledger.without({id_ for part in parts for id_ in part.key.ids})
+        made = self._bench.write(
+            [part.facts[0] for part in parts],
+            np.array([part.v_star for part in parts]),
+            np.array([part.h0 for part in parts]),
+            trial,
+            self._name,
+            slot,
+        )
+        trial.accept(made, slot)
+        return trial, made
 
     def _make(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> list[MKV]:
         """The MKVs of settled keys, which supersede those that contested them."""
         if not parts:
             return []
-        replaced = {id_ for part in parts for id_ in part.key.ids}
-        made = self._bench.write(
-            [part.facts[0] for part in parts],
-            np.stack([part.v_star for part in parts]),
-            np.stack([part.h0 for part in parts]),
-            ledger.without(replaced),
-            self._name,
-            slot,
-        )
+        _, made = self._written(ledger, slot, parts)
         pairs = list(zip(made, parts, strict=True))
         own = {
             mkv.id: [one for id_ in part.key.ids for one in ledger.entries[id_].requests]

@@ -58,6 +58,7 @@ class Costs(Part):
         cached: optimised values that were in the work-cache.
         warm_started: optimised requests that began at another MKV's value.
         composed: keys whose value the node learned together with others.
+        compose_rounds: rounds that these keys took.
         reused: requests that another node's MKV fulfils.
         uploaded: MKVs sent to the server.
         offered: MKVs of others that the server sent.
@@ -75,6 +76,7 @@ class Costs(Part):
     cached: int = 0
     warm_started: int = 0
     composed: int = 0
+    compose_rounds: int = 0
     reused: int
     uploaded: int
     offered: int

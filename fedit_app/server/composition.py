@@ -157,7 +157,7 @@ class Composition:
             member.wants.add(mkv.id)
             record.count(self._slot.number, name, uploaded=1)
             for holder in contest.holders:
-                record.count(self._slot.number, holder, composed=1)
+                record.count(self._slot.number, holder, composed=1, compose_rounds=contest.rounds)
         return {mkv.id: mkv for mkv in mkvs}
 
     def _values_of(

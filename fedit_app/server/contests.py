@@ -13,8 +13,6 @@ import numpy as np
 
 from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey, Said
 
-_ROUNDS_BEYOND = 2
-
 
 @dataclass
 class Contest:
@@ -25,7 +23,7 @@ class Contest:
         holders: the nodes that hold facts of it, by name; none once one of them has failed.
         sent: node -> the value that it returned, from which the next round begins; those of a
             settled key define its value.
-        held: in how many rounds in a row all holders have said that the value holds.
+        settled: whether all holders have said that the value holds.
         made: id of the MKV of the settled value.
         rounds: rounds of local steps so far.
     """
@@ -33,18 +31,9 @@ class Contest:
     ids: tuple[str, ...]
     holders: list[str]
     sent: dict[str, np.ndarray] = field(default_factory=dict)
-    held: int = 0
+    settled: bool = False
     made: str = ""
     rounds: int = 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether the value is good enough to be made.
-
-        The first one that holds when it is patched in may hold barely, and not in the edited model;
-        so does the optimisation of a single fact go on for some steps.
-        """
-        return self.held > _ROUNDS_BEYOND
 
     @property
     def open(self) -> bool:
@@ -80,8 +69,7 @@ class Contest:
         if any(said.get(name, "declined") == "declined" for name in self.holders):
             self.holders = []
             return
-        all_hold = all(said[name] == "holds" for name in self.holders)
-        self.held = self.held + 1 if all_hold else 0
+        self.settled = all(said[name] == "holds" for name in self.holders)
         if not self.settled:
             self.sent = {name: values[name] for name in self.holders}
             self.rounds += 1

@@ -8,7 +8,7 @@ import tiny
 import torch
 from editing.cases import EASY, SETTINGS, TEMPLATES, relative
 
-from fedit_app.editing.composition import COMBINATIONS, combined, local_steps, step_size
+from fedit_app.editing.composition import COMBINATIONS, combined, local_steps, margin, step_size
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.mkv.packing import PRECISIONS, rounded
@@ -60,9 +60,9 @@ def test_steps_lower_the_loss_of_the_own_facts(editor):
     change = torch.zeros(2, given[0].d_model, dtype=torch.float64)
     losses = []
     for _ in range(4):
-        found = local_steps(*given, change, 3, 0.3)
-        losses.append(found.nll)
-        change = found.change
+        problem = ValueProblem.of(*given[:3])
+        losses.append(problem.patched(change).nll)
+        change = local_steps(*given, change, 3, 0.3).change
     assert (losses[-1] < 0.7 * losses[0]).all()
 
 
@@ -82,14 +82,19 @@ def test_the_steps_shrink_from_round_to_round():
     assert step_size(0.5, 4) == pytest.approx(0.5 * 0.85**4)
 
 
+def test_the_margin_ends_with_the_rounds():
+    """A value that holds barely is learned on as long as there are rounds."""
+    margins = [margin(round_, 10) for round_ in range(11)]
+    assert margins[0] == 1 and margins[10] == 0 and margins == sorted(margins, reverse=True)
+
+
 def test_without_steps_it_only_looks():
     model, keys, site, settings, objective = prepared()
     change = torch.full((2, model.d_model), 0.1, dtype=torch.float64)
     found = local_steps(model, keys, site, settings, objective, change, 0, 0.3)
     assert torch.equal(found.change, change)
     said = ValueProblem.of(model, keys, site).patched(change)
-    assert torch.equal(found.holds, said.decoded)
-    assert torch.allclose(found.nll, said.nll)
+    assert torch.allclose(found.lead, said.lead)
 
 
 def test_a_value_that_is_too_long_does_not_hold():
@@ -98,6 +103,6 @@ def test_a_value_that_is_too_long_does_not_hold():
         model, EASY[:2], TEMPLATES, dataclasses.replace(settings, steps=40, stop_after=2)
     )
     change = (values.v_star - values.h0)[:, -1]
-    assert local_steps(model, keys, site, settings, objective, change, 0, 0.3).holds.all()
+    assert local_steps(model, keys, site, settings, objective, change, 0, 0.3).lead.min() > 0
     low = dataclasses.replace(settings, clamp=float(0.5 * change.norm() / values.h0.norm()))
-    assert not local_steps(model, keys, site, low, objective, change, 0, 0.3).holds.any()
+    assert local_steps(model, keys, site, low, objective, change, 0, 0.3).lead.max() == -torch.inf

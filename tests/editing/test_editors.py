@@ -132,7 +132,8 @@ def test_pmet_needs_the_attentions_output_projection():
 
 
 def outcome(nll, kl, decoded):
-    return Outcome(*(torch.tensor(part) for part in (nll, kl, decoded)))
+    lead = torch.where(torch.tensor(decoded), 1.0, -1.0)
+    return Outcome(torch.tensor(nll), torch.tensor(kl), lead)
 
 
 def test_a_decoded_target_counts_a_tenth():
@@ -158,7 +159,7 @@ def test_pmet_ends_a_request_when_its_essence_is_kept(monkeypatch):
     def evaluate(self, delta):
         decoded, kl = next(seen)
         found = plain(self, delta)
-        return dataclasses.replace(found, decoded=torch.tensor([decoded]), kl=0 * found.kl + kl)
+        return dataclasses.replace(found, lead=torch.tensor([decoded - 0.5]), kl=0 * found.kl + kl)
 
     monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
     assert EDITORS["pmet"].values(model, REQUESTS[:1], TEMPLATES, SETTINGS).steps.tolist() == [4]

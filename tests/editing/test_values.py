@@ -99,8 +99,7 @@ def test_a_target_that_is_lost_again_starts_the_count_anew(model, monkeypatch):
     plain = ValueProblem.evaluate
 
     def evaluate(self, delta):
-        answer = torch.tensor([next(decoded)])
-        return dataclasses.replace(plain(self, delta), decoded=answer)
+        return dataclasses.replace(plain(self, delta), lead=torch.tensor([next(decoded) - 0.5]))
 
     monkeypatch.setattr(ValueProblem, "evaluate", evaluate)
     assert MEMIT.values(model, REQUESTS[:1], TEMPLATES, FAST).steps.tolist() == [7]
