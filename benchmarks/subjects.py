@@ -12,7 +12,8 @@ owner:
   or in other words of the same relation.
 - many: three facts of a subject, and as many as there are, at one organisation.
 
-Accuracy is that all target tokens are the argmax; *composed* counts contested keys.
+Accuracy is that all target tokens are the argmax; *composed* counts contested keys, *rounds* is the
+mean over these.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.flower_compat.launch import find_app, simulate
 from fedit_app.report import Results, load_results
+from fedit_app.report.results import Costs
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
@@ -44,6 +46,7 @@ _COLUMNS = {
     "of alone": "of_alone",
     "other relations": "other_relations",
     "composed": "composed",
+    "rounds": "rounds",
     "conflicts": "conflicts",
 }
 PARTS = ("alone", "one-slot", "two-slots", "holders", "contradictions", "many")
@@ -189,13 +192,14 @@ def _single(line: str, results: Results, node: str = "a", scope: str = "own") ->
 
 
 def _happened(line: str, results: Results) -> Figures:
-    return {
-        f"subjects/{line}/composed": sum(
-            node.composed for slot in results.slots for node in slot.nodes.values()
-        )
-        / 2,
+    happened = Costs.summed(node for slot in results.slots for node in slot.nodes.values())
+    figures: Figures = {
+        f"subjects/{line}/composed": happened.composed / 2,
         f"subjects/{line}/conflicts": sum(slot.conflicts for slot in results.slots),
     }
+    if happened.composed:
+        figures[f"subjects/{line}/rounds"] = happened.compose_rounds / happened.composed
+    return figures
 
 
 def _cost(results: Results) -> Figures:
