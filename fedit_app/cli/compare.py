@@ -57,7 +57,7 @@ def compare(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Run strategies, editors and seeds in simulation, compare them in tables."""
-    folder = output_dir.expanduser().absolute()
+    folder = output_dir.absolute()
     plan = None
     if not report_only:
         values = run_config(config, overrides)
@@ -87,7 +87,7 @@ def sweep(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Do the same over the values of one run-config key."""
-    folder = output_dir.expanduser().absolute()
+    folder = output_dir.absolute()
     plan = None
     if not report_only:
         if axis is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,7 +120,7 @@ def _requests(
     if (source is None) == (fact is None):
         raise FedEditError("edit: give a file of requests, or one --fact SUBJECT PROMPT TARGET")
     if source is not None:
-        return load_requests(source, dataset, skip_bad=skip_bad)
+        return load_requests(os.path.expanduser(source), dataset, skip_bad=skip_bad)
     assert fact is not None
     return [EditRequest("fact", *fact)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     set_up_logging()
     command = typer.main.get_command(app)
+    _expand_home(command)
     try:
         status = command.main(arguments, prog_name="fedit", standalone_mode=False)
     except FedEditError as error:
@@ -108,6 +110,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status == _INTERRUPTED:
         sys.stderr.write("fedit: interrupted\n")
     return status or 0
+
+
+class _UserPath(click.Path):
+    """A path in which `~` is the user's home: no shell expands it in `--output=~/edited`."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+def _expand_home(command: click.Command) -> None:
+    """Let every parameter of a command, and of those below it, that is a path be a `_UserPath`."""
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type = _UserPath()
+    for below in getattr(command, "commands", {}).values():
+        _expand_home(below)
 
 
 def _refuse(reason: str) -> int:

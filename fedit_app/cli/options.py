@@ -43,7 +43,7 @@ Overrides = Annotated[
 ]
 App = Annotated[
     Path | None,
-    typer.Option("--app", metavar="DIR", help="Checkout to run; default: the current folder's."),
+    typer.Option("--app", metavar="DIR", help="Flower app to run; default: FedEdit's own."),
 ]
 Place = Annotated[
     Path,

@@ -117,7 +117,6 @@ def find_place(folder: Path, node: str = "", federation: str = "") -> Place:
     Raises:
         FedEditError: there is no such ledger; the message names those that exist.
     """
-    folder = folder.expanduser()
     if (folder / "config.toml").exists():
         return _of_run(folder, node, federation)
     if node:

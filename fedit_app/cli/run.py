@@ -60,9 +60,9 @@ def run(
         raise FedEditError("--resume: takes configuration and folder from the run; give it alone")
     values = run_config(_recorded(resume) if resume else config, overrides)
     if resume is not None:
-        values |= {"resume": True, "output-dir": str(resume.expanduser().absolute())}
+        values |= {"resume": True, "output-dir": str(resume.absolute())}
     elif output_dir is not None:
-        values["output-dir"] = str(output_dir.expanduser().absolute())
+        values["output-dir"] = str(output_dir.absolute())
     checkout = find_app(app)
     # A run that is terminated cleans up as it does when the user interrupts it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -232,7 +232,7 @@ def bytes_per_fact(model: EditableModel, rows: Sequence[KeyRows], first: int) ->
         (contexts + 1) * widest * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
     )
     kept += (contexts + 1) * longest * model.n_layers * 2 * model.d_model
-    vocabulary: int = model.model.config.vocab_size
+    vocabulary: int = model.model.config.get_text_config().vocab_size
     logits = 3 * 4 * targets * vocabulary
     return kept * bytes_each + logits
 

@@ -21,6 +21,7 @@ import torch
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.flower_compat.connection import Connection, SuperLink
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import read_toml
 from fedit_app.support.processes import (
     STOP_SECONDS,
     environment,
@@ -30,6 +31,7 @@ from fedit_app.support.processes import (
     tool,
 )
 
+_PROJECT = "fedit"  # in pyproject.toml
 _START_SECONDS = 60
 _LONGEST_TEMPORARY = 20
 
@@ -38,7 +40,8 @@ def find_app(app: Path | None) -> Path:
     """The folder of the Flower app to run.
 
     Args:
-        app: a checkout; None for the current folder if it is one, else the one this code is in.
+        app: a folder with a Flower app; None for FedEdit's own: the current folder if it is a
+            checkout of FedEdit, else the one that this code is in.
 
     Raises:
         FedEditError: there is no app.
@@ -46,10 +49,13 @@ def find_app(app: Path | None) -> Path:
     candidates = [app] if app else [Path.cwd(), Path(__file__).parents[2]]
     for folder in candidates:
         file = folder / "pyproject.toml"
-        if file.is_file() and "[tool.flwr.app.components]" in file.read_text(encoding="utf-8"):
+        project = read_toml(file, str(file)) if file.is_file() else {}
+        own = project.get("project", {}).get("name") == _PROJECT
+        if (app or own) and "components" in project.get("tool", {}).get("flwr", {}).get("app", {}):
             return folder.resolve()
+    places = " and ".join(map(str, candidates))
     raise FedEditError(
-        f"app: {' and '.join(map(str, candidates))} holds no Flower app (pyproject.toml with "
+        f"app: {places} holds no Flower app{'' if app else ' of FedEdit'} (pyproject.toml with "
         "[tool.flwr.app.components]); run in a checkout of FedEdit, or name one with --app"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def edit(
     target = output_of(model, output)
     if isinstance(requests, str | Path):
         skip_bad = settings.get("on_bad_request") == "skip"
-        requests = load_requests(requests, skip_bad=skip_bad)
+        requests = load_requests(os.path.expanduser(requests), skip_bad=skip_bad)
     made = Editor.from_pretrained(model, editor, ledger=None, node=node, **settings)
     report = made.edit(requests)
     form = "hf" if output is not None else form_of(target)

@@ -152,3 +152,13 @@ def test_on_a_terminal_tables_are_drawn_and_nothing_foreign_is_obeyed():
     assert "─" in shown
     assert "[red] [2J" in shown and "[b] ]0;x" in shown
     assert "\x1b[2J" not in shown and "\x1b]" not in shown
+
+
+def test_home_is_expanded_where_no_shell_does_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "new").mkdir()
+    fact = ["--fact", "Reuters", "The head office of {} is in", "Paris"]
+    assert main(["edit", "smollm2-135m", *fact, "--output=~/new"]) == 2
+    assert f"--output {tmp_path}/new: exists already" in capsys.readouterr().err
+    assert main(["table", "~/nowhere"]) == 2
+    assert f"{tmp_path}/nowhere" in capsys.readouterr().err
