@@ -89,10 +89,15 @@ VARIANTS = {
 }
 # Not in FedEdit's table, each for another reason.
 UNKNOWN = {
-    "arcee": _LLAMA,
-    "granite": _LLAMA | {"residual_multiplier": 0.22},
-    "cohere": _LLAMA | {"logit_scale": 0.0625},
-    "olmo3": _LLAMA,
+    "granite": _LLAMA,
+    "granite-residual": _LLAMA | {"residual_multiplier": 0.22},
+    "granite-logits": _LLAMA | {"logits_scaling": 4.0},
+    "hyperclovax": _LLAMA | {"use_post_norm": True},
+    "lfm2": _LLAMA
+    | {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+    },
     "mpt": {"d_model": D_MODEL, "n_layers": LAYERS, "n_heads": 2, "expansion_ratio": 2},
 }
 _CONFIGS = FAMILIES | VARIANTS | UNKNOWN

@@ -36,37 +36,76 @@ _NEEDED = ("layers", "mlp_output", "final_norm")
 _LLAMA = Architecture("model.layers", "mlp.down_proj", "model.norm", "self_attn.o_proj")
 _POST_NORM = dataclasses.replace(_LLAMA, post_norm="post_feedforward_layernorm")
 _GPT2 = Architecture("transformer.h", "mlp.c_proj", "transformer.ln_f", "attn.c_proj")
+_GPTJ = Architecture("transformer.h", "mlp.fc_out", "transformer.ln_f", "attn.out_proj")
 _BLOOM = Architecture(
     "transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f", "self_attention.dense"
 )
 
+_NEOX = Architecture(
+    "gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", "attention.dense"
+)
+
 ARCHITECTURES: dict[str, Architecture] = {
+    "apertus": _LLAMA,
+    "arcee": _LLAMA,
+    "biogpt": Architecture("biogpt.layers", "fc2", "biogpt.layer_norm", "self_attn.out_proj"),
+    "bloom": _BLOOM,
+    "codegen": _GPTJ,
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "cwm": _LLAMA,
+    "diffllama": _LLAMA,
+    "doge": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "exaone": _LLAMA,
+    "exaone4": _POST_NORM,
+    "falcon": _BLOOM,
+    "gemma": _LLAMA,
+    "gemma2": _POST_NORM,
+    "gemma3": dataclasses.replace(
+        _POST_NORM, layers="model.language_model.layers", final_norm="model.language_model.norm"
+    ),
+    "gemma3_text": _POST_NORM,
+    "glm": _LLAMA,
+    "glm4": dataclasses.replace(_LLAMA, post_norm="post_mlp_layernorm"),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neo": dataclasses.replace(_GPT2, attention_output="attn.attention.out_proj"),
-    "gptj": Architecture("transformer.h", "mlp.fc_out", "transformer.ln_f", "attn.out_proj"),
-    "gpt_neox": Architecture(
-        "gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", "attention.dense"
+    "gpt_neox": _NEOX,
+    "gpt_neox_japanese": dataclasses.replace(
+        _NEOX, layers="gpt_neox_japanese.layers", final_norm="gpt_neox_japanese.final_layer_norm"
     ),
-    "bloom": _BLOOM,
-    "falcon": _BLOOM,
+    "gptj": _GPTJ,
+    "helium": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
+    "internlm3": _LLAMA,
+    "iquestcoder": _LLAMA,
+    "jais2": _LLAMA,
+    "llama": _LLAMA,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
+    "mistral": _LLAMA,
+    "nanochat": dataclasses.replace(_LLAMA, mlp_output="mlp.fc2"),
+    "nemotron": _LLAMA,
+    "olmo": _LLAMA,
+    "olmo2": _POST_NORM,
+    "olmo3": _POST_NORM,
     "opt": Architecture(
         "model.decoder.layers", "fc2", "model.decoder.final_layer_norm", "self_attn.out_proj"
     ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
+    "persimmon": Architecture(
+        "model.layers", "mlp.dense_4h_to_h", "model.final_layernorm", "self_attn.dense"
+    ),
+    "phi": Architecture("model.layers", "mlp.fc2", "model.final_layernorm", "self_attn.dense"),
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "seed_oss": _LLAMA,
     "smollm3": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": dataclasses.replace(_LLAMA, mlp_output="mlp.c_proj"),
-    "olmo": _LLAMA,
-    "olmo2": _POST_NORM,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _POST_NORM,
-    "gemma3_text": _POST_NORM,
-    "phi": Architecture("model.layers", "mlp.fc2", "model.final_layernorm", "self_attn.dense"),
-    "phi3": _LLAMA,
+    "vaultgemma": _LLAMA,
+    "xglm": Architecture("model.layers", "fc2", "model.layer_norm", "self_attn.out_proj"),
 }
 
 
@@ -93,10 +132,20 @@ def architecture_of(model_type: str, names: ModuleNames = NO_NAMES) -> Architect
         return dataclasses.replace(known, **given)
     if model_type in ARCHITECTURES:
         return dataclasses.replace(ARCHITECTURES[model_type], **given)
+    raise unknown_family(model_type)
+
+
+def unknown_family(model_type: str, place: str = "") -> FedEditError:
+    """The error that asks for the module names of a family that is not in the table.
+
+    Args:
+        model_type: `config.model_type`.
+        place: the file that names it, if there is one, with ": " behind it.
+    """
     families = ", ".join(sorted(ARCHITECTURES))
-    raise FedEditError(
-        f"model: family {model_type!r} is not known to FedEdit (known: {families}). Give its "
-        "module names in the run config: module-layers, the list of decoder layers, such as "
+    return FedEditError(
+        f"model: {place}family {model_type!r} is not known to FedEdit (known: {families}). Give "
+        "its module names in the run config: module-layers, the list of decoder layers, such as "
         "'model.layers'; module-mlp-output, the MLP's output projection in a layer, such as "
         "'mlp.down_proj'; module-final-norm, the norm before the output head, such as 'model.norm'"
     )

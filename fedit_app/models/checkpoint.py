@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fedit_app.config.model import ModuleNames
-from fedit_app.models.architectures import NO_NAMES, architecture_of
+from fedit_app.models.architectures import ARCHITECTURES, NO_NAMES, architecture_of, unknown_family
 from fedit_app.models.modules import QUANTISED_REMEDY, find_layers, find_module, projection_weight
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural
@@ -336,7 +336,6 @@ def model_shape(folder: Path, names: ModuleNames = NO_NAMES) -> ModelShape:
             not have, or an output projection that cannot be written to.
     """
     config = read_model_config(folder)
-    architecture = architecture_of(config.model_type, names)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -344,6 +343,24 @@ def model_shape(folder: Path, names: ModuleNames = NO_NAMES) -> ModelShape:
         raise FedEditError(
             f"model: {folder}/config.json is not a causal language model's ({first_line(error)})"
         ) from None
+    if not names.given():
+        _require_known(model, config.model_type, folder / "config.json")
+    architecture = architecture_of(config.model_type, names)
     layers = find_layers(model, architecture)
     projection = find_module(layers[0], "mlp_output", architecture.mlp_output)
     return ModelShape(config.model_type, len(layers), projection_weight(projection).shape[0])
+
+
+def _require_known(model: torch.nn.Module, family: str, file: Path) -> None:
+    """Ask for the module names of an unknown family, unless it is a mixture of experts."""
+    if family in ARCHITECTURES:
+        return
+    experts = [path for path, _ in model.named_modules() if path.endswith("experts")]
+    if not experts:
+        raise unknown_family(family, f"{file}: ")
+    raise FedEditError(
+        f"model: {file}: family {family!r} is a mixture of experts ({experts[0]}): the output "
+        "projections differ from token to token, so none can take an edit. Use a dense model; or, "
+        "if all tokens of every layer share one, name it (module-mlp-output) with module-layers "
+        "and module-final-norm"
+    )

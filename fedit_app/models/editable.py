@@ -201,7 +201,10 @@ class EditableModel:
         normed = self._final_norm(on_device_of(hidden, self._final_norm))
         head = self.model.get_output_embeddings()
         logits: Tensor = head(on_device_of(normed, head)).to(hidden.device)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None)  # Cohere's
+        logits = logits if scale is None else scale * logits
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:

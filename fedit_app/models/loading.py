@@ -37,7 +37,7 @@ from fedit_app.models.checkpoint import (
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.models.fingerprint import memory_fingerprint, model_fingerprint
-from fedit_app.models.name_check import verify_names
+from fedit_app.models.name_check import verify_model
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
 
@@ -163,7 +163,7 @@ def load_model(
 
     Raises:
         FedEditError: see `resolve_model`, `resolve_device`, `read_device_map`, `check_checkpoint`,
-            `check_finite` and `EditableModel`.
+            `check_finite`, `verify_model` and `EditableModel`.
     """
     places = json.dumps(read_device_map(device_map, device))
     return _load(str(resolve_model(name)), name, resolve_device(device), dtype, names, places)
@@ -180,11 +180,13 @@ def loaded_model(
         names: module names; they win over the table of families.
 
     Raises:
-        FedEditError: see `EditableModel` and `check_finite`.
+        FedEditError: see `EditableModel`, `check_finite` and `verify_model`.
     """
     check_finite(model, name_of(model))
     fingerprint = memory_fingerprint(model, tokenizer)
-    return EditableModel(model, tokenizer, name_of(model), fingerprint, names)
+    loaded = EditableModel(model, tokenizer, name_of(model), fingerprint, names)
+    verify_model(loaded)
+    return loaded
 
 
 def name_of(model: PreTrainedModel) -> str:
@@ -218,8 +220,7 @@ def _load(
         raise FedEditError(
             "device-map: the input embeddings are offloaded; give them a device in the device map"
         )
-    if names.given():
-        verify_names(loaded)
+    verify_model(loaded)
     logger.info(
         "model %s: loaded on %s as %s in %.1f s (fingerprint %s)",
         name,

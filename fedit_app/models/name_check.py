@@ -1,6 +1,7 @@
-"""Whether module names that a user gives mean what FedEdit takes them for.
+"""Whether a model computes what FedEdit takes it for.
 
-A wrong name would not fail but edit wrongly, so the model is asked: a few tokens go through it.
+A wrong module name, or a setting in config.json by which a family computes something else, would
+not fail but edit wrongly. So the model is asked: a few tokens go through it.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.partial import Trace, trace
+from fedit_app.models.partial import Trace, fixed_cache, trace
 from fedit_app.support.errors import FedEditError
 
-_ROWS, _TOKENS = 7, 5  # primes: no size of a model is likely to be one of them by chance
+_ROWS, _TOKENS, _FIRST = 7, 5, 3  # primes: no size of a model is likely to be one by chance
 _TOLERANCE, _ROUGH_TOLERANCE = 0.05, 0.2
 
 
 @torch.no_grad()
-def verify_names(model: EditableModel) -> None:
-    """Compare what FedEdit reads by the names with what the model computes.
+def verify_model(model: EditableModel) -> None:
+    """Compare what FedEdit reads by the module names with what the model computes.
 
     Args:
-        model: a model some of whose names come from the run config.
+        model: the model, unedited.
 
     Raises:
         FedEditError: its logits are more than its norm and head, the output of W_out reaches the
-            residual stream changed, or its layers cannot be run for some rows of a batch.
+            residual stream changed, its layers cannot be run for some rows of a batch, or not with
+            the keys and values of earlier tokens.
     """
     ids = torch.arange(_ROWS * _TOKENS, device=model.device).view(_ROWS, _TOKENS)
     ids = ids % model.model.get_input_embeddings().weight.shape[0]
@@ -44,6 +47,7 @@ def verify_names(model: EditableModel) -> None:
             "the family does more (such as scaling the logits) and FedEdit cannot edit it"
         )
     _verify_projection(model, traced, final)
+    _verify_cache(model, ids, final)
 
 
 def _verify_rows(model: EditableModel, traced: Trace) -> None:
@@ -102,6 +106,33 @@ def _verify_projection(model: EditableModel, traced: Trace, final: Tensor) -> No
             f"puts out does not reach the residual stream{through}. If an RMS norm stands between "
             "them, it is module-post-norm; else the name is wrong, or FedEdit cannot edit the "
             "family"
+        )
+
+
+def _verify_cache(model: EditableModel, ids: Tensor, final: Tensor) -> None:
+    """Tokens behind others whose keys and values are kept must have the states they have with them.
+
+    Not so in layers that keep a recurrent state, or that look at later tokens.
+    """
+    last, cache, places = model.n_layers - 1, DynamicCache(), torch.arange(_TOKENS).to(ids)
+    mask = torch.ones_like(ids)
+    try:
+        for part in (slice(_FIRST), slice(_FIRST, _TOKENS)):
+            inputs = {
+                "input_ids": ids[:, part],
+                "attention_mask": mask[:, : part.stop],
+                "position_ids": places[part].expand(len(ids), -1),
+            }
+            kept = fixed_cache(cache) if part.start else cache
+            traced = trace(model, last, last, inputs, cache=kept)
+        found = traced.run(traced.hidden, last, last)
+        right = _difference(found, final[:, _FIRST:]) <= _TOLERANCE
+    except Exception:  # whatever a family does that expects another cache
+        right = False
+    if not right:
+        raise FedEditError(
+            f"model {model.name!r}: its layers keep more of earlier tokens than keys and values "
+            "(such as a recurrent state), or look at later ones; FedEdit cannot edit it"
         )
 
 

@@ -439,14 +439,14 @@ def test_an_empty_data_file(config, tmp_path):
 
 
 def test_an_unknown_family(config, tmp_path):
-    folder = tiny.make_model(tmp_path / "arcee", "arcee")
-    with pytest.raises(FedEditError, match="family 'arcee' is not known.*module-layers"):
+    folder = tiny.make_model(tmp_path / "granite", "granite")
+    with pytest.raises(FedEditError, match="family 'granite' is not known.*module-layers"):
         tune(config(model=str(folder)), tmp_path / "best.toml")
     assert not (tmp_path / "best.toml").exists()
 
 
 def test_a_family_whose_modules_are_named(config, tmp_path):
-    folder = tiny.make_model(tmp_path / "arcee", "arcee")
+    folder = tiny.make_model(tmp_path / "granite", "granite")
     names = {
         "module_layers": "model.layers",
         "module_mlp_output": "mlp.down_proj",

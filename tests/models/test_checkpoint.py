@@ -121,6 +121,14 @@ REFUSED = {
         lambda f: set_config(f, model_type="mine", auto_map={"AutoConfig": "mine.Config"}),
         r"config.json wants code .*auto_map.*use a model",
     ),
+    "a mixture of experts": (
+        lambda f: set_config(f, model_type="mixtral"),
+        "config.json: family 'mixtral' is a mixture of experts .*Use a dense model",
+    ),
+    "an unknown family": (
+        lambda f: set_config(f, model_type="falcon_mamba"),
+        "config.json: family 'falcon_mamba' is not known .*module-layers",
+    ),
     "quantised by bitsandbytes": (
         lambda f: set_config(
             f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}

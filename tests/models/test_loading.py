@@ -108,13 +108,13 @@ def without_weights(tiny_folder, tmp_path, model_type):
 
 
 def test_a_family_that_fedit_does_not_know_is_refused_before_loading(tiny_folder, tmp_path):
-    folder = without_weights(tiny_folder, tmp_path, "arcee")
-    with pytest.raises(FedEditError, match="family 'arcee' is not known"):
+    folder = without_weights(tiny_folder, tmp_path, "granite")
+    with pytest.raises(FedEditError, match="family 'granite' is not known"):
         load_model(str(folder), "cpu")
 
 
 def test_a_wrong_name_is_refused_before_loading(tiny_folder, tmp_path):
-    folder = without_weights(tiny_folder, tmp_path, "arcee")
+    folder = without_weights(tiny_folder, tmp_path, "granite")
     names = dataclasses.replace(NAMES, mlp_output="mlp.down_pro")
     with pytest.raises(FedEditError, match="module-mlp-output = 'mlp.down_pro'.*'mlp.down_proj'"):
         load_model(str(folder), "cpu", names=names)
@@ -127,14 +127,14 @@ def test_what_is_no_language_model_is_refused_before_loading(tiny_folder, tmp_pa
 
 
 def test_an_unknown_family_is_loaded_with_its_names(tmp_path):
-    folder = tiny.make_model(tmp_path, "arcee")
-    assert model_shape(folder, NAMES) == ModelShape("arcee", tiny.LAYERS, tiny.D_MODEL)
+    folder = tiny.make_model(tmp_path, "granite")
+    assert model_shape(folder, NAMES) == ModelShape("granite", tiny.LAYERS, tiny.D_MODEL)
     model = load_model(str(folder), "cpu", names=NAMES)
     assert model.mlp_output(2) is model.model.model.layers[2].mlp.down_proj
 
 
 def test_names_are_verified(tmp_path):
-    folder = tiny.make_model(tmp_path, "olmo3")
+    folder = tiny.make_model(tmp_path, "hyperclovax")
     with pytest.raises(FedEditError, match="module-post-norm"):
         load_model(str(folder), "cpu", names=NAMES)
 

@@ -10,7 +10,7 @@ import torch
 from fedit_app.config.model import ModuleNames
 from fedit_app.models.architectures import ARCHITECTURES
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.name_check import verify_names
+from fedit_app.models.name_check import verify_model
 from fedit_app.support.errors import FedEditError
 
 NAMES = ModuleNames("model.layers", "mlp.down_proj", "model.norm")
@@ -21,7 +21,7 @@ def verify(family, names=NAMES, dtype=torch.float32):
     with torch.no_grad():
         for parameter in plain.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # norms that differ
-    verify_names(EditableModel(plain.to(dtype), tiny.make_tokenizer(), "mine", "0", names))
+    verify_model(EditableModel(plain.to(dtype), tiny.make_tokenizer(), "mine", "0", names))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -32,14 +32,14 @@ def test_the_names_of_the_table_are_right(family, dtype):
     names = ModuleNames(**{field: path or "" for field, path in paths.items()})
     assert ARCHITECTURES[model.model.config.model_type] == model.architecture
     half = copy.deepcopy(model.model).to(dtype)
-    verify_names(EditableModel(half, model.tokenizer, "mine", "0", names))
+    verify_model(EditableModel(half, model.tokenizer, "mine", "0", names))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_right_names_of_unknown_families_are_accepted(dtype):
-    verify("arcee", dtype=dtype)
-    post_norm = "post_feedforward_layernorm"
-    verify("olmo3", dataclasses.replace(NAMES, post_norm=post_norm), dtype=dtype)
+    verify("granite", dtype=dtype)
+    post_norm = "post_norm2"
+    verify("hyperclovax", dataclasses.replace(NAMES, post_norm=post_norm), dtype=dtype)
 
 
 def test_a_wrong_norm_is_refused():
@@ -50,7 +50,7 @@ def test_a_wrong_norm_is_refused():
 
 def test_scaled_logits_are_refused():
     with pytest.raises(FedEditError, match="such as scaling the logits"):
-        verify("cohere")
+        verify("granite-logits", NAMES)
 
 
 def test_a_projection_to_another_width_is_refused():
@@ -60,7 +60,7 @@ def test_a_projection_to_another_width_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["olmo3", "granite"])
+@pytest.mark.parametrize("family", ["hyperclovax", "granite-residual"])
 def test_an_output_that_is_changed_on_its_way_is_refused(family, dtype):
     with pytest.raises(FedEditError, match="does not reach the residual stream as it is"):
         verify(family, dtype=dtype)
@@ -76,3 +76,9 @@ def test_layers_whose_arguments_cannot_be_split_are_refused():
     names = ModuleNames("transformer.blocks", "ffn.down_proj", "transformer.norm_f")
     with pytest.raises(FedEditError, match=r"argument of shape \(2, 1, \d+\) that has no row"):
         verify("mpt", names)
+
+
+def test_layers_that_keep_a_recurrent_state_are_refused():
+    names = ModuleNames("model.layers", "feed_forward.w2", "model.embedding_norm")
+    with pytest.raises(FedEditError, match="'mine': its layers keep more .*recurrent state"):
+        verify("lfm2", names)

@@ -20,7 +20,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def unknown(tmp_path_factory):
-    return tiny.make_model(tmp_path_factory.mktemp("models") / "arcee", "arcee")
+    return tiny.make_model(tmp_path_factory.mktemp("models") / "granite", "granite")
 
 
 def config(folder, **values):
@@ -42,7 +42,7 @@ def test_an_unknown_family_runs_with_its_names(unknown):
 
 @pytest.mark.parametrize("start", [lambda given: check_simulation(given, None), workbench_for])
 def test_an_unknown_family_without_its_names_is_refused(unknown, start):
-    with pytest.raises(FedEditError, match="'arcee' is not known.*module-layers"):
+    with pytest.raises(FedEditError, match="'granite' is not known.*module-layers"):
         start(config(unknown))
     with pytest.raises(FedEditError, match="module-final-norm = 'norm' .*'model.norm'"):
         start(config(unknown, **KEYS | {"module-final-norm": "norm"}))
