@@ -54,4 +54,5 @@ def export(
     parts: dict[str, Part] = {"said": f"{output}: {plural(len(ledger), 'MKV')} as {form.value}"}
     if adapter is not None:
         parts |= {"rank": adapter.described, "errors": adapter.error_table()}
+        parts |= {"served": adapter.served} if adapter.served else {}
     write(parts, Format.AUTO)

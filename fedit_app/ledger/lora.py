@@ -26,6 +26,7 @@ from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.support.tables import Shown, Table
 
 ADAPTER_CONFIG = "adapter_config.json"
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # its --max-lora-rank; the first is the default
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class Adapter:
         """Rank and exactness in words."""
         exact = "exact but for rounding to float32" if self.exact else "truncated"
         return f"Rank {self.rank}, {exact}"
+
+    @property
+    def served(self) -> str:
+        """What vLLM has to be told to load it; empty if nothing."""
+        if self.rank <= _VLLM_RANKS[0]:
+            return ""
+        fits = next((rank for rank in _VLLM_RANKS if rank >= self.rank), None)
+        if fits is None:
+            return (
+                f"vLLM loads adapters up to rank {_VLLM_RANKS[-1]}: export with --format hf, or "
+                "truncate with --rank"
+            )
+        return f"vLLM needs --max-lora-rank {fits} for it"
 
     def error_table(self) -> Table:
         """The relative error of every layer and of all."""

@@ -59,6 +59,7 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
         ("weights and tokenizer of the base model (hash)", bench.model.fingerprint),
         ("fingerprint of model and settings", ledger.fingerprint),
         ("MKVs in the weights", len(mkvs)),
+        ("of this node's own requests they fulfil", sum(len(entry.requests) for entry in entries)),
         ("overruled by one of these, not in the weights", overruled),
         ("head of the ledger's journal", ledger.head),
     ]

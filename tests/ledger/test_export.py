@@ -2,22 +2,23 @@
 
 import json
 import re
+from datetime import UTC, datetime
 
 import pytest
 import tiny
 import torch
 from inprocess import federate
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from fedit_app.cli.main import main
 from fedit_app.config.folders import ledger_folder
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import workbench_for
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.ledger.lora import adapter
+from fedit_app.ledger.lora import Adapter, adapter
 from fedit_app.models.checkpoint import stored_dtype
 
 TEXT = "The head office of Reuters is located in the city of"
@@ -96,6 +97,8 @@ def test_a_hugging_face_folder(run, exported, expected):
     assert torch.equal(logits(model, run), expected)
     assert tokenizer(TEXT) == AutoTokenizer.from_pretrained(run[1])(TEXT)
     assert [file.suffix for file in folder.glob("model*")] == [".safetensors"]
+    (said,) = pipeline("text-generation", str(folder))(TEXT, max_new_tokens=2, do_sample=False)
+    assert said["generated_text"].startswith(TEXT)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
@@ -108,6 +111,8 @@ def test_an_adapter(run, exported, expected):
 
     adapted = PeftModel.from_pretrained(base_model(run), folder)
     assert torch.allclose(logits(adapted, run), expected, atol=1e-4)
+    found = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert torch.allclose(logits(found, run), expected, atol=1e-4), "the base model by its name"
     merged = adapted.merge_and_unload()
     assert torch.allclose(logits(merged, run), expected, atol=1e-4)
 
@@ -148,6 +153,21 @@ def test_a_truncated_adapter_says_what_it_lacks(run, exported):
 
 
 @pytest.mark.parametrize("form", ["hf", "lora", "delta"])
+def test_others_may_read_what_is_exported(run, exported, form):
+    folder, _ = exported(form)
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+
+
+def test_an_adapter_says_what_vllm_needs_for_its_rank():
+    def served(rank):
+        return Adapter(rank, True, {}, {}, 0.0).served
+
+    assert served(16) == ""
+    assert "--max-lora-rank 64 " in served(33)
+    assert "up to rank 512: export with --format hf" in served(513)
+
+
+@pytest.mark.parametrize("form", ["hf", "lora", "delta"])
 def test_the_model_card(run, exported, form):
     folder, _ = exported(form)
     card = (folder / "README.md").read_text()
@@ -155,6 +175,8 @@ def test_the_model_card(run, exported, form):
 
     assert all(f"`{mkv.id}`" in card for mkv in ledger.holding)
     assert ledger.head in card and ledger.fingerprint in card
+    assert str(run[1]) in card and datetime.now(UTC).strftime("%Y-%m") in card
+    assert "| of this node's own requests they fulfil | `2` |" in card
     assert "| bank | 1 | 2 |" in card and "| hospital | 1 | 2 |" in card
     assert "| covariance-weight | 0.05 |" in card
     for text in [*tiny.DEMO.glob("*.jsonl")]:
