@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.models.checkpoint import first_line
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model, resolve_device, resolve_model
 from fedit_app.models.partial import trace
@@ -107,9 +108,10 @@ def encoder_embeddings(name: str, device: str, texts: Sequence[str]) -> np.ndarr
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FedEditError(f"embedding-model: {name!r} cannot be loaded ({reason})") from None
+    except Exception as error:  # whatever damaged files do in transformers
+        raise FedEditError(
+            f"embedding-model: {name!r} cannot be loaded ({first_line(error)}); download it again"
+        ) from None
     model = model.eval().to(resolve_device(device))
 
     def states(ids: Tensor, mask: Tensor) -> Tensor:

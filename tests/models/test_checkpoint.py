@@ -11,11 +11,13 @@ import warnings
 import pytest
 import tiny
 import torch
+from editing.cases import EASY
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedit_app import Editor
 from fedit_app.cli.main import main
 from fedit_app.models.checkpoint import check_checkpoint
 from fedit_app.models.fingerprint import model_fingerprint
@@ -192,6 +194,15 @@ def test_what_cannot_be_edited_is_refused_with_file_and_remedy(fault, folder):
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_a_run_is_refused_before_flower_starts(folder, tmp_path, capsys):
+    half_a_download(folder)
+    began = time.perf_counter()
+    run = ["run", "-c", f"model={folder}", "--output-dir", str(tmp_path / "run")]
+    assert main(run) == 2
+    assert time.perf_counter() - began < SECONDS
+    assert "model-00002" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_command_says_it_in_one_line(folder, tmp_path, capsys):
     a_cut_shard(folder)
     fact = ["--fact", "Reuters", "The head office of {} is in", "Paris"]
@@ -232,6 +243,41 @@ USED = {
     "no dtype in the config": lambda f: set_config(f, dtype=None),
     "more weights than the family has": more_than_the_family_has,
 }
+
+
+STRONG = {
+    "layers": "1-3",
+    "covariance_tokens": 500,
+    "covariance_weight": 0.02,
+    "contexts": 2,
+    "clamp": 20.0,
+    "kl_weight": 0.01,
+    "weight_decay": 0.1,
+    "learning_rate": 0.5,
+}
+
+
+@pytest.mark.parametrize("kind", [*USED, "in bfloat16", "with a short window"])
+def test_an_edited_folder_says_the_target_in_plain_transformers(kind, tmp_path):
+    """As other software loads it: `generate` on the saved folder, without FedEdit."""
+    base, edited, request = tmp_path / "base", tmp_path / "edited", EASY[0]
+    tiny_model = tiny.editable("mistral-window" if "window" in kind else "llama")
+    half = kind == "in bfloat16"
+    model = tiny.in_bfloat16(tiny_model.model) if half else tiny_model.model
+    model.save_pretrained(base)
+    tiny_model.tokenizer.save_pretrained(base)
+    USED.get(kind, lambda _: None)(base)
+    editor = Editor.from_pretrained(base, device="cpu", **STRONG)
+    editor.edit([request])
+    editor.save_pretrained(edited)
+
+    tokenizer = AutoTokenizer.from_pretrained(edited)
+    plain = AutoModelForCausalLM.from_pretrained(edited).eval()
+    assert plain.dtype == (torch.bfloat16 if half else torch.float32)
+    asked = tokenizer(request.text, return_tensors="pt")
+    said = plain.generate(**asked, max_new_tokens=8, do_sample=False)
+    answer = tokenizer.decode(said[0, asked["input_ids"].shape[1] :])
+    assert answer.strip().startswith(request.target_new)
 
 
 @pytest.mark.parametrize("kind", USED)
