@@ -151,7 +151,7 @@ class Reader:
 
     def read(self, seen: Sequence[Seen]) -> dict[str, float | None]:
         """What is recovered: shares `target 1`, `target 10`, `subject 1`, ... and `tokens`."""
-        ranks = {"target": self._target_ranks(seen), "subject": self._subject_ranks(seen)}
+        ranks = {"target": self.target_ranks(seen), "subject": self._subject_ranks(seen)}
         found: dict[str, float | None] = {}
         for name, rank in ranks.items():
             for most in (1, 10):
@@ -160,7 +160,7 @@ class Reader:
         return found | {"tokens": self._tokens(seen)}
 
     @torch.no_grad()
-    def _target_ranks(self, seen: Sequence[Seen]) -> Tensor | None:
+    def target_ranks(self, seen: Sequence[Seen]) -> Tensor | None:
         """(n,) place of the target's first token among all tokens, by how much v* makes it likelier
         behind generic words."""
         if any(one.value is None for one in seen):

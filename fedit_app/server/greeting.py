@@ -88,14 +88,15 @@ def gather(grid: RunGrid, config: RunConfig) -> Agreement:
     in_order = [hello for _, hello in sorted(hellos.items())]
     (chosen, _), *_ = Counter(hello.measures for hello in in_order).most_common(1)
     reference = next(hello.says for hello in in_order if hello.measures == chosen)
-    if config.strategy == "central" and not reference.simulated:
+    simulated = all(hello.says.simulated for hello in in_order)
+    if config.strategy == "central" and not simulated:
         raise FedEditError("strategy = central needs everybody's data and runs in simulation only")
     agreement = Agreement(
         reference.components,
         tuple(reference.layers),
         reference.d_model,
         reference.d_ff,
-        reference.simulated,
+        simulated,
         config.sketch_width if FEDERATION_KEY in reference.components else reference.d_ff,
     )
     _admit(grid, hellos, agreement)
@@ -143,7 +144,7 @@ def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Hello]:
     for reply in sorted(grid.send_and_receive(messages), key=lambda r: r.metadata.src_node_id):
         hello = Hello(reply.metadata.src_node_id, HelloAnswer.read(reply.content), reply)
         name, known = hello.says.node, registered.get(hello.node_id)
-        if known and known != name and not hello.says.simulated:
+        if known and known != name:  # virtual nodes are registered under no name
             grid.record.failed(known, 0, "hello", _misnamed(name, known))
             continue
         taken = name in hellos or (name in grid.members and grid.members[name].node_id in present)

@@ -269,14 +269,25 @@ def test_two_nodes_of_the_same_name(run, demo_copy):
     assert requests(results, "bank") == requests(results, "museum") == [5, 5]
 
 
-def test_a_node_that_takes_anothers_name(run, demo_copy, monkeypatch):
+@pytest.mark.parametrize("claim", [False, True], ids=["real", "says that it is virtual"])
+def test_a_node_that_takes_anothers_name(run, settings, answer, demo_copy, monkeypatch, claim):
     """The server tells nodes apart by their keys; a name is what a key was registered under."""
+    matches = at(HELLO)
+
+    def pretend(node_id, message):
+        if not claim or not matches(node_id, message):
+            return None
+        reply = answer(message, settings(num_slots=2), 1, node_config=real(1))
+        info = json.loads(reply.content["info"]["json"])
+        reply.content["info"]["json"] = json.dumps(info | {"simulated": True})
+        return reply
+
     names = ["bank", "hospital", "museum"]
     real = lambda n: inprocess.real_node(names[n], demo_copy / f"{names[n]}.jsonl")  # noqa: E731
     known = {101: "bank", FAULTY: "clinic", 103: "museum"}
     registered = lambda grid: [NodeInfo(node_id=i, name=known[i]) for i in grid.ids]  # noqa: E731
     monkeypatch.setattr(inprocess.InProcessGrid, "get_nodes", registered)
-    results = run(nodes=3, node_config=real)
+    results = run(pretend, nodes=3, node_config=real)
 
     assert faults(results) == [("clinic", 0, "hello")]
     reason = results["failed_nodes"][0]["reason"]
