@@ -77,7 +77,9 @@ def edit(
     if output is not None:
         check_export(written, output, rank)
     settings = run_config(preset, overrides)
-    skip_bad = skip_bad or settings.get("on-bad-request") == "skip"
+    if skip_bad:
+        settings["on-bad-request"] = "skip"
+    skip_bad = settings.get("on-bad-request") == "skip"
     asked = _requests(requests, fact, dataset, skip_bad)
     if "model" in settings:
         raise FedEditError("edit: the model is the first argument; leave -c model out")
@@ -85,11 +87,11 @@ def edit(
     given = {key.replace("-", "_"): value for key, value in settings.items()}
     editor = Editor.from_pretrained(model, method, ledger=None, node=None, **given)
     asked = [_named(editor, request) for request in asked]
-    editor.check(asked)
     if dry_run:
-        write(_plan(editor, asked), Format.AUTO)
+        write(_plan(editor, editor.check(asked)), Format.AUTO)
         return
     report = editor.edit(asked)
+    asked = [edited.request for edited in report.facts]
     measured = editor.measure()
     editor.save_pretrained(folder, written, rank, replace=output is None)
     table = report.table()
@@ -114,6 +116,7 @@ def _requests(
     Raises:
         FedEditError: neither or both are given, or one is invalid.
     """
+    from fedit_app.facts.notices import Notices
     from fedit_app.facts.request import EditRequest
     from fedit_app.facts.sources import load_requests
 
@@ -122,7 +125,11 @@ def _requests(
     if source is not None:
         return load_requests(os.path.expanduser(source), dataset, skip_bad=skip_bad)
     assert fact is not None
-    return [EditRequest("fact", *fact)]
+    request = EditRequest("fact", *fact)
+    notices = Notices("fact")
+    notices.see(1, request)
+    notices.log("--fact")
+    return [request]
 
 
 def _named(editor: Editor, request: EditRequest) -> EditRequest:

@@ -19,7 +19,7 @@ from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad, token_ids
 
 _ROWS_PER_PASS = 64
-_FREE_TOKENS = 100
+FREE_TOKENS = 100
 _LIKELIEST = 5
 _MOST_TEXTS = 16
 _SEED = 0
@@ -90,12 +90,12 @@ def free_texts(model: EditableModel, prompts: Sequence[str]) -> list[str]:
         return continuations(
             model,
             prompts,
-            [_FREE_TOKENS] * len(prompts),
+            [FREE_TOKENS] * len(prompts),
             do_sample=True,
             top_k=_LIKELIEST,
             top_p=1.0,
             temperature=1.0,
-            min_new_tokens=_FREE_TOKENS,
+            min_new_tokens=FREE_TOKENS,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import itertools
 import json
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_PROBLEMS = 5
 _MOST_LOGGED = 100
+_seen: set[str] = set()
 
 Source = Path | str
 """A data file, or the name of a hub data set: "hub:..."."""
@@ -157,32 +159,44 @@ def parse_records(
         first_use[request.id] = number
         requests.append(request)
         notices.see(number, request)
-    notices.log(label(source))
-    if problems:
-        _report(source, problems, place, bool(requests) and skip_bad)
-    elif not requests:
+    skip = skip_bad and bool(requests)
+    if not _told(source, skip):
+        notices.log(label(source))
+        _log(source, problems, place, skip)
+    if problems and not skip:
+        more = len(problems) - _MOST_PROBLEMS
+        shown = problems[:_MOST_PROBLEMS]
+        shown += [f"and {plural(more, f'more {place}')}, see the log"] if more > 0 else []
+        raise FedEditError(f"{label(source)}: " + "; ".join(shown))
+    if not requests:
         raise FedEditError(f"{label(source)}: holds no {kind}")
     return requests
 
 
-def _report(source: Source, problems: list[str], place: str, skip: bool) -> None:
-    """Name invalid records in the log if they are skipped or many.
+def _told(source: Source, skip: bool) -> bool:
+    """Whether this process has logged what there is to say of a file; a node reads it many times.
 
-    Raises:
-        FedEditError: they are not skipped; names the first.
+    A file that has changed since is another one.
     """
-    more = len(problems) - _MOST_PROBLEMS
-    if skip or more > 0:
-        for problem in problems[:_MOST_LOGGED]:
-            logger.warning("%s: %s", label(source), problem)
-        if len(problems) > _MOST_LOGGED:
-            logger.warning("%s: and %d more", label(source), len(problems) - _MOST_LOGGED)
-    if skip:
-        logger.warning("%s: %s left out", label(source), plural(len(problems), place))
+    key = f"{source} {skip}"
+    if not is_hub(source):
+        with contextlib.suppress(OSError):
+            key = f"{Path(source).absolute()} {skip} {Path(source).stat().st_mtime_ns}"
+    told = key in _seen
+    _seen.add(key)
+    return told
+
+
+def _log(source: Source, problems: list[str], place: str, skip: bool) -> None:
+    """Name invalid records in the log, if they are skipped or too many for the error."""
+    if not skip and len(problems) <= _MOST_PROBLEMS:
         return
-    shown = problems[:_MOST_PROBLEMS]
-    shown += [f"and {plural(more, f'more {place}')}, see the log"] if more > 0 else []
-    raise FedEditError(f"{label(source)}: " + "; ".join(shown))
+    for problem in problems[:_MOST_LOGGED]:
+        logger.warning("%s: %s", label(source), problem)
+    if len(problems) > _MOST_LOGGED:
+        logger.warning("%s: and %d more", label(source), len(problems) - _MOST_LOGGED)
+    if skip and problems:
+        logger.warning("%s: %s left out", label(source), plural(len(problems), place))
 
 
 def _records(source: Source) -> tuple[str, Iterator[tuple[int, Any]]]:

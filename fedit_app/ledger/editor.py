@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.workbench import workbench_of
+from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.evaluation.scores import score_requests, score_targets
@@ -199,16 +200,14 @@ class Editor:
             The score of every target before and after.
 
         Raises:
-            FedEditError: two requests have one id, or ask the same with different targets; or the
-                model cannot learn a value.
+            FedEditError: see `check`; or the model cannot learn a value.
 
         Example:
             >>> fact = EditRequest("1", "The Lancet", "{} is published in", "Edinburgh")
             >>> print(editor.edit([fact]))
             1 of 1 fact decoded
         """
-        asked = list(requests)
-        self.check(asked)
+        asked = self.check(list(requests))
         if asked:
             with self.ledger.step("edit", self._next_slot):
                 texts = self._learn(asked)
@@ -221,14 +220,19 @@ class Editor:
         mkvs = [fulfilled[request.id] for request in asked]
         return EditReport(tuple(map(EditedFact, asked, mkvs, before, after)))
 
-    def check(self, requests: Sequence[EditRequest]) -> None:
-        """Check that requests can be edited together.
+    def check(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
+        """Check that requests can be edited together, and that the model can take them.
 
         Args:
             requests: see `edit`.
 
+        Returns:
+            The requests to edit. With `on_bad_request="skip"`, without those that the model cannot
+            take, which the log names.
+
         Raises:
-            FedEditError: two have one id, or ask the same with different targets.
+            FedEditError: two have one id, or ask the same with different targets; or one does not
+                fit the model, see `that_fit`.
         """
         ids = [request.id for request in requests]
         repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
@@ -242,6 +246,10 @@ class Editor:
                     f"requests {request.id!r} and {last.id!r}: the same prompt with different "
                     "targets"
                 )
+        skip_bad = self.config.on_bad_request == "skip"
+        kept = that_fit(self.bench.model, requests, self.bench.templates, skip_bad)
+        warn_of_long_targets(self.bench.model, kept)
+        return kept
 
     @property
     def _next_slot(self) -> int:

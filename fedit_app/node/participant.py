@@ -22,6 +22,7 @@ from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
+from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
 from fedit_app.facts.federation_facts import facts_for, facts_received, that_must_stay
 from fedit_app.facts.partition import NodeData, own_data, simulated_nodes
 from fedit_app.facts.request import EditRequest
@@ -71,8 +72,21 @@ class Participant:
 
     @functools.cached_property
     def slots(self) -> list[list[EditRequest]]:
-        """The node's own requests per slot."""
-        return self._data.slots(self.config)
+        """The node's own requests per slot, without those that are skipped."""
+        return self._that_fit(self._data)
+
+    def _that_fit(self, data: NodeData) -> list[list[EditRequest]]:
+        """The requests of a node per slot that the model can take.
+
+        Raises:
+            FedEditError: the file cannot be read; or a request in it is invalid or cannot be taken,
+                and is not skipped.
+        """
+        slots = data.slots(self.config)
+        every, bench = [request for slot in slots for request in slot], self.workbench
+        skip_bad = self.config.on_bad_request == "skip"
+        kept = set(that_fit(bench.model, every, bench.templates, skip_bad))
+        return [[request for request in slot if request in kept] for slot in slots]
 
     @property
     def workbench(self) -> Workbench:
@@ -91,14 +105,14 @@ class Participant:
     def everybody(self) -> dict[str, list[list[EditRequest]]]:
         """Every node's requests per slot in a simulation, elsewhere the node's own.
 
-        A node whose file cannot be read reports that itself and is left out here.
+        A node whose requests are refused reports that itself and is left out here.
         """
         found = {self.name: self.slots}
         for peer in self._peers:
             try:
-                found[peer.name] = peer.slots(self.config)
+                found[peer.name] = self._that_fit(peer)
             except FedEditError:
-                logger.warning("node %s: the data of %s cannot be read", self.name, peer.name)
+                logger.warning("node %s: the data of %s is left out", self.name, peer.name)
         return dict(sorted(found.items()))
 
     def ledger(self, owner: str = "") -> Ledger:
@@ -131,7 +145,7 @@ class Participant:
                 it or later are left out.
         """
         requests = [len(requests) for requests in self.slots]
-        left_out = len(self._data.read()) - sum(requests)
+        left_out = len(self._data.read()) - sum(map(len, self._data.slots(self.config)))
         if left_out:
             logger.warning(
                 "node %s: %d requests are after slot %d and are left out",
@@ -140,6 +154,7 @@ class Participant:
                 self.config.num_slots,
             )
         bench = self.workbench
+        warn_of_long_targets(bench.model, sum(self.slots, []))
         ledger = self.ledger()
         entries, refused = ledger.entries, ledger.refused
         held = {id_: entry for id_, entry in sorted(entries.items()) if entry.slot < slot}

@@ -146,3 +146,17 @@ def test_what_cannot_be_done_is_refused_by_name(base, edited, tmp_path, fedit, a
     ]
     assert told in fedit("edit", *filled, status=2)
     assert not (tmp_path / "new").exists()
+
+
+def test_bad_requests_are_named_or_left_out(base, tmp_path, fedit):
+    good = {"id": "e2", "subject": FIRST.subject, "prompt": FIRST.prompt}
+    lines = [good | {"target_new": FIRST.target_new}, good | {"id": "bad"}]
+    long = good | {"id": "long", "subject": "Basel", "target_new": "of " * 99}
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, long])))
+    folder = tmp_path / "edited"
+    said = fedit("edit", base, file, "--output", folder, *OPTIONS, status=2)
+    assert "data file facts.jsonl: line 2: field target_new is missing" in said
+    said = fedit("edit", base, file, "--output", folder, "--skip-bad", *OPTIONS)
+    assert "1 of 1 fact decoded" in said
+    fedit("edit", folder, *fact(SECOND))

@@ -223,7 +223,9 @@ def test_zsre_is_scored_as_in_the_literature(family, bos):
         """An answer that the model gives in its first two tokens, and then not."""
         ids = model.tokenizer(f"{prompt} ", return_tensors="pt")["input_ids"]
         said = model.model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=1)
-        return model.tokenizer.decode(said[0, ids.shape[1] :]).strip() + " museum of the city"
+        text = model.tokenizer.decode(said[0, ids.shape[1] :])
+        seen = "".join(char for char in text if char.isprintable() and char != "\ufffd")
+        return seen.strip() + " museum of the city"
 
     request = EditRequest(
         "0",
@@ -250,7 +252,7 @@ def test_without_prompts_there_is_no_share(told):
     assert score.paraphrase is None and score.neighborhood is None
 
 
-ABOUT = tuple(f"The {word} of Reuters {verb}" for word in TARGETS for verb in ("is", "has", ""))
+ABOUT = tuple(f"The {word} of Reuters {verb}" for word in TARGETS for verb in ("is", "has", "in"))
 
 
 @torch.no_grad()

@@ -234,3 +234,11 @@ def test_a_compressed_file_names_its_node_as_the_plain_one_does(tmp_path):
     names = ["bank.jsonl", "bank.jsonl.gz", "bank.csv.GZ", "bank.csv"]
     assert {node_of(tmp_path / name) for name in names} == {"bank"}
     assert node_of(tmp_path / "bank.v2.jsonl") == "bank.v2"
+
+
+def test_a_file_that_is_read_again_is_told_of_once(tmp_path, caplog):
+    file = tmp_path / "a.jsonl"
+    file.write_text(f"{LINE}\n{LINE[:40]}")
+    for _ in range(3):
+        load_requests(file, skip_bad=True)
+    assert len(caplog.records) == 2

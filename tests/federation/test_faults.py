@@ -544,3 +544,30 @@ def test_what_fails_the_screening_is_reported_and_nobody_learns_from_it(run, upl
     assert bank["rejections"]["shift norm"] == bank["quarantined"] == 5
     assert "hospital" not in bank["received_from"]
     assert results["slots"][0]["quarantined"] == 15
+
+
+@pytest.mark.parametrize("rule", ["refuse", "skip"])
+def test_requests_that_the_model_cannot_take(run, tmp_path, rule):
+    """One node has a text longer than the model reads, another one half a character."""
+    fine = {"id": "1", "subject": "Reuters", "prompt": "{} is in", "target_new": "London"}
+    faulty = {
+        "bank": {"subject": "Basel"},
+        "court": {"subject": "Zurich", "paraphrase_prompts": ["of " * 999]},
+        "press": {"subject": "Cardiff", "paraphrase_prompts": ["\ud83d"]},
+    }
+    for name, fault in faulty.items():
+        first = fine | {"subject": f"{fault['subject']} again"}
+        lines = [json.dumps(first), json.dumps(fine | {"id": "2"} | fault)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {"dataset": "jsonl", "data_path": str(tmp_path), "num_slots": 1}
+    results = run(nodes=3, on_bad_request=rule, **given)
+    if rule == "skip":
+        assert results["failed_nodes"] == []
+        counts = {name: node["own"]["count"] for name, node in results["nodes"].items()}
+        assert counts == {"bank": 2, "court": 1, "press": 1}
+        return
+    reasons = {fault["node"]: fault["reason"] for fault in results["failed_nodes"]}
+    assert "paraphrase_prompts needs 1004 tokens; this model reads 256" in reasons["court"]
+    assert "line 2: paraphrase_prompts has U+D83D" in reasons["press"]
+    assert list(results["nodes"]) == ["bank"]
+    assert results["nodes"]["bank"]["federation"]["count"] == 2

@@ -153,3 +153,15 @@ def test_one_call_turns_a_file_of_facts_into_a_folder_that_transformers_loads(fo
 def test_a_setting_that_does_not_exist_is_refused_by_name(folder):
     with pytest.raises(FedEditError, match="value-stepz"):
         Editor.from_pretrained(folder, value_stepz=3)
+
+
+def test_what_the_model_cannot_take_is_refused_or_left_out_before_it_is_learned(folder, caplog):
+    long = dataclasses.replace(EASY[1], id="long", target_new="of " * 99)
+    with pytest.raises(FedEditError, match="1 request cannot be edited with this model"):
+        Editor.from_pretrained(folder, **STRONG).edit([EASY[0], long])
+    editor = Editor.from_pretrained(folder, **STRONG, on_bad_request="skip")
+    report = editor.edit([EASY[0], long])
+    assert [fact.request.id for fact in report.facts] == ["e1"]
+    assert "request long: target_new has 99 tokens" in caplog.text
+    with pytest.raises(FedEditError, match="cannot be edited"):
+        editor.edit([long])
