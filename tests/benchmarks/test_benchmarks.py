@@ -8,7 +8,18 @@ import pytest
 from published import counterfact
 from report.conftest import as_results, completed
 
-from benchmarks import deployment, editors, lookup, pool, pool_worker, reuse, sketch, wire
+from benchmarks import (
+    deployment,
+    editors,
+    lookup,
+    near_keys,
+    pool,
+    pool_worker,
+    reuse,
+    rounds,
+    sketch,
+    wire,
+)
 from fedit_app.editing.method import EditingMethod
 from fedit_app.support.errors import FedEditError
 
@@ -109,6 +120,45 @@ def test_lookup(figures, tiny_folder, data):
     assert found[f"lookup/{kinds[2]}/key/least"] == pytest.approx(1, abs=1e-5)
     assert found[f"lookup/{kinds[2]}/value/most"] < 0.999
     assert sum(found[key] for key in found if key.endswith("/pairs")) == 3
+
+
+@pytest.fixture
+def facts(tmp_path):
+    """Two facts about every subject: with the same beginning, and with another one."""
+    prompts = ("{} is in", "{} was founded in", "The museum of {} is in the")
+    records = [
+        {"requested_rewrite": rewrite | {"relation_id": f"P{place}"}}
+        for number, (_, subject, target, true) in enumerate(FACTS)
+        for place, prompt in enumerate(prompts)
+        for rewrite in [counterfact(number, prompt, subject, target, true)["requested_rewrite"]]
+    ]
+    for number, record in enumerate(records):
+        record["case_id"] = str(number)
+    file = tmp_path / "facts.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    return file
+
+
+def test_near_keys(figures, tiny_folder, facts, tmp_path):
+    drawn = tmp_path / "near.svg"
+    options = ("--model", tiny_folder, "--facts", facts, "--pairs", 2)
+    found = figures(near_keys.run, *options, "--plot", drawn)
+    bands = {key.split("/")[1] for key in found}
+    assert sum(found[f"near_keys/{band}/pairs"] for band in bands) >= 2
+    for band in bands:
+        assert all(
+            0 <= found[f"near_keys/{band}/{way}"] <= 1 for way in ("alone", "apart", "joint")
+        )
+    assert "cosine of the two keys" in drawn.read_text() or drawn.stat().st_size > 1000
+
+
+def test_rounds(figures, tiny_folder, facts):
+    found = figures(
+        rounds.run, "--model", tiny_folder, "--facts", facts, "--subjects", 2, "--rounds", 2
+    )
+    assert len(found) == 10
+    for key, share in found.items():
+        assert 0 <= share <= 1 and (not key.endswith("_1") or share <= found[f"{key}0"])
 
 
 def test_sketch(figures, tiny_folder, data):
