@@ -168,6 +168,17 @@ def test_settings_that_do_not_work(doctor, node, old, new, told):
     assert told in found
 
 
+def test_a_model_that_was_downloaded_in_part(doctor, node, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    edit(node, 'model = ""', f'model = "{folder}"')
+    status, told = doctor(node.folder)
+
+    assert status == 1
+    assert f"FAIL model model: {weights} is damaged or not complete" in told
+
+
 def test_data_that_is_faulty(doctor, node):
     with node.data_path.open("a", encoding="utf-8") as file:
         file.write('{"id": "hospital-16", "subject": "Louvre"}\n')
