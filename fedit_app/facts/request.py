@@ -17,6 +17,9 @@ LISTS = (
 )
 """Fields that hold several texts."""
 
+OPTIONAL = ("target_true", "relation", "slot", "target_separator")
+"""Fields that may be None."""
+
 _TRIMMED = ("subject", "target_new", "target_true", "neighborhood_targets")
 _AS_IT_IS = ("id", "target_separator")
 
@@ -72,11 +75,15 @@ class EditRequest:
     def __post_init__(self) -> None:
         changes: list[str] = []
         for name, value in vars(self).copy().items():
-            if isinstance(value, str | tuple):
+            if name in LISTS:
+                object.__setattr__(self, name, _plain_list(name, value, changes))
+            elif name != "slot" and not (value is None and name in OPTIONAL):
                 object.__setattr__(self, name, _plain(name, value, changes))
         object.__setattr__(self, "_changes", tuple(changes))
         self._check_texts()
         self._check_lists()
+        if self.slot is not None and type(self.slot) is not int:
+            raise FedEditError(f"slot must be a whole number, found {type(self.slot).__name__}")
         if self.slot is not None and self.slot < 1:
             raise FedEditError(f"slot {self.slot} must be at least 1")
         if self.relation is not None and not _NAME.fullmatch(self.relation):
@@ -154,14 +161,25 @@ class EditRequest:
         return (self.text, *self.paraphrase_prompts)
 
 
-def _plain(name: str, value: str | tuple[str, ...], changes: list[str]) -> str | tuple[str, ...]:
-    """A field with plain texts.
+def _plain_list(name: str, value: object, changes: list[str]) -> tuple[str, ...]:
+    """A field of several texts with plain texts.
 
     Raises:
-        FedEditError: see `clean`; names the field.
+        FedEditError: it is no list; see also `_plain`.
     """
-    if isinstance(value, tuple):
-        return tuple(str(_plain(name, text, changes)) for text in value)
+    if not isinstance(value, list | tuple):
+        raise FedEditError(f"{name} must be a list of strings, found {type(value).__name__}")
+    return tuple(_plain(name, text, changes) for text in value)
+
+
+def _plain(name: str, value: object, changes: list[str]) -> str:
+    """A field's text, made plain.
+
+    Raises:
+        FedEditError: it is no text; see also `clean`. Names the field.
+    """
+    if not isinstance(value, str):
+        raise FedEditError(f"{name} must be a string, found {type(value).__name__}")
     try:
         # An id is compared with those of a ledger, so it stays as it is.
         text = clean(value, None if name == "id" else changes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fedit_app.facts.texts import clean
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad, token_ids
 from fedit_app.support.errors import FedEditError
@@ -72,11 +73,16 @@ def answer(model: EditableModel, prompt: str) -> Answer:
 
     Args:
         model: the model, edited or not.
-        prompt: the text.
+        prompt: the text; made plain as the texts of requests are, see `clean`.
 
     Raises:
-        FedEditError: the tokenizer makes no token of the prompt.
+        FedEditError: the tokenizer makes no token of the prompt, or it holds a character that means
+            nothing in a text.
     """
+    try:
+        prompt = clean(prompt).rstrip(" \t")
+    except FedEditError as error:
+        raise FedEditError(f"prompt {error}") from None
     ids, mask = (
         part.to(model.device) for part in pad([token_ids(model, prompt)], model.pad_token_id)
     )

@@ -111,6 +111,29 @@ def test_a_text_of_invisible_characters_is_empty():
         EditRequest("a", "Reuters", "{} is in", "Oslo", paraphrase_prompts=("\u200b",))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("subject", None, "subject must be a string, found NoneType"),
+        ("target_new", 1889, "target_new must be a string, found int"),
+        ("paraphrase_prompts", "Where?", "paraphrase_prompts must be a list of strings, found str"),
+        ("paraphrase_prompts", (7,), "paraphrase_prompts must be a string, found int"),
+        ("slot", "1", "slot must be a whole number, found str"),
+        ("slot", True, "slot must be a whole number, found bool"),
+    ],
+)
+def test_a_request_made_in_python_has_fields_of_the_right_kind(field, value, told):
+    given = {"id": "a", "subject": "Reuters", "prompt": "{} is in", "target_new": "Oslo"}
+    with pytest.raises(FedEditError, match=told):
+        EditRequest(**given | {field: value})
+
+
+def test_a_list_in_python_is_kept_as_a_request_keeps_it():
+    request = EditRequest("a", "Reuters", "{} is in", "Oslo", paraphrase_prompts=["Where\u00a0?"])
+    assert request.paraphrase_prompts == ("Where ?",)
+    assert hash(request)
+
+
 def test_letters_of_two_scripts_in_one_word():
     assert list(look_alikes("P\u0430ris is in Fr\u0430nce")) == ["\u0430", "\u0430"]
     assert list(look_alikes("\u0391thens")) == ["\u0391"]

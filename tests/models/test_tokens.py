@@ -105,6 +105,14 @@ def test_what_a_tokenizer_appends_is_neither_learned_nor_continued(bos):
     assert str(answer(plain, "The city of")) == str(answer(appending, "The city of"))
 
 
+def test_a_prompt_is_asked_as_prompts_of_requests_are_learned():
+    model = tiny.editable()
+    plain = str(answer(model, "The city of"))
+    assert str(answer(model, "The\u00a0city\u200b of ")) == plain
+    with pytest.raises(FedEditError, match=r"^prompt has U\+D83D"):
+        answer(model, "The city \ud83d")
+
+
 def test_a_special_token_that_stands_in_a_text_stays(model):
     assert token_ids(model, "The city</s>")[-1] == 1
 
