@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedit_app.config.run_config import ConfigValue, RunConfig
@@ -185,6 +186,7 @@ class Editor:
         """The requests that the ledger fulfils."""
         return list(self._texts.values())
 
+    @torch.enable_grad()
     def edit(self, requests: Iterable[EditRequest]) -> EditReport:
         """Edit facts into the model, on top of those in the ledger.
 
@@ -329,6 +331,7 @@ class Editor:
         """The model's tokenizer."""
         return self.bench.model.tokenizer
 
+    @torch.enable_grad()
     def rollback(self, ids: Iterable[str]) -> None:
         """Take facts out of the ledger: the model is then as if they had never been edited.
 

@@ -94,6 +94,34 @@ def test_a_second_fact_about_a_subject_is_learned_with_the_first_also_by_another
     assert second.ledger.fulfilled().keys() == {"e1"}
 
 
+def test_edits_where_the_caller_wants_no_gradients(editor):
+    """As in a notebook that begins with torch.no_grad() or set_grad_enabled(False)."""
+    with torch.no_grad():
+        assert editor.edit(EASY[:1]).decoded == 1
+
+
+def test_a_fact_is_rolled_back_without_the_one_that_shares_its_value(folder):
+    editor = Editor.from_pretrained(folder, **STRONG)
+    another = dataclasses.replace(EASY[0], id="e9", prompt=f"{EASY[0].prompt} is", target_new="in")
+    editor.edit([EASY[0], another])
+    assert len(editor.ledger) == 1
+    editor.rollback(["e1"])
+    assert editor.ledger.fulfilled().keys() == {"e9"} and len(editor.ledger) == 1
+    assert [request.id for request in editor.requests] == ["e9"]
+
+
+def test_a_saved_folder_is_continued(folder, tmp_path):
+    first = Editor.from_pretrained(folder, **STRONG)
+    first.edit(EASY[:1])
+    first.save_pretrained(tmp_path / "edited")
+    second = Editor.from_pretrained(tmp_path / "edited")
+    assert second.requests == EASY[:1] and second.ledger.head == first.ledger.head
+    with pytest.raises(FedEditError, match="was edited with another layers"):
+        Editor.from_pretrained(tmp_path / "edited", layers="1-2")
+    second.edit(EASY[1:2])
+    assert Editor.from_pretrained(tmp_path / "edited").requests == EASY[:1], "until it is saved"
+
+
 def test_two_targets_for_one_prompt_are_refused(editor):
     with pytest.raises(FedEditError, match="'e1' and 'e9': the same prompt with different"):
         editor.edit([EASY[0], dataclasses.replace(EASY[0], id="e9", target_new="Leeds")])
