@@ -48,6 +48,14 @@ class Values:
     loss: Tensor
     steps: Tensor
 
+    def replaced(self, numbers: Sequence[int], by: Values) -> Values:
+        """The values with others in the place of some, whose steps are added."""
+        loss, v_star, steps = self.loss.clone(), self.v_star.clone(), self.steps.clone()
+        at = torch.tensor(numbers, device=loss.device)
+        loss[at], v_star[at] = by.loss.to(loss), by.v_star.to(v_star)
+        steps[at] += by.steps.to(steps)
+        return Values(v_star, self.h0, loss, steps)
+
 
 @dataclass(frozen=True)
 class Outcome:

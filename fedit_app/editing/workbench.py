@@ -38,6 +38,7 @@ from fedit_app.support.files import cache_dir, write_json_atomic
 logger = logging.getLogger(__name__)
 
 _PAIRS_PER_PASS = 16
+_MORE_TRIES = 3
 
 
 class Edits(Protocol):
@@ -48,6 +49,25 @@ class Edits(Protocol):
 
     def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
         """Their keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64."""
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Accepted edits and new MKVs on top of them; see `Edits`."""
+
+    ledger: Edits
+    mkvs: Sequence[MKV]
+
+    def __len__(self) -> int:
+        return len(self.ledger) + len(self.mkvs)
+
+    def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
+        keys, shifts = self.ledger.vectors(n_layers, d_ff, d_model)
+        new = [
+            torch.from_numpy(np.array(part, np.float64))
+            for part in ([mkv.keys for mkv in self.mkvs], [mkv.shifts for mkv in self.mkvs])
+        ]
+        return torch.cat([keys, new[0]]), torch.cat([shifts, new[1]])
 
 
 @dataclass(frozen=True)
@@ -180,10 +200,46 @@ class Workbench:
         values = self.editor.values(
             self.model, requests, self.templates, self.settings, begin, store, groups
         )
-        firsts = [requests[group[0]] for group in groups]
-        made = self._written(firsts, ledger, node, slot, values)
+        made = self._said(requests, groups, ledger, node, slot, values, store)
         of_request = {i: mkv for group, mkv in zip(groups, made, strict=True) for i in group}
         return [of_request[i] for i in range(len(requests))]
+
+    def _said(
+        self,
+        requests: Sequence[EditRequest],
+        groups: Sequence[Sequence[int]],
+        ledger: Edits,
+        node: str,
+        slot: int,
+        values: Values,
+        store: ValueStore | None,
+    ) -> list[MKV]:
+        """MKVs of values; those that several facts share are learned on until the model says them.
+
+        A value that says its facts when it is patched in may say one of them barely, and not once
+        it is written into the weights.
+        """
+        firsts = [requests[group[0]] for group in groups]
+        made = self._written(firsts, ledger, node, slot, values)
+        open_ = [number for number, group in enumerate(groups) if len(group) > 1]
+        for _ in range(_MORE_TRIES if open_ else 0):
+            facts = [[requests[i] for i in groups[number]] for number in open_]
+            leads = self.leads(facts, _Together(ledger, made))
+            open_ = [number for number, lead in zip(open_, leads, strict=True) if lead <= 0]
+            if not open_:
+                break
+            more = self.editor.values(
+                self.model,
+                requests,
+                self.templates,
+                self.settings,
+                [(values.v_star - values.h0)[number, -1] for number in open_],
+                store,
+                [groups[number] for number in open_],
+            )
+            values = values.replaced(open_, more)
+            made = self._written(firsts, ledger, node, slot, values)
+        return made
 
     def compose(
         self,

@@ -170,6 +170,46 @@ def test_computing_does_not_change_the_ledger_and_takes_no_requests():
     assert bench.lookup_keys([]).shape == (0, tiny.D_FF)
 
 
+def two_about_one_subject():
+    first = EASY[0]
+    return [
+        first,
+        dataclasses.replace(first, id="e9", prompt=f"{first.prompt} is", target_new="in"),
+    ]
+
+
+def test_leads_are_those_of_the_edited_model():
+    bench, both = make_bench(), two_about_one_subject()
+    ledger = Ledger(bench.fingerprint)
+    ledger.accept(bench.compute(EASY, ledger, "clinic", 1), 1)
+    with bench.edited(ledger) as edited:
+        said = [score.decoded for score in score_targets(edited, [r.asked_new for r in EASY])]
+    assert (bench.leads([[request] for request in EASY], ledger) > 0).tolist() == said
+    alone = bench.leads([[request] for request in both], ledger)
+    assert bench.leads([both], ledger) == pytest.approx([alone.min()], abs=1e-4)
+    assert bench.leads([], ledger).shape == (0,)
+
+
+def test_a_shared_value_is_learned_on_until_the_edited_model_says_its_facts(monkeypatch):
+    bench, requests = make_bench(), [*two_about_one_subject(), EASY[1]]
+    empty, asked = Ledger(bench.fingerprint), []
+
+    def shared(answers):
+        def leads(self, groups, ledger):
+            asked.append([[request.id for request in group] for group in groups])
+            assert len(ledger) == 2, "with all new MKVs in it"
+            return np.array([answers.pop(0)])
+
+        monkeypatch.setattr(Workbench, "leads", leads)
+        return bench.compute(requests, empty, "clinic", 1)
+
+    once, more = shared([1.0]), shared([-1.0, 1.0])
+    assert asked == [[["e1", "e9"]]] * 3
+    assert once[0].id != more[0].id == more[1].id
+    assert once[2].v_star.tolist() == more[2].v_star.tolist()
+    shared([-1.0] * 3)  # it ends
+
+
 def test_the_lookup_key_is_the_same_whatever_was_edited_before():
     bench = make_bench(precision="float32")
     ledger = Ledger(bench.fingerprint)
