@@ -10,6 +10,8 @@ from flwr.app import Message
 from fedit_app.ledger.ledger import read_index
 from fedit_app.protocol.messages import COMPOSE, pack, unpack_info, with_values
 
+pytestmark = pytest.mark.integration
+
 FACTS = {"bank": "city", "court": "London", "museum": "published", "eve": "of"}
 ROUNDS = 3
 
