@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -120,7 +121,8 @@ class Deployment:
         """Kill the server ("server") or a node with all that it has started, without warning."""
         members, process = self.members(name), self.processes.pop(name)
         for member in members:
-            member.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself meanwhile
+                member.kill()
         process.wait(PATIENCE)
         stop_family(self.home(name))
 
