@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedit_app.cli.options import ConfigFile, DryRun, Overrides, run_config
 from fedit_app.cli.output import Format, Part, write
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import byte_size, duration, listing, plural
+from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
     from fedit_app.facts.request import EditRequest
@@ -74,8 +76,7 @@ def edit(
 
     folder = Path(model).expanduser() if dry_run else output_of(model, output)
     written = form.value if form else "hf" if output or dry_run else form_of(folder)
-    if output is not None:
-        check_export(written, output, rank)
+    check_export(written, output, rank)
     settings = run_config(preset, overrides)
     if skip_bad:
         settings["on-bad-request"] = "skip"
@@ -95,7 +96,7 @@ def edit(
     measured = editor.measure()
     editor.save_pretrained(folder, written, rank, replace=output is None)
     table = report.table()
-    shown = type(table)(table.columns, table.rows[:_MOST_ROWS])
+    shown = Table(table.columns, table.rows[:_MOST_ROWS])
     parts: dict[str, Part] = {"said": report.said + _sharing(editor, asked), "facts": shown}
     if len(asked) > _MOST_ROWS:
         parts["more"] = f"... and {plural(len(asked) - _MOST_ROWS, 'fact')} more"
@@ -134,8 +135,6 @@ def _requests(
 
 def _named(editor: Editor, request: EditRequest) -> EditRequest:
     """The fact of the command line, under an id that no other fact of the ledger has."""
-    import dataclasses
-
     if request.id != "fact":
         return request
     known = {one.id: one.fact for one in editor.requests}

@@ -16,9 +16,11 @@ from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.facts.partition import NodeData, data_in, finished_node
-from fedit_app.ledger.edited_model import TEXTS, ledger_in, rewrite
+from fedit_app.ledger.edited_model import TEXTS, form_of, ledger_in, write_edited_model
 from fedit_app.ledger.ledger import INDEX, Ledger, read_index
 from fedit_app.ledger.origin import Origin, read_origin
+from fedit_app.models.checkpoint import stored_dtype
+from fedit_app.models.loading import resolve_model
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
 
@@ -56,16 +58,19 @@ class Place:
         """The ledger, to be changed inside the block; the files of an edited model follow it.
 
         Raises:
-            FedEditError: see `open` and `edited_model.rewrite`.
+            FedEditError: see `open`, `workbench` and `write_edited_model`.
         """
-        if self.model is None or self.config is None:
+        if self.model is None:
             yield self.open()
             return
+        bench = self.workbench(self.open())
         with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
             copy = Path(shutil.copytree(self.ledger, Path(scratch) / self.ledger.name))
             ledger = dataclasses.replace(self, ledger=copy).open()
             yield ledger
-            rewrite(self.model, ledger, self.config)
+            dtype = stored_dtype(resolve_model(bench.model.name))
+            form = form_of(self.model)
+            write_edited_model(bench, ledger, self.model, form, dtype=dtype, replace=True)
 
     def workbench(self, ledger: Ledger) -> Workbench:
         """Load the model that a ledger of this place edits, with its tools.

@@ -12,8 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fedit_app.config.run_config import RunConfig
-from fedit_app.editing.workbench import Workbench, workbench_for
+from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.export import check_export, write_parts
 from fedit_app.ledger.ledger import INDEX, Ledger
 from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
@@ -58,34 +57,17 @@ def write_edited_model(
         The adapter of the form lora; None of the others.
 
     Raises:
-        FedEditError: see `export.check_export`.
+        FedEditError: see `export.check_export`; or an adapter or changes would hold no edit.
     """
     output = output.expanduser().absolute()
-    if not replace:
-        check_export(form, output, rank)
+    check_export(form, None if replace else output, rank)
+    if not len(ledger) and form != "hf":
+        raise FedEditError(
+            f"{output}: no fact would be left, and {form} holds edits alone; delete the folder"
+        )
     if ledger.folder is None:
         raise ValueError("a ledger in memory has no journal to copy")
     with new_folder(output, replace) as folder:
         found = write_parts(form, bench, ledger, folder, rank, dtype)
         shutil.copytree(ledger.folder, folder / LEDGER, ignore=shutil.ignore_patterns(".lock"))
     return found
-
-
-def rewrite(folder: Path, ledger: Ledger, config: RunConfig) -> None:
-    """Make the files of an edited model those of its ledger, after a change of the ledger.
-
-    Args:
-        folder: of the edited model.
-        ledger: the one in it, or a changed copy.
-        config: the run configuration of the edits.
-
-    Raises:
-        FedEditError: the base model cannot be loaded.
-    """
-    bench = workbench_for(config)
-    if bench.fingerprint != ledger.fingerprint:
-        raise FedEditError(
-            f"{folder}: its ledger has fingerprint {ledger.fingerprint}; model {config.model} and "
-            f"the recorded settings have {bench.fingerprint}"
-        )
-    write_edited_model(bench, ledger, folder, form_of(folder), replace=True)

@@ -52,11 +52,11 @@ def write_export(
         return write_parts(form, bench, ledger, folder, rank, dtype)
 
 
-def check_export(form: str, output: Path, rank: int | None = None) -> None:
+def check_export(form: str, output: Path | None, rank: int | None = None) -> None:
     """Check what can be checked of an export before the ledger is read.
 
     Args:
-        form, output, rank: see `write_export`.
+        form, output, rank: see `write_export`; no output: the folder that is there is replaced.
 
     Raises:
         FedEditError: no such form, the form has no rank, or the folder is there already.
@@ -65,7 +65,7 @@ def check_export(form: str, output: Path, rank: int | None = None) -> None:
         raise FedEditError(f"format {form!r}: unknown; choose one of {', '.join(FORMS)}")
     if rank is not None and (form != "lora" or rank < 1):
         raise FedEditError(f"--rank {rank}: is for --format lora, and at least 1")
-    if output.exists():
+    if output is not None and output.exists():
         raise FedEditError(f"--output {output}: exists already; name a folder that does not")
 
 

@@ -165,7 +165,9 @@ class ComposeStage:
             steps = self._bench.compose(
                 [parts[i].facts for i in chosen],
                 np.stack([parts[i].v_star - parts[i].h0 for i in chosen]),
-                0 if settled else self._config.compose_steps,
+                0
+                if settled or round_ >= self._config.compose_rounds
+                else self._config.compose_steps,
                 round_,
             )
             # Of a settled key the lead may differ in its last digits from that of the round before.

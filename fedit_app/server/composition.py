@@ -64,7 +64,7 @@ class Composition:
                 self._slot.number,
                 ", ".join(contest.holders) or "a node that failed",
                 "one value says all facts" if contest.made else "no value says all facts",
-                contest.rounds,
+                min(contest.rounds, self._config.compose_rounds),
             )
 
     def messages(self, keys: Sequence[Contest], made: Sequence[str]) -> list[Message]:

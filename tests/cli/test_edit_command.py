@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny
+import torch
 from editing.cases import EASY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -97,6 +98,21 @@ def test_the_other_forms_are_edited_further_in_their_form(base, tmp_path, fedit)
         assert not (folder / "config.json").exists()
 
 
+def test_a_rollback_keeps_the_precision_and_leaves_an_adapter_an_edit(base, tmp_path, fedit):
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(base).save_pretrained(half)
+    for form in ("hf", "lora"):
+        folder = tmp_path / form
+        fedit("edit", half, *fact(FIRST), "--format", form, "--output", folder, *OPTIONS)
+        (only,) = mkvs(folder)
+        status = 0 if form == "hf" else 2
+        said = fedit("rollback", folder, "--mkv", only, "--no-metrics", status=status)
+        assert form == "hf" or "no fact would be left" in said
+        assert list(mkvs(folder)) == ([] if form == "hf" else [only])
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
+
+
 def test_another_folder_can_be_made_of_an_edited_one(edited, tmp_path, fedit):
     fedit("edit", edited, *fact(SECOND), "--output", tmp_path / "new")
     assert says(tmp_path / "new", SECOND) and not says(edited, SECOND)
@@ -134,6 +150,7 @@ def test_a_failed_edit_leaves_the_folder_as_it_was(edited, fedit, monkeypatch):
         (["{base}", *fact(FIRST), "--output", "{new}", "-c", "model=x"], "leave -c model out"),
         (["{base}", *fact(FIRST), "--output", "{new}", "--rank", "2"], "is for --format lora"),
         (["{base}", "{none}", "--output", "{new}"], "none.jsonl: cannot be read"),
+        (["{edited}", *fact(FIRST), "--rank", "2"], "is for --format lora"),
         (["{edited}", *fact(FIRST), "-c", "layers=1-2"], "was edited with another layers"),
         (["{edited}", *fact(FIRST), "-c", "editor=pmet"], "was edited with another editor"),
     ],
