@@ -111,12 +111,12 @@ def federation_key() -> str:
     return str(file)
 
 
-def real_node(name: str, file: Path, idle: float = 0) -> dict:
+def real_node(name: str, file: Path, idle: float = 0, key: Path | None = None) -> dict:
     """The node configuration of a real node; with `idle` 0 this process answers for it."""
     return {
         "name": name,
         "data-path": str(file),
-        "federation-key": federation_key(),
+        "federation-key": str(key or federation_key()),
         "worker-idle-seconds": idle,
     }
 

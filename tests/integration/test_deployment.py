@@ -69,23 +69,22 @@ def finished(deployment):
     return result, folder
 
 
-def test_the_run_is_the_same_as_in_simulation(finished, deployment, data, tiny_folder, tmp_path):
-    """Counts and figures are those of virtual nodes with the same data."""
-    values = {
-        **RUN,
-        "model": str(tiny_folder),
-        "dataset": "jsonl",
-        "data-path": str(data),
-        "output-dir": str(tmp_path / "run"),
-    }
-    expected, _ = inprocess.federate(values, len(NODES))
+def test_the_run_is_the_same_as_in_one_process(finished, deployment, data, tiny_folder, tmp_path):
+    """Counts and figures are those of nodes with the same files and keys, without a network."""
+
+    def same(number: int) -> dict:
+        key = deployment.nodes[NODES[number]].federation_key
+        return inprocess.real_node(NODES[number], data / f"{NODES[number]}.jsonl", key=key)
+
+    values = {**RUN, "model": str(tiny_folder), "output-dir": str(tmp_path / "run")}
+    expected, _ = inprocess.federate(values, len(NODES), node_config=same)
     results = load_results(finished[1] / "results.json").as_json()
 
     assert results["status"] == "completed"
     assert results["failed_nodes"] == []
+    assert results["model"]["fingerprint"] == expected["model"]["fingerprint"]
     (ledger,) = (deployment.nodes["bank"].state_dir / "bank").glob("*/ledger")
-    assert read_index(ledger)["fingerprint"] == expected["model"]["fingerprint"]
-    assert results["model"]["fingerprint"] != expected["model"]["fingerprint"], "it was sealed"
+    assert read_index(ledger)["fingerprint"] != results["model"]["fingerprint"], "it was sealed"
     assert sorted(results["nodes"]) == sorted(NODES)
     for name in NODES:
         assert results["nodes"][name]["own"] == expected["nodes"][name]["own"]
