@@ -20,7 +20,10 @@ from fedit_app.protocol.messages import (
     unpack_arrays,
     unpack_info,
     unpack_mkvs,
+    with_values,
 )
+from fedit_app.protocol.schema import ComposeAnswer, ComposeAsk
+from fedit_app.server.contests import Contest
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "f" * 32
@@ -285,3 +288,37 @@ def test_seconds_that_cannot_be_are_none(seconds):
     content["info"]["seconds"] = seconds
     assert noted_seconds(content) == 0
     assert noted_seconds(RecordDict()) == 0
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_contested_key_costs_each_holder_few_bytes(sealed):
+    """Four rounds of two holders, and the look at the end, cost less than ten float32 values."""
+    d_model, rounds, names = 576, 4, ["bank", "court"]
+    value = np.zeros(2 * d_model + 28, np.int8) if sealed else np.zeros(d_model, np.float16)
+
+    def both_ways(keys: int) -> int:
+        """Bytes that a holder gets and sends over all rounds, and the one that only looks."""
+        contests = [Contest((f"{i:032x}", f"{i:032x}"), names) for i in range(keys)]
+        total = 0
+        for _ in range(rounds + 1):
+            asked = [contest.key() for contest in contests]
+            ask = ComposeAsk(slot=1, keys=[key for key, _ in asked], supersedes={}).packed()
+            values = [value for _, found in asked for value in found]
+            if values:
+                with_values(ask, np.stack(values))
+            answer = ComposeAnswer(
+                node="bank",
+                said=["not yet"] * keys,
+                received_from={},
+                rejections={},
+                quarantined=0,
+                conflicts=[],
+                supersedes={},
+            ).packed()
+            with_values(answer, np.stack([value] * keys))
+            total += content_bytes(ask) + content_bytes(answer)
+            for contest in contests:
+                contest.close_round(dict.fromkeys(names, "not yet"), dict.fromkeys(names, value))
+        return total
+
+    assert (both_ways(30) - both_ways(10)) / 20 <= 10 * d_model * 4
