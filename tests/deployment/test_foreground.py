@@ -12,6 +12,8 @@ from fedit_app.deployment.foreground import alone, foreground, is_running
 from fedit_app.support import processes
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 SLEEP = "import time; time.sleep(60)"
 
 

@@ -46,10 +46,10 @@ def changes_of(values):
     ("editor", "family", "bos", "batch", "order"),
     [
         ("memit", "llama", False, 16, 1),
-        ("pmet", "gptj", False, 5, -1),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                ("pmet", "gptj", False, 5, -1),
                 *itertools.product(["memit"], ["llama"], [False], [1, 2, 5], [1, -1]),
                 ("memit", "llama", False, 16, -1),
                 ("memit", "llama", True, 4, -1),

@@ -135,6 +135,7 @@ def trial(score: float, change: float, stage: str = "weight") -> Trial:
 # The whole search
 
 
+@pytest.mark.integration
 def test_the_best_of_the_table_is_written(search):
     rows = rows_of(search.tuned)
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -197,6 +198,7 @@ def test_every_editor_can_be_tuned(config, tmp_path, editor):
     assert all(float(row["|Delta|/|W|"]) > 0 for row in rows)
 
 
+@pytest.mark.integration
 def test_covariances_are_collected_in_one_pass(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("FEDIT_CACHE", str(tmp_path / "cache"))
     caplog.set_level(logging.INFO)
@@ -289,6 +291,7 @@ def test_interrupted_it_has_told_what_it_found(config, tmp_path, monkeypatch, ca
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+@pytest.mark.integration
 def test_the_command(tmp_path, capsys, tiny_folder):
     data = tmp_path / "records.json"
     requests = read_requests(DEMO[0])

@@ -13,6 +13,8 @@ from sqlalchemy.exc import OperationalError
 from fedit_app.flower_compat import turns
 from fedit_app.flower_compat.turns import Turns
 
+pytestmark = pytest.mark.integration
+
 WRITERS, SECONDS = 10, 0.1
 PATIENCE = 0.2  # SQLite's; Flower's is 5 seconds
 WRITE = text("UPDATE node SET status = 'online' WHERE node_id = 1")

@@ -257,6 +257,7 @@ STRONG = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", [*USED, "in bfloat16", "with a short window"])
 def test_an_edited_folder_says_the_target_in_plain_transformers(kind, tmp_path):
     """As other software loads it: `generate` on the saved folder, without FedEdit."""

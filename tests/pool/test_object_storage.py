@@ -8,6 +8,8 @@ from fedit_app.mkv import to_bytes
 from fedit_app.pool import MKVPool, SelectionConfig
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.integration
+
 FINGERPRINT = "model-a"
 
 

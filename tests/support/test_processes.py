@@ -9,6 +9,8 @@ import pytest
 
 from fedit_app.support import processes
 
+pytestmark = pytest.mark.integration
+
 SLEEP = "import time; time.sleep(60)"
 # A child that nobody would recognise by its environment.
 PARENT = f"""\
