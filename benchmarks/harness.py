@@ -59,7 +59,10 @@ COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.
 MIB = 2**20
 CONTEXTS = 5
 _SECONDS_BETWEEN_SAMPLES = 0.005
-_SHARES = ("efficacy", "paraphrase", "neighborhood", "other_relations", "score", "accuracy")
+_SHARES = (
+    *("efficacy", "paraphrase", "neighborhood"),
+    *("other_relations", "subject_fidelity", "score", "accuracy"),
+)
 
 T = TypeVar("T")
 Cell = str | float | None

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from fedit_app.ledger.ledger import Ledger
 
 _SHORT = 16
-_PARTS = ("efficacy", "paraphrase", "neighborhood", "other_relations", "score")
+_PARTS = (
+    *("efficacy", "paraphrase", "neighborhood"),
+    *("other_relations", "subject_fidelity", "score"),
+)
 
 app = typer.Typer(
     name="ledger",

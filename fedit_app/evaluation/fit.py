@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedit_app.evaluation.generation import FREE_TOKENS
+from fedit_app.evaluation.scores import repetitions
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import subject_row, token_ids
@@ -153,6 +154,8 @@ def _texts(request: EditRequest) -> Iterator[tuple[str, str, int]]:
             yield name, prompt + request.after(prompt, target), 1
     for prompt in request.subject_prompts:
         yield "subject_prompts", prompt, 1
+    for prompt, name in repetitions(request.subject):
+        yield "subject", prompt + name, 1
     for prompt in request.generation_prompts:
         yield "generation_prompts", prompt, FREE_TOKENS
 

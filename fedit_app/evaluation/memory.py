@@ -20,7 +20,7 @@ from fedit_app.support.files import write_json_atomic
 
 logger = logging.getLogger(__name__)
 
-SCORES_VERSION = 2
+SCORES_VERSION = 3
 """The version of the arithmetic of `evaluation.scores`; see `tests/mkv/test_numerics.py`."""
 
 

@@ -43,6 +43,9 @@ class RequestScore:
             these have targets of their own.
         other_relations: share of the subject prompts after which the most likely next token is that
             of the unedited model; None without any.
+        subject_fidelity: share of the prompts that ask to repeat the subject, of those to which the
+            unedited model gives it whole, to which the model still does, see
+            `evaluation.scores.still_given`; None if the unedited model gives it to none.
     """
 
     efficacy: float
@@ -56,6 +59,7 @@ class RequestScore:
     paraphrase_magnitude: float | None = None
     neighborhood_magnitude: float | None = None
     other_relations: float | None = None
+    subject_fidelity: float | None = None
 
 
 MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if field.name != "metric")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,18 @@ from dataclasses import dataclass
 import torch
 
 from fedit_app.evaluation.metrics import RequestScore, mean
-from fedit_app.facts.joint import Continuation
-from fedit_app.facts.request import EditRequest
+from fedit_app.facts.joint import Continuation, joint
+from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad, token_ids
 from fedit_app.protocol.metrics import Metric
 
 _TOKENS_PER_PASS = 1024
+_REPEATING = (
+    f"This page is about {SLOT}. Title of the page:",
+    f"What was the name? It was {SLOT}. I repeat:",
+    f"Copy the line.\n{SLOT}\n{SLOT}\n",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class TargetScore:
 def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
     """Score requests on the model in its present state, edited or not.
 
-    The subject prompts are asked of the unedited model as well.
+    The subject prompts and those that ask to repeat the subject are asked of the unedited model as
+    well.
     """
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
     scores = dict(zip(unique, score_targets(model, unique), strict=True))
@@ -54,7 +61,16 @@ def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> lis
         dict.fromkeys(itertools.chain.from_iterable(r.subject_prompts for r in requests))
     )
     stays = dict(zip(prompts, unchanged(model, prompts), strict=True))
-    return [_score(request, scores, stays) for request in requests]
+    subjects = list(dict.fromkeys(request.subject for request in requests))
+    given = dict(zip(subjects, still_given(model, subjects), strict=True))
+    return [
+        dataclasses.replace(
+            _score(request, scores),
+            other_relations=mean([stays[prompt] for prompt in request.subject_prompts]),
+            subject_fidelity=given[request.subject],
+        )
+        for request in requests
+    ]
 
 
 def _pairs(request: EditRequest) -> list[tuple[str, Continuation]]:
@@ -74,10 +90,9 @@ def _pairs(request: EditRequest) -> list[tuple[str, Continuation]]:
 
 
 def _score(
-    request: EditRequest,
-    scores: dict[tuple[str, Continuation], TargetScore],
-    stays: dict[str, bool],
+    request: EditRequest, scores: dict[tuple[str, Continuation], TargetScore]
 ) -> RequestScore:
+    """What the likelihoods of the targets say."""
     compared = request.target_true is not None
     truth = request.target_true or ""
     asked, around = request.paraphrase_prompts, request.neighborhood_prompts
@@ -117,7 +132,6 @@ def _score(
         magnitude=lead(request.text) if compared else None,
         paraphrase_magnitude=mean([lead(prompt) for prompt in asked]) if compared else None,
         neighborhood_magnitude=mean(behind),
-        other_relations=mean([stays[prompt] for prompt in request.subject_prompts]),
     )
 
 
@@ -182,6 +196,39 @@ def unchanged(model: EditableModel, prompts: Sequence[str]) -> list[bool]:
     with model.unedited():
         before = _next_tokens(model, prompts)
     return [one == other for one, other in zip(now, before, strict=True)]
+
+
+def repetitions(subject: str) -> list[tuple[str, Continuation]]:
+    """The prompts that ask to repeat a subject, each with the subject as its answer."""
+    prompts = [template.replace(SLOT, subject) for template in _REPEATING]
+    return [(prompt, Continuation(joint(prompt, subject) + subject)) for prompt in prompts]
+
+
+def still_given(model: EditableModel, subjects: Sequence[str]) -> list[float | None]:
+    """Subject fidelity: how often the model repeats a name where the unedited model does.
+
+    A name is given if each of its tokens is the argmax after the prompt and the ones before, which
+    is what greedy decoding would write: one pass without generation finds the same. Both models
+    process the same batches, so every subject has 1 without an edit.
+
+    Args:
+        model: the model, edited or not.
+        subjects: n names.
+
+    Returns:
+        Per subject the share of the prompts to which the model gives it, of those to which the
+        unedited model does; None if the unedited model gives it to none.
+    """
+    pairs = [pair for subject in subjects for pair in repetitions(subject)]
+    now = score_targets(model, pairs)
+    with model.unedited():
+        before = score_targets(model, pairs)
+    outcomes = list(zip(now, before, strict=True))
+    size = len(_REPEATING)
+    return [
+        mean([after.decoded for after, base in outcomes[at : at + size] if base.decoded])
+        for at in range(0, len(outcomes), size)
+    ]
 
 
 @torch.no_grad()

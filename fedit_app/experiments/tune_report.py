@@ -17,7 +17,7 @@ from fedit_app.report.figures import words
 from fedit_app.support.formats import plural, printable
 from fedit_app.support.tables import Cell, Figure, Table
 
-_PARTS = ("score", *SCORE_PARTS, "other_relations")
+_PARTS = ("score", *SCORE_PARTS, "other_relations", "subject_fidelity")
 # The scores depend on these as well: the preset holds those that were given.
 _KEPT = {
     *(f"module-{field.name.replace('_', '-')}" for field in dataclasses.fields(ModuleNames)),

@@ -57,7 +57,7 @@ class Metrics(_Measured):
         efficacy, paraphrase, neighborhood, accuracy: means over requests, see
             `evaluation.metrics.RequestScore`; None where nothing was asked.
         paraphrase_accuracy, neighborhood_accuracy: likewise.
-        other_relations: likewise; None, too, in results of older versions.
+        other_relations, subject_fidelity: likewise; None, too, in results of older versions.
         magnitude, paraphrase_magnitude, neighborhood_magnitude: likewise, with four decimals.
         exact_match: share of requests whose target the model says, see `evaluation.generation`.
         generation_entropy: how varied the text is that the model writes freely, in bits.
@@ -74,6 +74,7 @@ class Metrics(_Measured):
     paraphrase_accuracy: Share = None
     neighborhood_accuracy: Share = None
     other_relations: Share = None
+    subject_fidelity: Share = None
     magnitude: Difference = None
     paraphrase_magnitude: Difference = None
     neighborhood_magnitude: Difference = None

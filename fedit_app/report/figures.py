@@ -9,7 +9,7 @@ from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics, SharedSubje
 from fedit_app.report.results import Measured
 from fedit_app.support.formats import plural
 
-SHARES = (*SCORE_PARTS, "score", "other_relations", "accuracy")
+SHARES = (*SCORE_PARTS, "score", "other_relations", "subject_fidelity", "accuracy")
 """The figures that tables have a column for."""
 FURTHER = {
     "exact_match": "Exact match",

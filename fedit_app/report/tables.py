@@ -26,11 +26,14 @@ from fedit_app.support.formats import (
 )
 from fedit_app.support.tables import Cell, Change, Figure, Table
 
-METRICS = ("own.score", "score", *SCORE_PARTS, "other_relations", "accuracy")
+_BESIDE = ("other_relations", "subject_fidelity")
+"""What an edit is to leave alone of its own subject."""
+
+METRICS = ("own.score", "score", *SCORE_PARTS, *_BESIDE, "accuracy")
 """Columns of a comparison's table, if no others are asked for."""
 
-_PARTS = (*SCORE_PARTS, "other_relations")
-_OWN = (*SCORE_PARTS, "score", "other_relations")
+_PARTS = (*SCORE_PARTS, *_BESIDE)
+_OWN = (*SCORE_PARTS, "score", *_BESIDE)
 _NAME_WIDTH = 24
 # Heading, scope and figure of columns that not every run has.
 _OPTIONAL = (

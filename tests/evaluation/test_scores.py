@@ -11,7 +11,13 @@ from fedit_app.evaluation import memory as memory_module
 from fedit_app.evaluation import scores as module
 from fedit_app.evaluation.memory import ScoreMemory
 from fedit_app.evaluation.metrics import RequestScore
-from fedit_app.evaluation.scores import TargetScore, score_requests, score_targets
+from fedit_app.evaluation.scores import (
+    TargetScore,
+    repetitions,
+    score_requests,
+    score_targets,
+    still_given,
+)
 from fedit_app.facts.request import EditRequest
 
 PROMPTS = ["The head office of Reuters is in", "Basel", "The museum", "The 🏦 {} of Zürich in the"]
@@ -115,6 +121,7 @@ def told(monkeypatch):
         return [TargetScore(*table.get(pair, (1.0, 0.0))) for pair in plain]
 
     monkeypatch.setattr(module, "score_targets", score)
+    monkeypatch.setattr(module, "still_given", lambda _, subjects: [None] * len(subjects))
     table["asked"] = asked
     return table
 
@@ -285,6 +292,44 @@ def test_other_relations_are_the_prompts_whose_next_token_stays(family, bos):
 def test_without_subject_prompts_the_unedited_model_is_not_asked(told):
     (score,) = score_requests(None, [make_request()])
     assert score.other_relations is None
+
+
+@torch.no_grad()
+def writes(model, prompt, text):
+    """Whether greedy decoding, a token a pass, writes this text."""
+    ids = model.tokenizer(prompt)["input_ids"]
+    wanted = model.tokenizer(prompt + text)["input_ids"][len(ids) :]
+    said = []
+    for _ in wanted:
+        said.append(int(model.model(torch.tensor([ids + said])).logits[0, -1].argmax()))
+    return said == wanted
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_fidelity_is_how_often_a_name_is_repeated_that_the_unedited_model_repeats(
+    family, monkeypatch
+):
+    model = tiny.editable(family, double=True)
+    first, second, said = what_it_says(model)
+    asking = (f"{first} {second}", f"{second} {first}", "The museum of {}:")
+    monkeypatch.setattr(module, "_REPEATING", asking)
+    names = [said, "Reuters"]
+    pairs = {name: repetitions(name) for name in names}
+    before = {name: [writes(model, *pair) for pair in pairs[name]] for name in names}
+    assert any(before[said]) and not any(before["Reuters"])
+    assert still_given(model, names) == [1.0, None]
+    delta = torch.randn(model.d_model, model.d_ff, generator=torch.Generator().manual_seed(1))
+    shares = set()
+    for size in (0.01, 0.1, 1.0, 100.0):
+        with model.edited({1: size * delta}):
+            now = {name: [writes(model, *pair) for pair in pairs[name]] for name in names}
+            found = still_given(model, names)
+            (score,) = score_requests(model, [make_request(subject=said)])
+        kept = [after for after, base in zip(now[said], before[said], strict=True) if base]
+        assert found == [sum(kept) / len(kept), None]
+        assert score.subject_fidelity == found[0]
+        shares.add(found[0])
+    assert min(shares) < 1
 
 
 def test_no_pair_is_asked_twice(told):

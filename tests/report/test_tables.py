@@ -10,7 +10,7 @@ def test_summary_table(sample):
     rows = {line.split()[0]: line.split() for line in lines if "->" in line and ":" not in line}
     assert list(rows) == ["clinic-north", "library", "museum", "mean"]
     assert rows["museum"][1:] == (
-        "0.36 -> 0.87 0.32 -> 0.79 0.31 -> 0.77 0.33 -> 0.81 – 0.33 -> 0.83".split()
+        "0.36 -> 0.87 0.32 -> 0.79 0.31 -> 0.77 0.33 -> 0.81 – – 0.33 -> 0.83".split()
     )
     assert "34 requests: 25 optimised, 9 reused; 108 of 138 MKVs accepted, 10 conflicts" in lines
     assert "4.1 MB up, 12.4 MB down; 6 min 25 s" in lines
@@ -56,7 +56,7 @@ def test_comparison_with_central(sample):
     header, *rows = cells(runs)
     assert header[:3] == ["Run", "Own score", "Federation score"]
     assert header[-1] == "Of central"
-    assert {len(row) for row in (header, *rows)} == {12}
+    assert {len(row) for row in (header, *rows)} == {14}
     assert [(row[0], *row[1:3], row[-1]) for row in rows] == [
         ("completed", "0.88", "0.83", "95 %"),
         ("local", "0.88", "0.34", "39 %"),
@@ -96,8 +96,19 @@ def test_what_edits_do_to_other_facts_about_their_subjects_is_shown(sample):
     assert shown["Federation other relations"] == ("–", "–", "–")
     lines = summary_table(results).splitlines()
     assert "own other relations" in lines[2]
-    assert [line.split()[-4] for line in lines if line.startswith("mean")] == ["0.75"]
+    assert [line.split()[-5] for line in lines if line.startswith("mean")] == ["0.75"]
     assert '<th scope="col">Other relations</th>' in render_report(results)
+
+
+def test_what_edits_do_to_the_names_of_their_subjects_is_shown(sample):
+    results = sample("completed")
+    spoilt = results.summary.own.model_copy(update={"subject_fidelity": 0.35})
+    results.summary.own = spoilt
+    header, *rows = cells([("a", results), ("b", sample("local"))])
+    shown = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert shown["Own subject fidelity"] == ("–", "0.35", "–")
+    assert "own subject fidelity" in summary_table(results)
+    assert '<th scope="col">Subject fidelity</th>' in render_report(results)
 
 
 def test_what_becomes_of_facts_that_share_a_subject_is_said(sample):
