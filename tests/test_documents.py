@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 import pytest
-import typer
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
@@ -57,9 +56,9 @@ def commands() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_the_command_line_takes_every_command_that_a_document_shows(words):
-    from fedit_app.cli.main import app
+    from fedit_app.cli.main import whole_command
 
-    command, rest = typer.main.get_command(app), list(words)
+    command, rest = whole_command(), list(words)
     while isinstance(command, click.Group):
         name = rest.pop(0)
         assert name in command.commands, name

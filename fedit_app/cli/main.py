@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -85,6 +86,14 @@ def _fedit(
     """Federated knowledge editing: share corrections of a language model, not texts."""
 
 
+@functools.cache
+def whole_command() -> click.Command:
+    """The `fedit` command, with all that are below it."""
+    built = typer.main.get_command(app)
+    _expand_home(built)
+    return built
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the `fedit` command.
 
@@ -95,10 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 done, 1 the run failed, 2 bad input, 130 interrupted.
     """
     set_up_logging()
-    command = typer.main.get_command(app)
-    _expand_home(command)
     try:
-        status = command.main(arguments, prog_name="fedit", standalone_mode=False)
+        status = whole_command().main(arguments, prog_name="fedit", standalone_mode=False)
     except FedEditError as error:
         return _refuse(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
