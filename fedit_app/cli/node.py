@@ -49,11 +49,19 @@ def init(
             help="The key that all nodes share; default: make one, to be given to the others.",
         ),
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="An edited model (fedit edit) whose MKVs the node takes along; default of --data: "
+            "its requests.",
+        ),
+    ] = None,
 ) -> None:
     """Make a node's folder: key, settings, policy."""
     from fedit_app.deployment.node_setup import init_node, next_steps
 
-    node = init_node(folder, name, superlink, ca_cert, data, model, device, federation_key)
+    node = init_node(folder, name, superlink, ca_cert, data, model, device, federation_key, ledger)
     say(next_steps(node))
 
 

@@ -33,6 +33,7 @@ from fedit_app.mkv.node_key import (
 from fedit_app.models.checkpoint import DTYPES, check_checkpoint, weight_files
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import resolve_device, resolve_model
+from fedit_app.node.adoption import texts_of
 from fedit_app.node.identity import read_peers
 from fedit_app.support.addresses import is_free
 from fedit_app.support.files import cache_dir, check_private
@@ -51,6 +52,7 @@ def node(found: NodeFolder) -> list[Finding]:
         *attempt("key", lambda: _key(found)),
         *attempt("federation key", lambda: _federation_key(found)),
         *attempt("data", lambda: _data(found)),
+        *attempt("ledger", lambda: _ledger(found)),
         *attempt("policy", lambda: _policy(found)),
         *attempt("state", lambda: _state(found)),
         *attempt("model", lambda: _model(found)),
@@ -96,6 +98,18 @@ def _data(found: NodeFolder) -> Iterable[Finding]:
     slots = Counter(request.slot or 1 for request in requests)
     shown = ", ".join(f"slot {slot}: {count}" for slot, count in sorted(slots.items()))
     yield Finding(OK, "data", f"{found.data_path.name}: {len(requests)} edit requests ({shown})")
+
+
+def _ledger(found: NodeFolder) -> Iterable[Finding]:
+    """Whether the facts of the edited model that the node takes along are in its data."""
+    if not found.settings.ledger:
+        return
+    folder = found.path(found.settings.ledger)
+    asked = {request.fact for request in read_requests(found.data_path)}
+    known = [request.fact for request in read_requests(texts_of(folder, "ledger"))]
+    count = sum(fact in asked for fact in known)
+    text = f"{folder}: {count} of its {len(known)} facts are in the data and are used as they are"
+    yield Finding(OK if count else WARN, "ledger", text)
 
 
 def _policy(found: NodeFolder) -> Iterable[Finding]:

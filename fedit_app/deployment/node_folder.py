@@ -50,6 +50,13 @@ class NodeSettings(Settings):
         "Folder that keeps optimised values for later runs, by hash and without text.",
         absent="no cache",
     )
+    ledger: str | None = key(
+        None,
+        "Folder of an edited model (`fedit edit`): the MKVs of those of its facts that are in the "
+        "data are used as they are, if the run has the fingerprint of its ledger.",
+        example="/srv/models/corrected",
+        absent="every fact is computed, or reused from the pool",
+    )
     model: str | None = key(
         None,
         "The model: smollm2-135m (embedded), a Hugging Face folder, or a hub id. The fingerprint "
@@ -211,6 +218,7 @@ class NodeFolder:
         told |= {
             "device-map": device_map,
             "work-cache": str(self.path(work_cache)) if work_cache else None,
+            "ledger": str(self.path(settings.ledger)) if settings.ledger else None,
             "model": self.model(),
             "data-path": str(self.data_path),
             "state-dir": str(self.state_dir),

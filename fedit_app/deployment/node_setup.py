@@ -14,6 +14,8 @@ from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file, write_private
 
+REQUESTS = "requests.jsonl"
+
 _HEAD = """\
 # A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
 # A change counts from the next start of the node on; one of the policy at once.
@@ -34,6 +36,7 @@ def init_node(
     model: str | None = None,
     device: str = "auto",
     federation_key: Path | None = None,
+    ledger: Path | None = None,
 ) -> NodeFolder:
     """Make a node's folder: key pair, federation key, node.toml, start script, systemd unit.
 
@@ -48,6 +51,8 @@ def init_node(
         model: see `NodeSettings`.
         device: see `NodeSettings`.
         federation_key: the federation's key, which is copied; None: a new one is made.
+        ledger: folder of an edited model, see `NodeSettings`; without `data`, the requests of its
+            ledger are copied into the folder as the node's data.
 
     Raises:
         FedEditError: the folder is a node's already, or a value is wrong.
@@ -64,13 +69,20 @@ def init_node(
     for option, file in (("--ca-cert", ca_cert), ("--data", data)):
         if file is not None and not file.expanduser().is_file():
             raise FedEditError(f"{option} {file}: no such file")
+    texts = None
+    if ledger is not None:
+        from fedit_app.node.adoption import texts_of  # needs torch
+
+        ledger = ledger.expanduser().absolute()
+        texts = None if data else texts_of(ledger, "--ledger").read_bytes()
     if model and Path(model).expanduser().is_dir():
         model = str(Path(model).expanduser().absolute())
     settings = NodeSettings(
         name=name,
         superlink=superlink,
         node_key=f"{name}.key",
-        data_path=str(data.expanduser().absolute()) if data else "",
+        data_path=str(data.expanduser().absolute()) if data else REQUESTS if texts else "",
+        ledger=str(ledger) if ledger else None,
         model=model,
         device=device,
     )
@@ -78,6 +90,8 @@ def init_node(
     for part in (folder, node.state_dir):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
+    if texts is not None:
+        write_private(folder / REQUESTS, texts, replace=True)
     if ca_cert is not None:
         write_file(folder / "ca.crt", ca_cert.expanduser().read_bytes())
     if not node.node_key.exists():

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import RunConfig
@@ -17,6 +18,7 @@ from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import SameFact
+from fedit_app.node.adoption import adopt
 from fedit_app.node.arrivals import admit
 from fedit_app.node.requests import (
     before,
@@ -41,7 +43,7 @@ class EditOutcome:
         requests: how many requests the slot has.
         conflicts: MKVs about an own subject with another target, and which of the two holds.
         quarantined: how many candidates failed the screening.
-        cached: of how many new MKVs the value v* came from the work-cache.
+        cached: of how many new MKVs the value v* came from the work-cache, or from an edited model.
         warm_started: how many of the new ones were optimised from another MKV's value.
         supersedes: id of a new one -> ids of own ones in whose place it holds.
     """
@@ -69,6 +71,7 @@ class EditStage:
         corrects: whether a later request with another target is a correction of an earlier one,
             as it is among requests of one node.
         store: where values are looked up and kept; None without a work-cache.
+        edited: folder of an edited model whose MKVs are used as they are; None without one.
     """
 
     def __init__(
@@ -80,9 +83,11 @@ class EditStage:
         slots: Sequence[Sequence[EditRequest]],
         corrects: bool = True,
         store: ValueStore | None = None,
+        edited: Path | None = None,
     ) -> None:
         self._owner, self._bench, self._config, self._policy = owner, bench, config, policy
         self._slots, self._corrects, self._store = slots, corrects, store
+        self._edited = edited
 
     def run(
         self, ledger: Ledger, slot: int, candidates: Sequence[MKV], missing: Collection[str]
@@ -112,6 +117,11 @@ class EditStage:
         from_pool = known - ledger.entries.keys()
         with ledger.step("edit", slot):
             repeat(requests, earlier, ledger, slot)
+            adopted: list[MKV] = []
+            if self._edited is not None:
+                open_ = open_requests(requests, ledger)
+                same_key = self._bench.same_key
+                adopted = adopt(self._edited, ledger, open_, same_key, self._owner, slot)
             unfulfilled = open_requests(requests, ledger)
             rule = ReuseRule.of(self._config)
             found = reuse(self._bench, unfulfilled, arrivals.candidates, ledger, slot, rule)
@@ -158,13 +168,13 @@ class EditStage:
             requests=len(requests),
             conflicts=[c for c in conflicts if known & {c.held, c.gave_way}],
             quarantined=arrivals.quarantined,
-            cached=self._store.found if self._store else 0,
+            cached=len(adopted) + (self._store.found if self._store else 0),
             warm_started=sum(entry.warm_started for entry in new),
             supersedes=_superseded_here(ledger, [entry.mkv.id for entry in new], self._owner),
         )
         logger.info(
-            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d found in "
-            "the work-cache), %d reused",
+            "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d known "
+            "before), %d reused",
             self._owner,
             slot,
             outcome.requests,

@@ -65,6 +65,8 @@ class Participant:
         self.name = self._data.name
         self._key = federation_key(config, node_config, run_id, self.policy)
         self._identity = identity_of(self.name, node_config, self.policy)
+        edited = node_config.get("ledger")
+        self._edited = Path(str(edited)) if edited else None
         self._peers: list[NodeData] = []
         if is_simulated(node_config):
             count = int(node_config["num-partitions"])
@@ -197,7 +199,14 @@ class Participant:
         store = self._value_store()
         # In the central ledger, requests of different nodes are no corrections of each other.
         stage = EditStage(
-            owner, self.workbench, self.config, self.policy, slots, not central, store
+            owner,
+            self.workbench,
+            self.config,
+            self.policy,
+            slots,
+            not central,
+            store,
+            None if central else self._edited,
         )
         return stage.run(ledger, slot, candidates, missing if self.policy.upload else ())
 

@@ -55,7 +55,7 @@ class Costs(Part):
     Attributes:
         requests: edit requests of the slot.
         optimised: values v* that the node optimised; facts of one key share one.
-        cached: optimised values that were in the work-cache.
+        cached: optimised values that were in the work-cache, or in the edited model of a node.
         warm_started: optimised requests that began at another MKV's value.
         composed: keys whose value the node learned together with others.
         compose_rounds: rounds that these keys took.

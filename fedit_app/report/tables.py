@@ -208,7 +208,7 @@ def _further_lines(summary: Outcome) -> list[str]:
 
 
 def _counts_line(totals: Costs) -> str:
-    found = f" ({totals.cached:,} of them found in the work-cache)" if totals.cached else ""
+    found = f" ({totals.cached:,} of them known before)" if totals.cached else ""
     warm = f" ({totals.warm_started:,} from another's value)" if totals.warm_started else ""
     return (
         f"{plural(totals.requests, 'request')}: {totals.optimised:,} optimised{found}{warm}, "

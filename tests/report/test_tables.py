@@ -22,7 +22,7 @@ def test_values_that_were_found_are_not_passed_off_as_computed(sample):
     for slot in results.slots:
         slot.cached = 2
     found = 2 * len(results.slots)
-    assert f"25 optimised ({found} of them found in the work-cache), 9" in summary_table(results)
+    assert f"25 optimised ({found} of them known before), 9" in summary_table(results)
     page = render_report(results)
     assert f"{25 - found} computed, 9 reused, {found} from the work-cache" in page
 
