@@ -12,6 +12,7 @@ MEMIT (Meng et al., arXiv 2210.07229, algorithm 1):
     sites               where delta is added
     covariance          C_l, with its text in `corpus` and its files in `statistics`
     prefixes            not part of the method: computes what no delta changes only once
+    rows, scratch       not part of the method: vectors and matrices that are read a part at a time
     value_store         not part of the method: finds values again that were computed before
 
 `memit`, `pmet`, `alphaedit` and `memit_fe` are the methods; each is one `EditingMethod`.

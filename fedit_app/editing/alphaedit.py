@@ -5,13 +5,14 @@ onto directions that keys of ordinary text hardly have, and
 
     Delta_l^T = (P_l K_l K_l^T + L2 I)^-1 P_l K_l R_l^T
 
-K_l holds the keys of earlier edits too, as K_p does in the paper. The identity of `solver` gives
-the same with X = P_l K_l / L2. Values, keys and shifts are MEMIT's.
+K_l holds the keys of earlier edits too, as K_p does in the paper. The forms of `solver` give the
+same with A_l = L2 I and P_l K_l in place of K_l. Values, keys and shifts are MEMIT's.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fedit_app.editing.memit import changes, value_site
 from fedit_app.editing.method import EditingMethod
+from fedit_app.editing.scratch import Scratch
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.solver import Solver, checked
 from fedit_app.support.errors import FedEditError
@@ -46,22 +48,40 @@ class NullSpaceSolver(Solver):
         l2: float,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._l2 = l2
-        self._factors, self._free = {}, {}
-        for layer, c in covariances.items():
-            values, vectors = torch.linalg.eigh(checked(c, layer).to(device))
+        self._device, self._l2 = torch.device(device), l2
+        self._factors, self._leverages = Scratch(self._device), {}
+        for layer in covariances:
+            c = checked(covariances[layer], layer).to(device)
+            values, vectors = torch.linalg.eigh(c)
             used = _used(values, threshold, layer)
-            self._factors[layer] = vectors[:, used].contiguous()
-            self._free[layer] = float(values[~used].sum())
+            self._factors[layer] = vectors[:, used]
+            self._leverages[layer] = float(values[~used].sum()) / l2
 
     def inverse_times(self, layer: int, keys: Tensor) -> Tensor:
         """P_l K / L2; see `Solver.inverse_times`."""
-        used = self._factors[layer]
-        return (keys - used @ (used.T @ keys)) / self._l2
+        return self._free(layer, keys.T).T / self._l2
 
     def usual_leverage(self, layer: int) -> float:
         """E[x^T P_l x] / L2; see `Solver.usual_leverage`."""
-        return self._free[layer] / self._l2
+        return self._leverages[layer]
+
+    def _whitened(self, layer: int, keys: Tensor) -> Tensor:
+        """P K / sqrt(L2), as P P = P."""
+        return self._free(layer, keys.T).T / math.sqrt(self._l2)
+
+    def _from_white(self, layer: int, rows: Tensor) -> Tensor:
+        """Z P / sqrt(L2)."""
+        return self._free(layer, rows) / math.sqrt(self._l2)
+
+    def _prior(self, layer: int) -> Tensor:
+        """L2 I (d_ff, d_ff)."""
+        width = self._factors.width(layer)
+        return self._l2 * torch.eye(width, dtype=torch.float64, device=self._device)
+
+    def _free(self, layer: int, keys: Tensor) -> Tensor:
+        """K^T P of keys K^T (b, d_ff)."""
+        used = self._factors[layer]
+        return keys - (keys @ used) @ used.T
 
 
 def _used(values: Tensor, threshold: float, layer: int) -> Tensor:

@@ -14,8 +14,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,9 +62,29 @@ _TOKENS_PER_DIMENSION = 10
 _TOKENS_PER_PASS = 4096
 
 
+@dataclass(frozen=True)
+class Covariances(Mapping[int, Tensor]):
+    """layer -> C_l (d_ff, d_ff) float64 on the CPU, read each time that it is asked for.
+
+    Attributes:
+        files: layer -> the file that it is read from.
+    """
+
+    files: Mapping[int, StatisticsFile]
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self.files[layer].read(layer).double()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
 def covariance(
     model: EditableModel, layers: Sequence[int], source: CovarianceSource
-) -> dict[int, Tensor]:
+) -> Covariances:
     """The covariances of the edited layers, from the cache or computed and stored there.
 
     Args:
@@ -71,14 +92,10 @@ def covariance(
         layers: layer numbers.
         source: the text, or a file of finished statistics.
 
-    Returns:
-        layer -> C_l (d_ff, d_ff) float64 on the CPU.
-
     Raises:
         FedEditError: see `statistics_files`.
     """
-    files = statistics_files(model, layers, source)
-    return {layer: file.read(layer).double() for layer, file in files.items()}
+    return Covariances(statistics_files(model, layers, source))
 
 
 def statistics_files(

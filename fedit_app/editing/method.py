@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
+from fedit_app.editing.rows import Joined, LayerOf, Stack
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
@@ -94,7 +95,7 @@ class EditingMethod:
         requests: Sequence[EditRequest],
         templates: Sequence[str],
         solver: Solver,
-        ledger: tuple[Tensor, Tensor],
+        ledger: tuple[Stack, Stack],
         settings: EditSettings,
         values: Values,
     ) -> EditVectors:
@@ -120,7 +121,7 @@ def write_layers(
     requests: Sequence[EditRequest],
     templates: Sequence[str],
     solver: Solver,
-    ledger: tuple[Tensor, Tensor],
+    ledger: tuple[Stack, Stack],
     wanted: Wanted,
 ) -> tuple[Tensor, Tensor]:
     """Write new requests layer by layer, each layer seeing what the earlier ones did.
@@ -144,7 +145,7 @@ def write_layers(
         keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64.
     """
     layers, device = solver.layers, solver.device
-    old_keys, old_shifts = (part.to(device) for part in ledger)
+    old_keys, old_shifts = ledger
     deltas = solver.deltas(old_keys, old_shifts)
     keys, shifts = [], []
     with model.edited(deltas) as write:
@@ -153,7 +154,7 @@ def write_layers(
             key, change = (part.to(device, torch.float64) for part in wanted(i, subjects))
             shift = change + key @ deltas[layer].T
             deltas[layer] = solver.delta(
-                layer, torch.cat([old_keys[:, i], key]), torch.cat([old_shifts[:, i], shift])
+                layer, Joined(LayerOf(old_keys, i), key), Joined(LayerOf(old_shifts, i), shift)
             )
             write(layer, deltas[layer])
             keys.append(key)

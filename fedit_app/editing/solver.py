@@ -3,26 +3,37 @@
     Delta_l = R_l K_l^T (A_l + K_l K_l^T)^-1,   A_l = lambda C_l
                                                  (MEMIT, arXiv 2210.07229, algorithm 1)
 
-with K_l (d_ff, n) and R_l (d_model, n) the keys and shifts as columns. A_l is factorised once; with
-X = A_l^-1 K_l the Woodbury identity leaves an n x n system:
+with K_l (d_ff, n) and R_l (d_model, n) the keys and shifts as columns. Two forms give the same to
+rounding, and `sums_are_cheaper` says which one is used:
 
-    Delta_l = R_l (I + K_l^T X)^-1 X^T
+- *by pairs*, for few MKVs. A_l = L L^T is factorised once; with H = L^-1 K_l the Woodbury identity
+  leaves an n x n system: Delta_l = R_l (I + H^T H)^-1 H^T L^-1.
+- *by sums*, for many. K_l K_l^T and R_l K_l^T are summed over blocks of MKVs, and A_l + K_l K_l^T
+  is factorised.
+
+Layers are solved one after another, and the factors of the others wait on disk: beside its result a
+solve takes at most 3 d_ff^2 float64 numbers, for any n.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from fedit_app.editing.rows import LayerOf, Rows, Stack
+from fedit_app.editing.scratch import Scratch
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
 MAX_CONDITION = 1e7
 """Covariances are kept in float32: what is 1e7 times smaller than the largest is rounding."""
+
+SOLVER_MATRICES = 3
+"""How many matrices (d_ff, d_ff) float64 a solve has in memory at most, beside its result."""
 
 _LARGEST_RIDGE = 1e-2
 _ITERATIONS = 10
@@ -32,13 +43,14 @@ class Solver:
     """Solves the normal equations of every edited layer in float64.
 
     Args:
-        covariances: layer -> C_l (d_ff, d_ff).
+        covariances: layer -> C_l (d_ff, d_ff), read one at a time.
         weight: lambda.
-        device: where the factors live and the solves run.
+        device: where the solves run.
         max_condition: largest condition number of lambda C_l; above it a ridge is added.
 
     Raises:
-        FedEditError: a covariance is not finite, or stays singular with a ridge.
+        FedEditError: a covariance is not finite, or stays singular with a ridge; or the disk has no
+            space for the factors.
     """
 
     def __init__(
@@ -48,11 +60,12 @@ class Solver:
         device: torch.device | str = "cpu",
         max_condition: float = MAX_CONDITION,
     ) -> None:
-        self._weight = weight
-        self._factors = {
-            layer: _factorise(weight * checked(c, layer).to(device), layer, max_condition)
-            for layer, c in covariances.items()
-        }
+        self._device, self._covariances, self._weight = torch.device(device), covariances, weight
+        self._factors = Scratch(self._device)
+        self._ridges: dict[int, float] = {}
+        for layer in covariances:
+            factor, ridge = _factorise(self._weighted(layer), layer, max_condition)
+            self._factors[layer], self._ridges[layer] = factor, ridge
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -62,7 +75,7 @@ class Solver:
     @property
     def device(self) -> torch.device:
         """Where the solves run."""
-        return next(iter(self._factors.values())).device
+        return self._device
 
     def inverse_times(self, layer: int, keys: Tensor) -> Tensor:
         """A_l^-1 K.
@@ -78,9 +91,9 @@ class Solver:
 
     def usual_leverage(self, layer: int) -> float:
         """E[x^T A_l^-1 x] over the keys x of ordinary text, tr(A_l^-1 C_l), without a ridge."""
-        return len(self._factors[layer]) / self._weight
+        return self._factors.width(layer) / self._weight
 
-    def delta(self, layer: int, keys: Tensor, shifts: Tensor) -> Tensor:
+    def delta(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
         """Delta_l for the MKVs of a ledger.
 
         Args:
@@ -91,13 +104,11 @@ class Solver:
         Returns:
             (d_model, d_ff) float64.
         """
-        k, r = (part.to(self.device, torch.float64) for part in (keys, shifts))
-        x = self.inverse_times(layer, k.T)
-        gram = torch.eye(len(k), dtype=k.dtype, device=k.device) + k @ x
-        found: Tensor = torch.cholesky_solve(r, torch.linalg.cholesky(gram)).T @ x.T
-        return found
+        widths = keys[:0].shape[1], shifts[:0].shape[1]
+        by = self._by_sums if sums_are_cheaper(len(keys), *widths) else self._by_pairs
+        return by(layer, keys, shifts)
 
-    def deltas(self, keys: Tensor, shifts: Tensor) -> dict[int, Tensor]:
+    def deltas(self, keys: Stack, shifts: Stack) -> dict[int, Tensor]:
         """Delta_l of every layer.
 
         Args:
@@ -105,9 +116,79 @@ class Solver:
             shifts: (n, n_layers, d_model).
         """
         return {
-            layer: self.delta(layer, keys[:, i], shifts[:, i])
+            layer: self.delta(layer, LayerOf(keys, i), LayerOf(shifts, i))
             for i, layer in enumerate(self.layers)
         }
+
+    def _by_pairs(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
+        """R (I + H^T H)^-1 H^T L^-1."""
+        h = self._whitened(layer, self._here(keys[:]).T)
+        gram = h.T @ h
+        gram.diagonal().add_(1)
+        shares = _solve(_cholesky_in_place(gram), self._here(shifts[:]))
+        del gram
+        return self._from_white(layer, shares.T @ h.T)
+
+    def _by_sums(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
+        """((A + K K^T)^-1 K R^T)^T, summed block by block."""
+        matrix = self._prior(layer)
+        cross = matrix.new_zeros(len(matrix), shifts[:0].shape[1])
+        for rows in blocks(len(keys), len(matrix)):
+            k, r = self._free(layer, self._here(keys[rows])), self._here(shifts[rows])
+            matrix.addmm_(k.T, k)
+            cross.addmm_(k.T, r)
+        return _solve(_cholesky_in_place(matrix), cross).T
+
+    def _here(self, rows: Tensor) -> Tensor:
+        return rows.to(self._device, torch.float64)
+
+    def _weighted(self, layer: int) -> Tensor:
+        return self._weight * checked(self._covariances[layer], layer).to(self._device)
+
+    def _whitened(self, layer: int, keys: Tensor) -> Tensor:
+        """H = L^-1 K (d_ff, n) of keys (d_ff, n)."""
+        white: Tensor = torch.linalg.solve_triangular(self._factors[layer], keys, upper=False)
+        return white
+
+    def _from_white(self, layer: int, rows: Tensor) -> Tensor:
+        """Z L^-1 of rows Z (m, d_ff)."""
+        factor = self._factors[layer]
+        found: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
+        return found
+
+    def _prior(self, layer: int) -> Tensor:
+        """A_l (d_ff, d_ff) with its ridge, a new tensor."""
+        matrix = self._weighted(layer)
+        matrix.diagonal().add_(self._ridges[layer])
+        return matrix
+
+    def _free(self, layer: int, keys: Tensor) -> Tensor:  # noqa: ARG002
+        """The part of keys (b, d_ff) that edits may use: here all of it."""
+        return keys
+
+
+def sums_are_cheaper(n: int, d_ff: int, d_model: int) -> bool:
+    """Whether a solve by sums takes fewer operations than one by pairs.
+
+    By pairs: d_ff^2 n for H, 2 n^2 d_ff for H^T H, n^3 / 3 for its factor, 2 n^2 d_model and
+    2 n d_model d_ff for the shares and their product with H^T, d_ff^2 d_model for L^-1. By sums:
+    2 n d_ff^2 and 2 n d_model d_ff for the sums, d_ff^3 / 3 for the factor, 2 d_ff^2 d_model for
+    what it solves. They are equal at about n = 0.7 d_ff.
+
+    Args:
+        n: number of MKVs.
+        d_ff: width of a key.
+        d_model: width of a shift.
+    """
+    pairs = d_ff**2 * (n + d_model) + 2 * n**2 * (d_ff + d_model) + n**3 / 3
+    sums = 2 * d_ff**2 * (n + d_model) + d_ff**3 / 3
+    return sums < pairs
+
+
+def blocks(n: int, d_ff: int) -> Iterator[slice]:
+    """Rows 0 .. n-1 in blocks of d_ff / 8, each an eighth of a matrix (d_ff, d_ff)."""
+    size = max(1, d_ff // 8)
+    return (slice(begin, min(begin + size, n)) for begin in range(0, n, size))
 
 
 def checked(covariance: Tensor, layer: int) -> Tensor:
@@ -121,15 +202,19 @@ def checked(covariance: Tensor, layer: int) -> Tensor:
     return covariance.double()
 
 
-def _factorise(matrix: Tensor, layer: int, max_condition: float) -> Tensor:
-    """Cholesky factor; an ill-conditioned matrix gets the ridge that it needs, and a warning."""
+def _factorise(matrix: Tensor, layer: int, max_condition: float) -> tuple[Tensor, float]:
+    """Cholesky factor; an ill-conditioned matrix gets the ridge that it needs, and a warning.
+
+    Returns:
+        The factor, and the ridge.
+    """
     largest = _largest_eigenvalue(lambda v: matrix @ v, len(matrix), matrix)
+    diagonal = matrix.diagonal().clone()
     ridge, added = 0.0, None
     factor: Tensor
     while largest and ridge <= _LARGEST_RIDGE * largest:
-        factor, failed = torch.linalg.cholesky_ex(
-            matrix + ridge * torch.eye(len(matrix)).to(matrix) if ridge else matrix
-        )
+        matrix.diagonal().copy_(diagonal + ridge)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
         condition = float("inf") if bool(failed) else _condition(largest + ridge, factor)
         if condition <= max_condition * 1.01:
             if added is not None:
@@ -142,13 +227,21 @@ def _factorise(matrix: Tensor, layer: int, max_condition: float) -> Tensor:
                     max_condition,
                     ridge / largest,
                 )
-            return factor
+            return factor, ridge
         added = condition if added is None else added
         ridge = 10 * ridge or largest / max_condition
     raise FedEditError(
         f"covariance of layer {layer} is singular even with a ridge of {_LARGEST_RIDGE:g} of its "
         "largest eigenvalue; collect it from more tokens (covariance-tokens)"
     )
+
+
+def _cholesky_in_place(matrix: Tensor) -> Tensor:
+    """Cholesky factor of a symmetric matrix, in the matrix's own memory."""
+    columns = matrix.mT  # LAPACK's order
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(columns, check_errors=True, out=(columns, failed))
+    return columns
 
 
 def _solve(factor: Tensor, columns: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fedit_app.editing.contexts import contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.key_groups import key_groups
+from fedit_app.editing.rows import KeysOf, ShiftsOf
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
@@ -47,8 +48,9 @@ class Edits(Protocol):
     def __len__(self) -> int:
         """How many there are."""
 
-    def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
-        """Their keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64."""
+    @property
+    def holding(self) -> Sequence[MKV]:
+        """Their MKVs, in an order that depends on nothing else."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,9 @@ class _Together:
     def __len__(self) -> int:
         return len(self.ledger) + len(self.mkvs)
 
-    def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
-        keys, shifts = self.ledger.vectors(n_layers, d_ff, d_model)
-        new = [
-            torch.from_numpy(np.array(part, np.float64))
-            for part in ([mkv.keys for mkv in self.mkvs], [mkv.shifts for mkv in self.mkvs])
-        ]
-        return torch.cat([keys, new[0]]), torch.cat([shifts, new[1]])
+    @property
+    def holding(self) -> Sequence[MKV]:
+        return [*self.ledger.holding, *self.mkvs]
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,10 @@ class Workbench:
         shape = (len(self.settings.layers), self.model.d_ff, self.model.d_model)
         return Screen(self.solver, self.scales, shape, self.settings.clamp)
 
-    def vectors(self, ledger: Edits) -> tuple[Tensor, Tensor]:
-        """Keys and shifts of a ledger, see `Edits.vectors`."""
-        return ledger.vectors(len(self.settings.layers), self.model.d_ff, self.model.d_model)
+    def vectors(self, ledger: Edits) -> tuple[KeysOf, ShiftsOf]:
+        """Keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model) of a ledger, see `Stack`."""
+        mkvs = ledger.holding
+        return KeysOf(mkvs, self.model.d_ff), ShiftsOf(mkvs, self.model.d_model)
 
     def deltas(self, ledger: Edits) -> dict[int, Tensor]:
         """What a ledger adds to the weights: layer -> Delta_l (d_model, d_ff) float64."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.alphaedit import null_space_solver
+from fedit_app.editing.covariance import Covariances
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.values import Values
@@ -156,9 +157,9 @@ class Examiner:
     def _deltas(self, settings: EditSettings, values: Values) -> dict[int, Tensor]:
         bench = self._bench
         model, editor, layers = bench.model, bench.editor, settings.layers
-        covariances = {layer: self.covariance(layer) for layer in layers}
+        covariances = Covariances({layer: self._files[layer] for layer in layers})
         solver = editor.solver(covariances, settings, model.device)
-        nothing = Ledger(bench.fingerprint).vectors(len(layers), model.d_ff, model.d_model)
+        nothing = bench.vectors(Ledger(bench.fingerprint))
         found = editor.vectors(
             model, self._requests, bench.templates, solver, nothing, settings, values
         )

@@ -13,6 +13,7 @@ from fedit_app.editing.corpus import sampling_seconds
 from fedit_app.editing.covariance import missing_layers, origin_of
 from fedit_app.editing.key_groups import key_groups
 from fedit_app.editing.optimise import batch_that_fits, bytes_per_fact
+from fedit_app.editing.solver import SOLVER_MATRICES
 from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.editing.workbench import Workbench
 from fedit_app.facts.request import EditRequest
@@ -65,7 +66,8 @@ def plan_edit(
     batch = bench.settings.batch or batch_that_fits(model, rows, site.first)
     at_once = min(batch, len(rows)) * bytes_per_fact(model, rows, site.first)
     weights = sum(weight.numel() * weight.element_size() for weight in model.model.parameters())
-    solver = (len(layers) + 1) * model.d_ff**2 * _FLOAT64
+    deltas = len(layers) * model.d_ff * model.d_model * _FLOAT64
+    solver = SOLVER_MATRICES * model.d_ff**2 * _FLOAT64 + deltas
     timed = sorted(rows, key=lambda row: row.width)[len(rows) // 2 :][:_TIMED_FACTS]
     problem = ValueProblem.of(model, timed, site)
     began = time.perf_counter()

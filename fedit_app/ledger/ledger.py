@@ -18,10 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import filelock
-import numpy as np
-import torch
 from pydantic import TypeAdapter, ValidationError, with_config
-from torch import Tensor
 from typing_extensions import TypedDict
 
 from fedit_app.ledger import journal
@@ -251,22 +248,6 @@ class Ledger:
     def fulfilled(self) -> dict[str, str]:
         """Own request id -> id of the MKV that fulfils it."""
         return {request: id_ for id_, entry in self.entries.items() for request in entry.requests}
-
-    def vectors(self, n_layers: int, d_ff: int, d_model: int) -> tuple[Tensor, Tensor]:
-        """Keys and shifts of all that hold, ordered by id, so that arrival order changes nothing.
-
-        Args:
-            n_layers: number of edited layers.
-            d_ff: width of a key.
-            d_model: width of a shift.
-
-        Returns:
-            (n, n_layers, d_ff) and (n, n_layers, d_model) float64.
-        """
-        mkvs = self.holding
-        keys = np.array([mkv.keys for mkv in mkvs], np.float64).reshape(-1, n_layers, d_ff)
-        shifts = np.array([mkv.shifts for mkv in mkvs], np.float64).reshape(-1, n_layers, d_model)
-        return torch.from_numpy(keys), torch.from_numpy(shifts)
 
     def history(self) -> list[journal.Record]:
         """Every change ever made, the oldest first; none of a ledger in memory.

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from fedit_app.editing.rows import Stack
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.support.tables import Shown, Table
@@ -73,7 +74,7 @@ class Adapter:
         return Table(("layer", "relative error"), rows)
 
 
-def adapter(deltas: Mapping[int, Tensor], shifts: Tensor, rank: int | None = None) -> Adapter:
+def adapter(deltas: Mapping[int, Tensor], shifts: Stack, rank: int | None = None) -> Adapter:
     """The adapter that adds a ledger's Deltas to the weights.
 
     Args:

@@ -1,6 +1,6 @@
 """Taking MKVs out of a ledger, as if they had never been in it.
 
-For the weights, dropping an MKV is exact (see `Ledger.vectors`). Its effects on the other MKVs are
+For the weights, dropping an MKV is exact (see `Ledger.holding`). Its effects on the other MKVs are
 undone here as well: own requests go back to the MKV that fulfilled them before, and the MKVs that
 it overruled are settled again among themselves.
 """

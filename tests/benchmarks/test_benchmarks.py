@@ -18,6 +18,7 @@ from benchmarks import (
     reuse,
     rounds,
     sketch,
+    solve,
     wire,
 )
 from fedit_app.editing.method import EditingMethod
@@ -267,3 +268,10 @@ def test_deployment():
         "kib_up": 1.0,
         "kib_down": 2.0,
     }
+
+
+def test_solve(figures):
+    sizes = ("--sizes", "10,40,80", "--both", 10, "--d-ff", 32, "--d-model", 12)
+    found = figures(solve.run, *sizes, "--repeat", 1)
+    assert {"solve/d_ff=32/n=10/sums/seconds", "solve/d_ff=32/exponent"} <= found.keys()
+    assert "solve/d_ff=32/n=80/pairs/seconds" not in found

@@ -364,7 +364,7 @@ def given(tmp_path):
     model = tiny.editable()
     source = CovarianceSource(tokens=100)
     file = tmp_path / "given.safetensors"
-    matrices = covariance(model, LAYERS, source)
+    matrices = dict(covariance(model, LAYERS, source))
     files = statistics_files(model, LAYERS, source)
     counted = {layer: files[layer].counted[layer] for layer in LAYERS}
     write_statistics(file, files[1].origin, counted, matrices)

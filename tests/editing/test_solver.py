@@ -8,8 +8,9 @@ import torch
 from editing import reference
 from editing.cases import relative
 
+from benchmarks import solve as benchmark
 from fedit_app.editing.alphaedit import NullSpaceSolver
-from fedit_app.editing.solver import Solver
+from fedit_app.editing.solver import SOLVER_MATRICES, Solver, sums_are_cheaper
 from fedit_app.support.errors import FedEditError
 
 D_FF, D_MODEL = 24, 10
@@ -37,6 +38,33 @@ def test_equals_the_direct_solve(n, weight):
     found = Solver({4: c}, weight).delta(4, keys, shifts)
     assert found.dtype == torch.float64
     assert relative(found, reference.solve(c, weight, keys, shifts)) < 1e-10
+
+
+@pytest.mark.parametrize("n", [1, D_FF // 2, D_FF, 30 * D_FF])
+@pytest.mark.parametrize("null_space", [False, True])
+def test_both_forms_of_the_solve_agree(n, null_space):
+    keys, shifts, c = random(n, D_FF, seed=2), random(n, D_MODEL, seed=3), covariance()
+    solver = NullSpaceSolver({4: c}, 0.7, 0.1) if null_space else Solver({4: c}, 10.0)
+    by_pairs, by_sums = (form(4, keys, shifts) for form in (solver._by_pairs, solver._by_sums))
+    assert relative(by_sums, by_pairs) < 1e-9
+    chosen = by_sums if n >= D_FF else by_pairs
+    assert torch.equal(solver.delta(4, keys, shifts), chosen), "the cheaper one"
+
+
+@pytest.mark.parametrize(("d_ff", "d_model"), [(1536, 576), (14336, 4096), (24, 10)])
+def test_few_mkvs_are_solved_by_pairs_and_many_by_sums(d_ff, d_model):
+    assert not sums_are_cheaper(0, d_ff, d_model)
+    assert not sums_are_cheaper(d_ff // 2, d_ff, d_model)
+    assert sums_are_cheaper(d_ff, d_ff, d_model) and sums_are_cheaper(10**6, d_ff, d_model)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("n", [1000, 3000])
+def test_a_solve_takes_three_matrices_of_memory_whatever_the_number_of_mkvs(n, tmp_path):
+    file, d_ff, d_model = tmp_path / "covariance.safetensors", 1536, 576
+    benchmark._write_covariance(file, d_ff)
+    found = benchmark.in_process(file, n, d_ff, d_model, "delta")
+    assert 1 < found["peak_matrices"] <= SOLVER_MATRICES
 
 
 def test_no_mkv_changes_nothing():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedit_app.editing.rows import KeysOf, ShiftsOf
 from fedit_app.editing.solver import Solver
 from fedit_app.ledger import ledger as module
 from fedit_app.ledger.ledger import Ledger, read_index
@@ -14,7 +15,6 @@ from fedit_app.mkv import create
 from fedit_app.support.errors import FedEditError
 
 LAYERS, D_FF, D_MODEL = 2, 12, 8
-SHAPE = (LAYERS, D_FF, D_MODEL)
 
 
 def make_mkvs(n, seed=0):
@@ -33,14 +33,18 @@ def make_mkvs(n, seed=0):
     ]
 
 
+def vectors(ledger):
+    return KeysOf(ledger.holding, D_FF), ShiftsOf(ledger.holding, D_MODEL)
+
+
 def deltas(ledger):
     c = torch.eye(D_FF, dtype=torch.float64)
-    return Solver({3: c, 4: 2 * c}, 1.5).deltas(*ledger.vectors(*SHAPE))
+    return Solver({3: c, 4: 2 * c}, 1.5).deltas(*vectors(ledger))
 
 
 def assert_same_bits(one, other):
-    for a, b in zip(one.vectors(*SHAPE), other.vectors(*SHAPE), strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(vectors(one), vectors(other), strict=True):
+        assert all(torch.equal(a[:, i], b[:, i]) for i in range(LAYERS))
     first, second = deltas(one), deltas(other)
     assert all(torch.equal(first[layer], second[layer]) for layer in (3, 4))
 
@@ -69,8 +73,9 @@ def test_a_reopened_ledger_is_the_same(tmp_path):
 
 
 def test_an_empty_ledger_changes_nothing():
-    keys, shifts = Ledger("model-a").vectors(*SHAPE)
-    assert keys.shape == (0, LAYERS, D_FF) and shifts.shape == (0, LAYERS, D_MODEL)
+    keys, shifts = vectors(Ledger("model-a"))
+    assert len(keys) == len(shifts) == 0
+    assert keys[:, 1].shape == (0, D_FF) and shifts[:, 1].shape == (0, D_MODEL)
     assert not any(delta.any() for delta in deltas(Ledger("model-a")).values())
 
 

@@ -1,0 +1,166 @@
+"""The joint solve of one layer: seconds and peak memory by the number of MKVs, in both forms.
+
+Every solve runs in a process of its own. Keys and shifts are random and made a block at a time, as
+a ledger reads them; the covariance is that of random keys whose directions differ in size by a
+factor of 100. Peak memory is that of the whole process, which makes the factor of the covariance
+first, above the level after a small solve, in matrices (d_ff, d_ff) of float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, table
+from fedit_app.editing.covariance import Covariances
+from fedit_app.editing.rows import Rows
+from fedit_app.editing.solver import Solver, blocks, sums_are_cheaper
+from fedit_app.editing.statistics import Origin, open_statistics, write_statistics
+from fedit_app.support.errors import FedEditError
+
+_ROOT = Path(__file__).parents[1]
+_LAMBDA, _SPREAD, _LAYER = 1000.0, 2.0, 0
+_FORMS = {"pairs": Solver._by_pairs, "sums": Solver._by_sums, "delta": Solver.delta}
+
+
+@benchmark(
+    counts("--sizes", [100, 300, 1000, 3000, 10_000, 100_000], "MKVs"),
+    count("--d-ff", 1536, "width of a key"),
+    count("--d-model", 576, "width of a shift"),
+    counts("--both", [100, 300, 600, 1000, 1500, 3000], "MKVs that are solved in both forms"),
+    count("--repeat", 2, "solves, of which the fastest counts"),
+    model=False,
+    data=False,
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Solve every size, and some in the form that is not chosen."""
+    figures: Figures = {}
+    root = f"solve/d_ff={options.d_ff}"
+    with tempfile.TemporaryDirectory(prefix="fedit-solve-") as folder:
+        file = Path(folder) / "covariance.safetensors"
+        _write_covariance(file, options.d_ff)
+        for n in sorted({*options.sizes, *options.both}):
+            chosen = "sums" if sums_are_cheaper(n, options.d_ff, options.d_model) else "pairs"
+            for form in ("pairs", "sums"):
+                if form == chosen or n in options.both:
+                    found = in_process(file, n, options.d_ff, options.d_model, form, options.repeat)
+                    figures |= {f"{root}/n={n}/{form}/{k}": v for k, v in found.items()}
+            found = {k: figures[f"{root}/n={n}/{chosen}/{k}"] for k in ("seconds", "peak_matrices")}
+            figures |= {f"{root}/n={n}/{k}": v for k, v in found.items()}
+    rows: list[list[Cell]] = []
+    for n in sorted({*options.sizes, *options.both}):
+        name = f"{root}/n={n}"
+        parts = ("seconds", "peak_matrices", "pairs/seconds", "sums/seconds")
+        rows.append([n, *(figures.get(f"{name}/{part}") for part in parts)])
+    print(table(["MKVs", "seconds", "peak matrices", "by pairs, s", "by sums, s"], rows))
+    ends = [n for n in sorted(options.sizes) if n >= options.d_ff]
+    if len(ends) > 1:
+        slope = _exponent(figures, root, ends[0], ends[-1])
+        figures[f"{root}/exponent"] = slope
+        print(f"\nExponent of the seconds from {ends[0]:,} to {ends[-1]:,} MKVs: {slope:.2f}")
+    return figures
+
+
+def _exponent(figures: Figures, root: str, few: int, many: int) -> float:
+    seconds = [figures[f"{root}/n={n}/seconds"] for n in (few, many)]
+    return math.log(seconds[1] / seconds[0]) / math.log(many / few)
+
+
+def _write_covariance(file: Path, d_ff: int) -> None:
+    matrix = torch.zeros(d_ff, d_ff, dtype=torch.float64)
+    keys = RandomRows(4 * d_ff, d_ff, spread=_SPREAD)
+    for rows in blocks(len(keys), d_ff):
+        matrix.addmm_(keys[rows].T, keys[rows], alpha=1 / len(keys))
+    write_statistics(file, Origin("benchmark", "random", 0, 0), {_LAYER: 1}, {_LAYER: matrix})
+
+
+@dataclass(frozen=True)
+class RandomRows:
+    """n random vectors, the same each time that they are read.
+
+    Attributes:
+        n: how many.
+        width: of each.
+        spread: by how many powers of ten its elements differ in size.
+    """
+
+    n: int
+    width: int
+    spread: float = 0.0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, rows: slice, /) -> Tensor:
+        begin, end, _ = rows.indices(self.n)
+        generator = torch.Generator().manual_seed(begin)
+        sizes = torch.logspace(0, -self.spread, self.width, dtype=torch.float64)
+        made = torch.randn(end - begin, self.width, generator=generator, dtype=torch.float64)
+        return made.mul_(sizes)
+
+
+def in_process(file: Path, n: int, d_ff: int, d_model: int, form: str, repeat: int = 1) -> Figures:
+    """Seconds and peak memory of a solve in a process of its own.
+
+    Args:
+        file: the covariance.
+        n: number of MKVs.
+        d_ff: width of a key.
+        d_model: width of a shift.
+        form: `pairs`, `sums`, or `delta` for the one that is chosen.
+        repeat: solves, of which the fastest counts.
+    """
+    given = {
+        "file": str(file),
+        "n": n,
+        "d_ff": d_ff,
+        "d_model": d_model,
+        "form": form,
+        "repeat": repeat,
+    }
+    command = [sys.executable, "-m", "benchmarks.solve", "--worker", json.dumps(given)]
+    # The C library then gives back at once what is freed, and no new memory hides in it.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, env=environment)
+    if done.returncode:
+        raise FedEditError(f"solve of {n} MKVs failed:\n{done.stderr[-2000:]}")
+    found: Figures = json.loads(done.stdout)
+    return found
+
+
+def worker(file: str, n: int, d_ff: int, d_model: int, form: str, repeat: int) -> Figures:
+    """One size in one form, in a process that has done nothing before."""
+    solve: Callable[[Solver, int, Rows, Rows], Tensor] = _FORMS[form]
+    small = RandomRows(600, 512, _SPREAD)
+    solve(Solver({_LAYER: torch.eye(512).double()}, _LAMBDA), _LAYER, small, RandomRows(600, 192))
+    before = psutil.Process().memory_info().rss
+    solver = Solver(Covariances({_LAYER: open_statistics(Path(file))}), _LAMBDA)
+    keys, shifts = RandomRows(n, d_ff, _SPREAD), RandomRows(n, d_model)
+    seconds = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        solve(solver, _LAYER, keys, shifts)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return {"seconds": min(seconds), "peak_matrices": peak / (d_ff**2 * 8)}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        sys.stdout.write(json.dumps(worker(**json.loads(sys.argv[2]))))
+    else:
+        main(run)
