@@ -4,7 +4,7 @@ Knows no Flower, no torch and no model.
 """
 
 from fedit_app.mkv.packing import DEFAULT_PRECISION, PRECISIONS, precision_named, rounding_error
-from fedit_app.mkv.record import MKV, SIGNATURES, create
+from fedit_app.mkv.record import MKV, SIGNATURES, Form, create
 from fedit_app.mkv.sealed import SealedMKV
 from fedit_app.mkv.wire import (
     KINDS,
@@ -20,6 +20,7 @@ from fedit_app.mkv.wire import (
 
 __all__ = [
     "DEFAULT_PRECISION",
+    "Form",
     "KINDS",
     "MKV",
     "OPEN",

@@ -15,7 +15,7 @@ from fedit_app.mkv.packing import (
     precision_named,
     unpack_checked,
 )
-from fedit_app.mkv.record import MKV, Authorship, check_origin, check_shapes
+from fedit_app.mkv.record import MKV, Authorship, Form, check_form, check_origin, check_shapes
 from fedit_app.mkv.wire_checks import (
     COMMON_FIELDS,
     MAX_MKVS,
@@ -73,8 +73,15 @@ def encode_open(mkvs: Sequence[MKV]) -> tuple[Arrays, Meta]:
     return arrays, meta
 
 
-def decode_open(arrays: Mapping[str, np.ndarray], meta: object) -> list[MKV]:
+def decode_open(
+    arrays: Mapping[str, np.ndarray], meta: object, form: Form | None = None
+) -> list[MKV]:
     """The MKVs of a message; the inverse of `encode_open` bit for bit.
+
+    Args:
+        arrays: as sent.
+        meta: as sent.
+        form: see `wire.decode`.
 
     Raises:
         FedEditError: names, types, shapes or values are not what `encode_open` writes, an id occurs
@@ -83,7 +90,7 @@ def decode_open(arrays: Mapping[str, np.ndarray], meta: object) -> list[MKV]:
     names = check_meta(meta, _FIELDS, "authors", lambda id_: isinstance(id_, str), _TOLD)
     fingerprint, precision = names["fingerprint"], names["precision"]
     n = len(names["ids"])
-    _check_arrays(arrays, n, precision)
+    _check_arrays(arrays, n, precision, form)
     authors = [_author(parts) for parts in names.get("authors", [[]] * n)]
     mkvs = []
     for i, (id_, node, slot) in enumerate(
@@ -120,7 +127,9 @@ def _is_short_text(text: object) -> bool:
     )
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, precision: str) -> None:
+def _check_arrays(
+    arrays: Mapping[str, np.ndarray], n: int, precision: str, form: Form | None
+) -> None:
     """Names, types and shapes of all `n` MKVs, so that none needs more memory than was sent."""
     dtypes = dict.fromkeys(VECTOR_FIELDS, precision_named(precision).dtype)
     check_types(arrays, {name: dtypes.get(name, SCALE_DTYPE) for name in PACKED_FIELDS}, _TOLD)
@@ -131,7 +140,10 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, precision: str) -> N
                 f"{_TOLD}, array `{name}`: shape {array.shape} found; it has to have "
                 f"{AXES[name]} axes, the first of them {n} long"
             )
-    check_shapes({field: arrays[field].shape[1:] for field in VECTOR_FIELDS})
+    shapes = {field: arrays[field].shape[1:] for field in VECTOR_FIELDS}
+    check_shapes(shapes)
+    if form is not None:
+        check_form(shapes, form)
     for field in VECTOR_FIELDS:
         if arrays[f"{field}_scale"].shape != arrays[field].shape[:-1]:
             raise FedEditError(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ MAX_NAME_LENGTH = 1024
 # Of all vectors together; an MKV of a model with 405 billion parameters has a quarter of it.
 MAX_ELEMENTS = 2**22
 MAX_SLOT = 2**31 - 1
+# Of the JSON before the vectors in a file.
+MAX_HEADER_BYTES = 64 * 2**10
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -28,6 +31,36 @@ class Authorship:
 
     public_key: str
     signature: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every MKV of a run looks like. Messages are checked against it before they are decoded.
+
+    Attributes:
+        n_layers: the number of edited layers.
+        d_ff: the width of a key.
+        d_model: the width of a shift and of a value.
+        sketch_width: the number of elements of a sketch, where MKVs are sealed.
+    """
+
+    n_layers: int
+    d_ff: int
+    d_model: int
+    sketch_width: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each vector field."""
+        value = (self.d_model,)
+        keys, shifts = (self.n_layers, self.d_ff), (self.n_layers, self.d_model)
+        return dict(zip(VECTOR_FIELDS, (keys, shifts, value, value), strict=True))
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes of an MKV as a file: in float32, with the longest names."""
+        elements = sum(math.prod(shape) for shape in self.shapes.values())
+        return 4 * elements + 4 * (2 * self.n_layers + 2) + MAX_HEADER_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +100,11 @@ class MKV:
         """`v_star - h0`, `(d_model,)`: what the edit adds to the unedited state."""
         delta: np.ndarray = self.v_star - self.h0
         return delta
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each vector field."""
+        return {field: getattr(self, field).shape for field in VECTOR_FIELDS}
 
     @property
     def lookup_key(self) -> np.ndarray:
@@ -147,6 +185,14 @@ def check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
         raise FedEditError(
             f"MKV vectors: shapes {shapes} found, {elements} elements; at most {MAX_ELEMENTS} are "
             "allowed, edit fewer layers"
+        )
+
+
+def check_form(shapes: Mapping[str, tuple[int, ...]], form: Form) -> None:
+    """Raises FedEditError unless the shapes by vector field are those of a run's MKVs."""
+    if dict(shapes) != form.shapes:
+        raise FedEditError(
+            f"MKV vectors: shapes {dict(shapes)} found; those of this run are {form.shapes}"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedit_app.mkv.record import SIGNATURES, check_origin, check_signature, is_id
+from fedit_app.mkv.record import SIGNATURES, Form, check_origin, check_signature, is_id
 from fedit_app.mkv.sketch import LARGEST_WIDTH, SMALLEST_WIDTH
 from fedit_app.mkv.wire_checks import MAX_MKV_BYTES, Arrays, Meta, check_meta, check_types
 from fedit_app.support.errors import FedEditError, shown
@@ -81,8 +81,15 @@ def encode_sealed(mkvs: Sequence[SealedMKV]) -> tuple[Arrays, Meta]:
     return arrays, meta
 
 
-def decode_sealed(arrays: Mapping[str, np.ndarray], meta: object) -> list[SealedMKV]:
+def decode_sealed(
+    arrays: Mapping[str, np.ndarray], meta: object, form: Form | None = None
+) -> list[SealedMKV]:
     """The sealed MKVs of a message; the inverse of `encode_sealed`. None of them is opened.
+
+    Args:
+        arrays: as sent.
+        meta: as sent.
+        form: see `wire.decode`.
 
     Raises:
         FedEditError: names, types, shapes or values are not what `encode_sealed` writes, or an id
@@ -90,13 +97,13 @@ def decode_sealed(arrays: Mapping[str, np.ndarray], meta: object) -> list[Sealed
     """
     names = check_meta(meta, _FIELDS, "", is_id, _TOLD)
     fingerprint, sizes = names["fingerprint"], names["sizes"]
+    most = form.most_bytes + SEALING_BYTES if form else MAX_MKV_BYTES
     for size in sizes:
-        if type(size) is not int or not SEALING_BYTES <= size <= MAX_MKV_BYTES:
+        if type(size) is not int or not SEALING_BYTES <= size <= most:
             raise FedEditError(
-                f"{_TOLD}: a payload of {shown(size)} bytes found; it has "
-                f"{SEALING_BYTES} to {MAX_MKV_BYTES}"
+                f"{_TOLD}: a payload of {shown(size)} bytes found; it has {SEALING_BYTES} to {most}"
             )
-    _check_arrays(arrays, len(sizes), sum(sizes))
+    _check_arrays(arrays, len(sizes), sum(sizes), form)
     payloads = memoryview(arrays[PAYLOAD].tobytes())
     found, begin = [], 0
     for i, (id_, node, slot, size) in enumerate(
@@ -110,7 +117,7 @@ def decode_sealed(arrays: Mapping[str, np.ndarray], meta: object) -> list[Sealed
     return found
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int) -> None:
+def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int, form: Form | None) -> None:
     wanted = dict.fromkeys(SKETCHES, np.dtype("<f2")) | {PAYLOAD: np.dtype("i1")}
     check_types(arrays, wanted, _TOLD)
     if arrays[PAYLOAD].shape != (total,):
@@ -124,10 +131,10 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], n: int, total: int) -> None:
         raise FedEditError(
             f"{_TOLD}: sketches of shapes {sorted(shapes)} found; all have to be ({n}, m)"
         )
-    if not SMALLEST_WIDTH <= shape[1] <= LARGEST_WIDTH:
+    least, most = (form.sketch_width,) * 2 if form else (SMALLEST_WIDTH, LARGEST_WIDTH)
+    if not least <= shape[1] <= most:
         raise FedEditError(
-            f"{_TOLD}: sketches of width {shape[1]} found; it has to be {SMALLEST_WIDTH} to "
-            f"{LARGEST_WIDTH}"
+            f"{_TOLD}: sketches of width {shape[1]} found; it has to be {least} to {most}"
         )
     for kind in SKETCHES:
         squares = (arrays[kind].astype(np.float64) ** 2).sum(axis=1)

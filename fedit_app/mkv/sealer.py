@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedit_app.mkv.federation_key import FederationKey
-from fedit_app.mkv.record import MKV, is_id
+from fedit_app.mkv.record import MKV, Form, check_form, is_id
 from fedit_app.mkv.sealed import SKETCHES, SealedMKV
 from fedit_app.mkv.sketch import Sketcher
 from fedit_app.mkv.wire import mkv_from_bytes, to_bytes
@@ -57,12 +57,17 @@ class Sealer:
             for i, mkv in enumerate(mkvs)
         ]
 
-    def open(self, sealed: SealedMKV) -> MKV:
+    def open(self, sealed: SealedMKV, form: Form | None = None) -> MKV:
         """The MKV inside.
 
+        Args:
+            sealed: the sealed MKV.
+            form: what the run's MKVs look like, which is checked before the sketches are made
+                again: that takes memory for every element. None for what this machine has sealed.
+
         Raises:
-            FedEditError: it was damaged, exchanged, renamed or sealed with another key; or what is
-                inside is not what stands outside, the sketches included.
+            FedEditError: it was damaged, exchanged, renamed or sealed with another key; it is of
+                another form; or what is inside is not what stands outside, the sketches included.
         """
         place = f"sealed MKV {sealed.id} of node {sealed.node!r}"
         nonce, rest = sealed.payload[:_NONCE_BYTES], sealed.payload[_NONCE_BYTES:]
@@ -74,6 +79,8 @@ class Sealer:
                 f"{place}: does not open; it was damaged, exchanged, or sealed with another "
                 "federation key"
             ) from None
+        if form is not None:
+            check_form(mkv.shapes, form)
         inside = (self.seal_id(mkv.id), mkv.node, mkv.slot, mkv.fingerprint)
         if inside != (sealed.id, sealed.node, sealed.slot, self._inner):
             raise FedEditError(f"{place}: names another MKV than it holds")

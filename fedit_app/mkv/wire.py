@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedit_app.mkv.open_form import decode_open, encode_open
-from fedit_app.mkv.record import MKV
+from fedit_app.mkv.record import MAX_HEADER_BYTES, MKV, Form
 from fedit_app.mkv.sealed import SealedMKV, decode_sealed, encode_sealed
 from fedit_app.mkv.wire_checks import MAX_MKV_BYTES, Arrays, Meta
 from fedit_app.support.errors import FedEditError, shown
@@ -26,7 +26,6 @@ Record = MKV | SealedMKV
 # safetensors writes several in random order.
 KINDS = ("mkv", "sealed-mkv")
 OPEN, SEALED = KINDS
-MAX_HEADER_BYTES = 64 * 2**10
 _UNREADABLE = (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError)
 
 
@@ -49,18 +48,22 @@ def encode(records: Sequence[Record]) -> tuple[str, Arrays, Meta]:
     return (SEALED, *encode_sealed(sealed)) if sealed else (OPEN, *encode_open(opened))
 
 
-def decode(kind: str, arrays: Mapping[str, np.ndarray], meta: object) -> list[Record]:
+def decode(
+    kind: str, arrays: Mapping[str, np.ndarray], meta: object, form: Form | None = None
+) -> list[Record]:
     """The records of a message; the inverse of `encode` bit for bit.
 
     Args:
         kind: one of `KINDS`.
         arrays: as sent.
         meta: as sent.
+        form: what the run's MKVs look like, which is checked before any of them is decoded; None
+            in a file, which may be of any run.
 
     Raises:
         FedEditError: see `decode_open` and `decode_sealed`.
     """
-    return [*(decode_open if kind == OPEN else decode_sealed)(arrays, meta)]
+    return [*(decode_open if kind == OPEN else decode_sealed)(arrays, meta, form)]
 
 
 def to_bytes(record: Record) -> bytes:

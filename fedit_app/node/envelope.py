@@ -19,7 +19,7 @@ from fedit_app.config.folders import simulated_key_file
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.mkv import MKV, Record
+from fedit_app.mkv import MKV, Form, Record
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.sealer import Sealer
@@ -52,6 +52,7 @@ class Envelope:
         components: the parts of the fingerprint of the node's MKVs, see `Workbench`.
         precision: to which they are rounded.
         identity: what the node signs with, and whose signatures it asks for.
+        form: what the run's MKVs look like.
 
     Attributes:
         components: what all nodes have to agree on; the server knows their MKVs by its hash.
@@ -60,9 +61,11 @@ class Envelope:
 
     seals = False
 
-    def __init__(self, components: Mapping[str, str], precision: str, identity: Identity) -> None:
+    def __init__(
+        self, components: Mapping[str, str], precision: str, identity: Identity, form: Form
+    ) -> None:
         self.components = dict(components)
-        self._precision, self._identity = precision, identity
+        self._precision, self._identity, self._form = precision, identity, form
 
     def sealed(self, mkvs: Sequence[MKV]) -> Sequence[Record]:
         """MKVs of this node as they go out: signed, and sealed in a sealed run."""
@@ -76,7 +79,8 @@ class Envelope:
         """
         mkvs: list[MKV] = []
         rejections: Counter[str] = Counter()
-        for record in unpack_mkvs(content, fingerprint_of(self.components), self._precision):
+        fingerprint = fingerprint_of(self.components)
+        for record in unpack_mkvs(content, fingerprint, self._precision, self._form):
             try:
                 mkv = self._opened(record)
             except FedEditError as error:
@@ -132,11 +136,11 @@ class SealedEnvelope(Envelope):
     """Seals what goes out and opens what comes in.
 
     Args:
-        components: see `Envelope`, as the next two.
+        components: see `Envelope`, as the next three.
         precision: of the MKVs.
         identity: of the node.
+        form: of the MKVs.
         key: the federation key.
-        width: the number of elements of a sketch.
     """
 
     seals = True
@@ -146,13 +150,13 @@ class SealedEnvelope(Envelope):
         components: Mapping[str, str],
         precision: str,
         identity: Identity,
+        form: Form,
         key: FederationKey,
-        width: int,
     ) -> None:
-        sealed = {FEDERATION_KEY: key.id, "sketch-width": str(width)}
-        super().__init__({**components, **sealed}, precision, identity)
+        sealed = {FEDERATION_KEY: key.id, "sketch-width": str(form.sketch_width)}
+        super().__init__({**components, **sealed}, precision, identity, form)
         outside, inside = fingerprint_of(self.components), fingerprint_of(components)
-        self._sealer = Sealer(key, outside, inside, width)
+        self._sealer = Sealer(key, outside, inside, form.sketch_width)
 
     def id_out(self, id_: str) -> str:
         return self._sealer.seal_id(id_)
@@ -175,7 +179,7 @@ class SealedEnvelope(Envelope):
     def _opened(self, record: Record) -> MKV:
         if isinstance(record, MKV):
             raise FedEditError(f"MKV {record.id} of node {record.node!r}: not sealed, this run is")
-        mkv = self._sealer.open(record)
+        mkv = self._sealer.open(record, self._form)
         if mkv.precision != self._precision:
             raise FedEditError(
                 f"sealed MKV {record.id} of node {record.node!r}: precision {mkv.precision} found, "

@@ -26,6 +26,7 @@ from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
     HELLO,
+    LEAST_WEIGHT,
     REEDIT,
     TRAIN,
     Call,
@@ -205,11 +206,17 @@ def _contested_keys(
         for holder, value in zip(key.holders, values, strict=False):
             place = participant.value_place(asked.slot, key.round, ids, holder)
             try:
-                changes[holder] = envelope.value_in(value, place)
+                changes[holder] = _finite(envelope.value_in(value, place))
             except FedEditError as error:
                 logger.warning("value of node %r: left out: %s", holder, error)
         found.append(Contested(ids, key.round, changes, key.settled))
     return found
+
+
+def _finite(value: np.ndarray) -> np.ndarray:
+    if not np.isfinite(value).all():
+        raise FedEditError("NaN or infinity in it")
+    return value
 
 
 def train(content: RecordDict, participant: Participant) -> RecordDict:
@@ -222,7 +229,7 @@ def train(content: RecordDict, participant: Participant) -> RecordDict:
     reply = answered.packed()
     reply["arrays"] = _as_arrays(changed)
     # Stock strategies divide by the sum of the weights, which may not be zero.
-    reply["metrics"] = MetricRecord({"num-examples": float(requests) or 1e-9})
+    reply["metrics"] = MetricRecord({"num-examples": float(requests) or LEAST_WEIGHT})
     return reply
 
 

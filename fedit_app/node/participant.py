@@ -29,7 +29,7 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger, fulfilled_requests
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_withdrawn
-from fedit_app.mkv import MKV
+from fedit_app.mkv import MKV, Form
 from fedit_app.models.embedding import embed
 from fedit_app.node.compose_stage import ComposeOutcome, ComposeStage, Contested
 from fedit_app.node.edit_stage import EditOutcome, EditStage
@@ -98,11 +98,11 @@ class Participant:
     @functools.cached_property
     def envelope(self) -> Envelope:
         """Turns this node's MKVs into the form that the server gets, and back."""
-        components, precision = self.workbench.components, self.workbench.precision
+        bench, width = self.workbench, self.config.sketch_width
+        form = Form(len(bench.settings.layers), bench.model.d_ff, bench.model.d_model, width)
         if self._key is None:
-            return Envelope(components, precision, self._identity)
-        width = self.config.sketch_width
-        return SealedEnvelope(components, precision, self._identity, self._key, width)
+            return Envelope(bench.components, bench.precision, self._identity, form)
+        return SealedEnvelope(bench.components, bench.precision, self._identity, form, self._key)
 
     def everybody(self) -> dict[str, list[list[EditRequest]]]:
         """Every node's requests per slot in a simulation, elsewhere the node's own.

@@ -150,6 +150,11 @@ class MKVPool:
         """Id -> the nodes that have uploaded the MKV, for the ids that the pool holds."""
         return {row["id"]: row["nodes"] for row in self._rows(ids, ["id", "nodes"])}
 
+    def keys(self, ids: Collection[str]) -> dict[str, np.ndarray]:
+        """Id -> the lookup key, or its sketch, `(d,)` float64 of length 1, for those it holds."""
+        rows = self._rows(ids, ["id", "key"])
+        return {row["id"]: np.array(row["key"], np.float64) for row in rows}
+
     def fetch(self, ids: Sequence[str]) -> list[Record]:
         """The MKVs with these ids, in this order.
 

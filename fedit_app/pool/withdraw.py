@@ -6,7 +6,8 @@ The records are a table beside the pool's, so that nodes that join later learn o
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from itertools import islice
 
 import pyarrow as pa
 
@@ -17,6 +18,8 @@ from fedit_app.pool.tables import open_table
 logger = logging.getLogger(__name__)
 
 TABLE = "withdrawals"
+# Of what a node is not known to have, but may have from an interrupted run.
+_MOST_TOLD = 10_000
 _SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("node", pa.string())])
 
 
@@ -69,3 +72,17 @@ def withdrawn(pool: MKVPool) -> dict[str, list[str]]:
     nodes = withdrawals(pool)
     held = pool.facts(list(nodes))
     return {id_: names for id_, names in nodes.items() if id_ not in held}
+
+
+def told_of(withdrawn: Mapping[str, list[str]], known: Collection[str]) -> dict[str, list[str]]:
+    """The withdrawals that a node hears of: of what it has, and some of what it may have.
+
+    Otherwise a node that withdraws what nobody has made would fill the messages to all.
+
+    Args:
+        withdrawn: id -> nodes.
+        known: ids of the MKVs that the node is known to have.
+    """
+    found = {id_: nodes for id_, nodes in withdrawn.items() if id_ in known}
+    others = (item for item in withdrawn.items() if item[0] not in found)
+    return found | dict(islice(others, _MOST_TOLD))

@@ -19,8 +19,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedit_app.config.run_config import ConfigValue
-from fedit_app.mkv import KINDS, OPEN, Record, decode, encode
+from fedit_app.mkv import KINDS, OPEN, Form, Record, decode, encode
 from fedit_app.mkv.sealed import SEALING_BYTES
+from fedit_app.mkv.wire_checks import MAX_MKVS
 from fedit_app.support.errors import FedEditError, shown
 
 VERSION = 5
@@ -34,14 +35,20 @@ TRAIN = "train"
 # The part of a fingerprint that tells sealed runs, and which key the nodes have.
 FEDERATION_KEY = "federation-key"
 
+# What a stock strategy weights the weights of a node without requests by: it divides by the sum.
+LEAST_WEIGHT = 1e-9
+
 # Of one JSON text: what the names of 100,000 MKVs need.
 MAX_JSON_LENGTH = 16 * 2**20
 
 _INFO, _META = "info", "mkv-meta"
 _SECONDS = "seconds"
+_MOST_SECONDS = 1e9
 _KEYS, _LOOKUP = "keys", "lookup"
 _VALUES = "values"
 _RECORDS = {kind: f"{kind}s" for kind in KINDS}
+# How Flower calls bytes that numpy.save has written.
+_STYPE = "numpy.ndarray"
 # Arrays of MKVs and of weights have these types and at most so many axes.
 _DTYPES = ("|i1", "<f2", "<f4", "<f8")
 _MOST_AXES = 8
@@ -149,10 +156,16 @@ def note_seconds(content: RecordDict, seconds: float) -> None:
 def noted_seconds(content: RecordDict) -> float:
     """How long a node took for an answer, in seconds; 0 if it does not say so."""
     seconds = _info(content).get(_SECONDS)
-    return seconds if isinstance(seconds, float) and 0 <= seconds < math.inf else 0.0
+    return seconds if isinstance(seconds, float) and 0 <= seconds < _MOST_SECONDS else 0.0
 
 
-def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[Record]:
+def unpack_mkvs(
+    content: RecordDict,
+    fingerprint: str,
+    precision: str,
+    form: Form | None = None,
+    most: int = MAX_MKVS,
+) -> list[Record]:
     """The MKVs of a message, checked, open or sealed as they were sent.
 
     Args:
@@ -160,9 +173,11 @@ def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[R
         fingerprint: the one that they must have. That of sealed MKVs is another than that of open
             ones, so it says which of the two are expected.
         precision: the one that open ones must have.
+        form: what they must look like; None for any.
+        most: how many they may be.
 
     Raises:
-        FedEditError: they are damaged, or of another fingerprint or precision.
+        FedEditError: they are too many, damaged, or of another fingerprint, precision or form.
     """
     kinds = [kind for kind, name in _RECORDS.items() if name in content.array_records]
     if not kinds:
@@ -178,7 +193,10 @@ def unpack_mkvs(content: RecordDict, fingerprint: str, precision: str) -> list[R
             raise FedEditError(
                 f"MKVs of {name} {shown(meta.get(name))} sent, {value!r} is expected"
             )
-    return decode(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta)
+    ids = meta.get("ids")
+    if isinstance(ids, list) and len(ids) > most:
+        raise FedEditError(f"{len(ids)} MKVs sent; at most {most} are expected")
+    return decode(kinds[0], unpack_arrays(content, _RECORDS[kinds[0]]), meta, form)
 
 
 def unpack_arrays(content: RecordDict, name: str) -> dict[str, np.ndarray]:
@@ -200,6 +218,8 @@ def _elements(array: Array, place: str) -> np.ndarray:
 
     numpy.load would allocate whatever size the header claims before it reads the elements.
     """
+    if array.stype != _STYPE:
+        raise FedEditError(f"{place}: {shown(array.stype)} found; it has to be {_STYPE}")
     try:
         shape, fortran, dtype, start = _header(array.data[:_MOST_HEADER_BYTES])
     except ValueError as error:
@@ -249,13 +269,15 @@ def unpack_lookup(content: RecordDict, width: int) -> np.ndarray:
     """The lookup keys of an answer, or sketches of them: (n, width), n = 0 if it has none.
 
     Raises:
-        FedEditError: they are damaged, or of another width.
+        FedEditError: they are damaged, not finite, or of another width.
     """
     if _KEYS not in content.array_records:
         return np.zeros((0, width), np.float32)
     found = unpack_arrays(content, _KEYS).get(_LOOKUP, np.zeros(0))
     if found.ndim != 2 or found.shape[1] != width:
         raise FedEditError(f"lookup keys of shape {found.shape} found; expected (n, {width})")
+    if not np.isfinite(found).all():
+        raise FedEditError("lookup keys: NaN or infinity found; every element must be finite")
     return found
 
 

@@ -13,7 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validat
 Metric = Literal["likelihood", "tokens", "mixed"]
 """How shares are counted: targets compared by likelihood (CounterFact), correct tokens (zsRE)."""
 
+MOST = 2**53
+"""The largest count."""
+# Sums and means of what is measured have to be finite, too.
+_LARGEST = 1e100
+
 Share = Annotated[float, Field(ge=0, le=1)] | None
+Finite = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 Difference = Annotated[float, Field(ge=-1, le=1)] | None
 
 SCORE_PARTS = ("efficacy", "paraphrase", "neighborhood")
@@ -33,7 +39,7 @@ class SharedSubject(_Measured):
         efficacy: as in `Metrics`, over these facts.
     """
 
-    count: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1, le=MOST)]
     hold: Annotated[int, Field(ge=0)]
     efficacy: Share
 
@@ -79,9 +85,9 @@ class Metrics(_Measured):
     paraphrase_magnitude: Difference = None
     neighborhood_magnitude: Difference = None
     exact_match: Share = None
-    generation_entropy: Annotated[float, Field(ge=0)] | None = None
+    generation_entropy: Annotated[float, Field(ge=0, le=_LARGEST)] | None = None
     score: Share
-    count: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=0, le=MOST)]
     metric: Metric = "likelihood"
     shared_subject: SharedSubject | None = None
 
@@ -110,11 +116,11 @@ class Neutral(_Measured):
             of the other model, too.
     """
 
-    kl: float
-    perplexity_before: float
-    perplexity_after: float
-    tokens: int | float
-    top10_overlap: float
+    kl: Finite
+    perplexity_before: Finite
+    perplexity_after: Finite
+    tokens: Annotated[int | float, Field(ge=0, le=MOST)]
+    top10_overlap: Annotated[float, Field(ge=0, le=1)]
 
 
 def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:

@@ -36,7 +36,7 @@ from pydantic import (
 
 from fedit_app.mkv import Record
 from fedit_app.mkv.numerics import NUMERICS_VERSION
-from fedit_app.mkv.record import MAX_NAME_LENGTH, MAX_SLOT
+from fedit_app.mkv.record import MAX_NAME_LENGTH, MAX_SLOT, is_id
 from fedit_app.protocol.messages import (
     COMPOSE,
     EDIT,
@@ -48,11 +48,14 @@ from fedit_app.protocol.messages import (
     pack,
     unpack_info,
 )
-from fedit_app.protocol.metrics import Metrics, Neutral
+from fedit_app.protocol.metrics import MOST, Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
 
 MOST_HOLDERS = 256
 """Most MKVs, or nodes, that a contested key may have."""
+
+MOST_LAYERS, MOST_WIDTH = 4096, 2**20
+"""Most edited layers of a model, and its largest width."""
 
 Said = Literal["holds", "not yet", "declined"]
 
@@ -63,10 +66,16 @@ def _printable(text: str) -> str:
     return text
 
 
+def _id(text: str) -> str:
+    if not is_id(text):
+        raise ValueError("Input should be 32 hex digits")
+    return text
+
+
 # A validation error lists every wrong item; `FailFast` keeps millions of them out of memory.
-def _named(value: Any) -> PlainValidator:
-    """An object from names to such values."""
-    pairs = TypeAdapter(Annotated[list[tuple[Name, value]], FailFast()])
+def _object(name: Any, value: Any) -> PlainValidator:
+    """An object from such names to such values."""
+    pairs = TypeAdapter(Annotated[list[tuple[name, value]], FailFast()])
 
     def check(found: object) -> object:
         if not isinstance(found, dict):
@@ -79,9 +88,14 @@ def _named(value: Any) -> PlainValidator:
 Flag = Annotated[bool, Strict()]
 Name = Annotated[str, Strict(), Field(max_length=MAX_NAME_LENGTH), AfterValidator(_printable)]
 Names = Annotated[list[Name], FailFast()]
-Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-Counts = Annotated[dict[str, int], _named(Count)]
-NamesByName = Annotated[dict[str, list[str]], _named(Names)]
+Id = Annotated[str, Strict(), AfterValidator(_id)]
+Ids = Annotated[list[Id], FailFast()]
+Count = Annotated[int, Strict(), Field(ge=0, le=MOST)]
+Width = Annotated[int, Strict(), Field(ge=1, le=MOST_WIDTH)]
+Counts = Annotated[dict[str, int], _object(Name, Count)]
+CountsById = Annotated[dict[str, int], _object(Id, Count)]
+IdsById = Annotated[dict[str, list[str]], _object(Id, Ids)]
+NamesById = Annotated[dict[str, list[str]], _object(Id, Names)]
 Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
 
 
@@ -200,13 +214,13 @@ class HelloAnswer(Answer):
 
     simulated: Flag
     requests: Annotated[list[Count], FailFast()] = Field(default_factory=list)
-    components: Annotated[dict[str, str], _named(Name)]
-    layers: Annotated[list[Count], FailFast()]
-    d_model: Count
-    d_ff: Count
-    wants: Names
-    holds: Names
-    withdrawn: Names
+    components: Annotated[dict[str, str], _object(Name, Name)]
+    layers: Annotated[list[Count], FailFast(), Field(min_length=1, max_length=MOST_LAYERS)]
+    d_model: Width
+    d_ff: Width
+    wants: Ids
+    holds: Ids
+    withdrawn: Ids
 
 
 class EditAsk(Ask):
@@ -223,8 +237,8 @@ class EditAsk(Ask):
     slot: Annotated[Slot, Field(ge=1)]
     central: Flag
     upload: Flag
-    missing: Names
-    withdrawn: NamesByName
+    missing: Ids
+    withdrawn: NamesById
 
 
 class ReeditAsk(Ask):
@@ -237,8 +251,8 @@ class ReeditAsk(Ask):
     """
 
     slot: Annotated[Slot, Field(ge=1)]
-    votes: Counts
-    supersedes: NamesByName
+    votes: CountsById
+    supersedes: IdsById
 
 
 class ContestedKey(_Content):
@@ -251,7 +265,7 @@ class ContestedKey(_Content):
         settled: all holders have said that the value holds: make its MKV.
     """
 
-    ids: Annotated[Names, Field(min_length=2, max_length=MOST_HOLDERS)]
+    ids: Annotated[Ids, Field(min_length=2, max_length=MOST_HOLDERS)]
     round: Count
     holders: Annotated[Names, Field(max_length=MOST_HOLDERS)]
     settled: Flag
@@ -268,7 +282,7 @@ class ComposeAsk(Ask):
 
     slot: Annotated[Slot, Field(ge=1)]
     keys: Annotated[list[ContestedKey], FailFast()]
-    supersedes: NamesByName
+    supersedes: IdsById
 
 
 class EvaluateAsk(Ask):
@@ -315,8 +329,8 @@ class ConflictIds(_Content):
         gave_way: id of the other.
     """
 
-    held: Name
-    gave_way: Name
+    held: Id
+    gave_way: Id
 
 
 Conflicts = Annotated[list[ConflictIds], FailFast()]
@@ -336,10 +350,10 @@ class EditAnswer(TrainAnswer):
     """
 
     warm_started: Count
-    reused: Names
-    again: Names
+    reused: Ids
+    again: Ids
     quarantined: Count
-    supersedes: NamesByName
+    supersedes: IdsById
     conflicts: Conflicts
 
 
@@ -378,7 +392,7 @@ class ComposeAnswer(Answer):
     rejections: Counts
     quarantined: Count
     conflicts: Conflicts
-    supersedes: NamesByName
+    supersedes: IdsById
 
 
 class EvaluateAnswer(Answer):

@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.mkv import Record, SealedMKV
+from fedit_app.mkv import Form, Record, SealedMKV
 from fedit_app.pool import MKVPool
 from fedit_app.pool.superseded import supersede, superseded_by
 from fedit_app.protocol.messages import COMPOSE, unpack_mkvs, unpack_values, with_values
@@ -33,14 +33,14 @@ class Composition:
         pool: where the composed MKVs go.
         fingerprint: the one that they have.
         slot: the slot, with its contested keys.
-        d_model: width of a value.
+        form: what the run's MKVs look like.
     """
 
     def __init__(
-        self, config: RunConfig, pool: MKVPool, fingerprint: str, slot: Slot, d_model: int
+        self, config: RunConfig, pool: MKVPool, fingerprint: str, slot: Slot, form: Form
     ) -> None:
         self._config, self._pool, self._fingerprint = config, pool, fingerprint
-        self._slot, self._d_model = slot, d_model
+        self._slot, self._form = slot, form
         known = pool.fetch([id_ for contest in slot.contests for id_ in contest.ids[:1]])
         self._sealed = any(isinstance(mkv, SealedMKV) for mkv in known)
 
@@ -140,16 +140,18 @@ class Composition:
         Raises:
             FedEditError: it has made others, or they are not what they have to be.
         """
-        mkvs = unpack_mkvs(content, self._fingerprint, self._config.mkv_precision)
+        precision, most = self._config.mkv_precision, len(keys)
+        mkvs = unpack_mkvs(content, self._fingerprint, precision, self._form, most)
         check_origin(name, self._slot.number, mkvs)
         self._pool.check(mkvs)
-        pairs = []
+        pairs: list[tuple[Record, Contest]] = []
         for mkv in mkvs:
-            older = set(answer.supersedes.get(mkv.id, ()))
-            fitting = [c for c in keys if c.settled and not c.made and older.issuperset(c.ids)]
-            if not fitting:
+            older, taken = set(answer.supersedes.get(mkv.id, ())), [c for _, c in pairs]
+            open_ = (c for c in keys if c.settled and not c.made and c not in taken)
+            fitting = next((c for c in open_ if older.issuperset(c.ids)), None)
+            if fitting is None:
                 raise FedEditError(f"MKV {mkv.id} is not one that it was asked to make")
-            pairs.append((mkv, fitting[0]))
+            pairs.append((mkv, fitting))
         record, member = self._slot.grid.record, self._slot.grid.members[name]
         for mkv, contest in pairs:
             contest.made = mkv.id
@@ -172,7 +174,7 @@ class Composition:
             raise FedEditError(f"{len(keys)} keys asked for, {len(answer.said)} answered")
         said = {contest.ids: word for contest, word in zip(keys, answer.said, strict=True)}
         taken = [ids for ids, word in said.items() if word != "declined"]
-        rows = unpack_values(content, len(taken), self._d_model, self._sealed)
+        rows = unpack_values(content, len(taken), self._form.d_model, self._sealed)
         return said, dict(zip(taken, rows, strict=True))
 
 

@@ -6,12 +6,15 @@ sealed run it cannot read them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey, Said
+
+_DEVIATIONS = 6
 
 
 @dataclass
@@ -81,21 +84,53 @@ def contests(reports: Mapping[str, Sequence[ConflictIds]]) -> list[Contest]:
     Args:
         reports: node -> pairs of MKVs of one key of which either does not say the other's facts.
     """
-    groups: list[set[str]] = []
+    first: dict[str, str] = {}  # id -> another one of its group; of the group's first one itself
+
+    def first_of(id_: str) -> str:
+        while first.setdefault(id_, id_) != id_:
+            first[id_] = first[first[id_]]
+            id_ = first[id_]
+        return id_
+
     for pair in (pair for pairs in reports.values() for pair in pairs):
-        joined = {pair.held, pair.gave_way}
-        apart = [group for group in groups if not group & joined]
-        groups = [*apart, joined.union(*(group for group in groups if group & joined))]
-    found = []
-    for group in groups:
-        holders = [
-            name
-            for name, pairs in sorted(reports.items())
-            if any({pair.held, pair.gave_way} <= group for pair in pairs)
-        ]
-        if len(holders) > 1 and max(len(group), len(holders)) <= MOST_HOLDERS:
-            found.append(Contest(tuple(sorted(group)), holders))
+        first[first_of(pair.held)] = first_of(pair.gave_way)
+    groups: dict[str, list[str]] = {}
+    for id_ in sorted(first):
+        groups.setdefault(first_of(id_), []).append(id_)
+    holders: dict[str, dict[str, None]] = {}
+    for name, pairs in sorted(reports.items()):
+        for pair in pairs:
+            holders.setdefault(first_of(pair.held), {})[name] = None
+    found = [
+        Contest(tuple(ids), list(holders[group]))
+        for group, ids in groups.items()
+        if len(holders[group]) > 1 and max(len(ids), len(holders[group])) <= MOST_HOLDERS
+    ]
     return sorted(found, key=lambda contest: contest.ids)
+
+
+def of_one_key(
+    pairs: Iterable[ConflictIds], keys: Mapping[str, np.ndarray], least: float
+) -> list[ConflictIds]:
+    """Those pairs whose keys are one, as far as a server can tell.
+
+    A node could otherwise join what others contest with what has nothing to do with it.
+
+    Args:
+        pairs: as a node reports them.
+        keys: id -> key, or sketch of one, of length 1; a pair without them does not count.
+        least: the least cosine of two keys that are one, which the nodes compare themselves: that
+            of sketches may be wrong by some standard deviations, see `mkv.sketch`.
+    """
+    found = []
+    for pair in pairs:
+        one, other = keys.get(pair.held), keys.get(pair.gave_way)
+        if one is None or other is None:
+            continue
+        deviation = (1 - least**2) / math.sqrt(len(one))
+        if one @ other >= least - _DEVIATIONS * deviation:
+            found.append(pair)
+    return found
 
 
 def is_settled(pair: ConflictIds, settled: Iterable[Contest]) -> bool:

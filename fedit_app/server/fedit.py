@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedit_app.config.run_config import RunConfig
-from fedit_app.mkv import Record
+from fedit_app.mkv import Form, Record
 from fedit_app.pool import MKVPool, Ranked, SelectionConfig
 from fedit_app.pool.superseded import supersede, superseded_by
-from fedit_app.pool.withdraw import withdraw, withdrawn
+from fedit_app.pool.withdraw import told_of, withdraw, withdrawn
 from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
@@ -23,12 +23,19 @@ from fedit_app.protocol.messages import (
     unpack_lookup,
     unpack_mkvs,
 )
-from fedit_app.protocol.schema import EditAnswer, EditAsk, EvaluateAsk, ReeditAnswer, ReeditAsk
+from fedit_app.protocol.schema import (
+    ConflictIds,
+    EditAnswer,
+    EditAsk,
+    EvaluateAsk,
+    ReeditAnswer,
+    ReeditAsk,
+)
 from fedit_app.server.composition import Composition
-from fedit_app.server.contests import Contest, contests, is_settled
+from fedit_app.server.contests import Contest, contests, is_settled, of_one_key
 from fedit_app.server.grid import Member, RunGrid
 from fedit_app.server.slot import Slot
-from fedit_app.server.uploads import check_again, check_amount, check_origin
+from fedit_app.server.uploads import check_again, check_amount, check_origin, form_of, within
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +56,7 @@ class FedEdit(Strategy):
     Attributes:
         first_slot: the slot to start with; greater than 1 when an earlier run is resumed.
         slot: the slot that is under way.
+        form: what the run's MKVs look like.
     """
 
     central = False
@@ -65,6 +73,7 @@ class FedEdit(Strategy):
         )
         self.first_slot = 1
         self.slot: Slot
+        self.form: Form
         self._tried: set[frozenset[str]] = set()
 
     def summary(self) -> None:
@@ -96,14 +105,14 @@ class FedEdit(Strategy):
 
         Args:
             grid: the members of the run, a `RunGrid`.
-            initial_arrays: not sent, as FedEdit's nodes keep their own ledgers; their shape tells
-                d_model.
+            initial_arrays: not sent, as FedEdit's nodes keep their own ledgers; they tell the form
+                of the run's MKVs.
 
         Raises:
             FedEditError: no node answered the edit stage of a slot.
         """
         run, none = _run_grid(grid), ConfigRecord()
-        d_model = next(iter(initial_arrays.values())).shape[0]
+        self.form = form_of(initial_arrays, self.config.sketch_width)
         self.summary()
         for slot in range(self.first_slot, self.config.num_slots + 1):
             if slot > self.first_slot and run.newcomers(slot):
@@ -113,7 +122,7 @@ class FedEdit(Strategy):
             if self.exchange:
                 reedits = self.configure_reedit(self.slot)
                 self.aggregate_reedit(self.slot, run.send_and_receive(reedits))
-                self.compose(self.slot, d_model)
+                self.compose(self.slot)
             self._note_conflicts(self.slot)
             evaluations = self.configure_evaluate(slot, initial_arrays, none, run)
             self.aggregate_evaluate(slot, run.send_and_receive(evaluations))
@@ -146,7 +155,7 @@ class FedEdit(Strategy):
                 central=self.central,
                 upload=self.exchange,
                 missing=self.slot.missing.get(member.name, []),
-                withdrawn=withdrawn,
+                withdrawn=told_of(withdrawn, member.known),
             )
             mkvs = self.pool.fetch(candidates.get(member.name, []))
             messages.append(member.message(EDIT, asked.packed(mkvs)))
@@ -217,9 +226,9 @@ class FedEdit(Strategy):
             FedEditError: it may not have sent what it sent; none of it counts.
         """
         answer = EditAnswer.read(content)
-        mkvs = unpack_mkvs(content, self.fingerprint, self.config.mkv_precision)
         again = set(answer.again)
         check_again(again, slot.missing.get(name, ()))
+        mkvs = unpack_mkvs(content, self.fingerprint, self.config.mkv_precision, self.form)
         new = [mkv for mkv in mkvs if mkv.id not in again]
         check_amount(len(new), self.config.max_uploads_per_slot)
         check_origin(name, slot.number, mkvs, again)
@@ -308,25 +317,29 @@ class FedEdit(Strategy):
             name, answer = slot.grid.name_of(message), ReeditAnswer.read(message.content)
             member = slot.grid.members[name]
             try:
-                member.lookup = unpack_lookup(message.content, member.lookup.shape[1])
+                lookup = unpack_lookup(message.content, member.lookup.shape[1])
+                member.lookup = within(lookup, self.config.max_uploads_per_slot, name)
             except FedEditError as error:
                 slot.grid.failed(name, slot.number, "reedit", str(error))
             member.holds |= set(slot.offered[name])
             found = (answer.received_from, answer.rejections)
             slot.grid.record.received(slot.number, name, *found)
             slot.note_conflicts(name, [*answer.conflicts, *answer.contested])
-            slot.contested[name] = answer.contested
+            slot.contested[name] = self._composable(answer.contested)
 
-    def compose(self, slot: Slot, d_model: int) -> None:
+    def _composable(self, pairs: Sequence[ConflictIds]) -> list[ConflictIds]:
+        keys = self.pool.keys({id_ for pair in pairs for id_ in (pair.held, pair.gave_way)})
+        return of_one_key(pairs, keys, self.config.same_key_threshold)
+
+    def compose(self, slot: Slot) -> None:
         """Let the holders of each contested key learn one value for it, see `Composition`.
 
         Args:
             slot: with what the nodes contest.
-            d_model: width of a value.
         """
         slot.contests = [c for c in contests(slot.contested) if self._may_compose(c)]
         if slot.contests:
-            Composition(self.config, self.pool, self.fingerprint, slot, d_model).run()
+            Composition(self.config, self.pool, self.fingerprint, slot, self.form).run()
         self._tried |= {frozenset(c.ids) for c in slot.contests if c.holders and not c.made}
 
     def _may_compose(self, contest: Contest) -> bool:
@@ -351,7 +364,7 @@ class FedEdit(Strategy):
     def _note_conflicts(self, slot: Slot) -> None:
         """Record what no value was found for, and conflicts that nobody could compose."""
         settled = [contest for contest in slot.contests if contest.made]
-        lone = [frozenset((p.held, p.gave_way)) for ps in slot.contested.values() for p in ps]
+        lone = {frozenset((p.held, p.gave_way)) for ps in slot.contested.values() for p in ps}
         tried = [set(contest.ids) for contest in slot.contests]
         for name, pairs in sorted(slot.conflicts.items()):
             for pair in pairs:

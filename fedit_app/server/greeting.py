@@ -15,6 +15,7 @@ from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.protocol.messages import FEDERATION_KEY, HELLO, unpack_lookup
 from fedit_app.protocol.schema import HelloAnswer, HelloAsk
 from fedit_app.server.grid import Member, RunGrid
+from fedit_app.server.uploads import within
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Agreement:
         d_ff: width of the MLPs' inner states.
         simulated: whether the members are virtual nodes.
         lookup_width: number of elements of a lookup key, or of a sketch of one.
+        most_lookups: how many lookup keys of a node are looked up in a slot.
     """
 
     components: Mapping[str, str]
@@ -39,6 +41,7 @@ class Agreement:
     d_ff: int
     simulated: bool
     lookup_width: int
+    most_lookups: int
 
     @property
     def fingerprint(self) -> str:
@@ -98,6 +101,7 @@ def gather(grid: RunGrid, config: RunConfig) -> Agreement:
         reference.d_ff,
         simulated,
         config.sketch_width if FEDERATION_KEY in reference.components else reference.d_ff,
+        config.max_uploads_per_slot,
     )
     _admit(grid, hellos, agreement)
     logger.info("%d nodes take part: %s", len(grid.members), ", ".join(sorted(grid.members)))
@@ -173,6 +177,7 @@ def _admit(grid: RunGrid, hellos: Mapping[str, Hello], agreement: Agreement) -> 
             continue
         try:
             lookup = unpack_lookup(hello.reply.content, agreement.lookup_width)
+            lookup = within(lookup, agreement.most_lookups, name)
         except FedEditError as error:
             grid.record.failed(name, 0, "hello", str(error))
             continue

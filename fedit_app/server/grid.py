@@ -43,7 +43,9 @@ from fedit_app.protocol.schema import (
     is_name,
 )
 from fedit_app.server.record import RunRecord
+from fedit_app.server.uploads import check_average
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import printable
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +96,21 @@ class _Asked:
     """A message whose answer is waited for.
 
     Attributes:
-        name: the node's name; before it has introduced itself, Flower's id of it.
+        node_id: Flower's id of the node.
+        known: the name under which it takes part or is registered; "" if it does neither.
         size: the message's size in bytes.
+        content: what it says.
     """
 
-    name: str
+    node_id: int
+    known: str
     size: int
+    content: RecordDict
+
+    @property
+    def name(self) -> str:
+        """What the record calls the node if it says nothing of itself."""
+        return self.known or f"node id {self.node_id}"
 
 
 class RunGrid(Grid):
@@ -193,10 +204,12 @@ class RunGrid(Grid):
         replies: list[Message] = []
         for reply in self._arriving(waiting, began, timeout):
             asked = waiting.pop(reply.metadata.reply_to_message_id)
-            # Later on, whose answer it is does not depend on what it says.
-            name = (_introduced(reply) if stage == "hello" else "") or asked.name
+            # What it says of itself counts if it is registered under no name, as virtual nodes.
+            name = asked.known or _introduced(reply) or asked.name
             try:
                 answer = self._read(slot, reply)
+                if _is_stock(asked.content):
+                    check_average(reply.content, asked.content, answer)
             except FedEditError as error:
                 self.failed(name, slot, stage, str(error))
                 continue
@@ -218,9 +231,11 @@ class RunGrid(Grid):
         self.record.traffic(slot, down=sum(sizes))
         self._grid.push_messages(messages)  # gives them their ids
         names = self._names()
+        if any(m.metadata.dst_node_id not in names for m in messages):
+            names = self.registered_names() | names
         return {
             m.metadata.message_id: _Asked(
-                names.get(m.metadata.dst_node_id, f"node id {m.metadata.dst_node_id}"), size
+                m.metadata.dst_node_id, names.get(m.metadata.dst_node_id, ""), size, m.content
             )
             for m, size in zip(messages, sizes, strict=True)
         }
@@ -292,7 +307,9 @@ class RunGrid(Grid):
         if "error" in info:
             error = info["error"]
             raise FedEditError(
-                error[:_LONGEST_REASON] if isinstance(error, str) else "it gave no reason"
+                printable(error[:_LONGEST_REASON])
+                if isinstance(error, str)
+                else "it gave no reason"
             )
         return ANSWERS[reply.metadata.message_type].parse(info)
 
@@ -339,8 +356,13 @@ def _introduced(reply: Message) -> str:
     return name if is_name(name) else ""
 
 
+def _is_stock(content: RecordDict) -> bool:
+    """Whether a message is one of Flower's own strategies, and its answer is averaged."""
+    return "config" in content.config_records
+
+
 def _slot_of(content: RecordDict) -> int:
     """The slot that a message is about; stock strategies call it the server round."""
-    if "config" in content.config_records:
+    if _is_stock(content):
         return RoundAsk.parse(dict(content.config_records["config"])).server_round
     return int(unpack_info(content).get("slot", 0))

@@ -38,4 +38,4 @@ class Slot:
     def note_conflicts(self, name: str, pairs: Iterable[ConflictIds]) -> None:
         """Note conflicts at a node, each once."""
         known = self.conflicts.setdefault(name, [])
-        known += [pair for pair in pairs if pair not in known]
+        known[:] = dict.fromkeys([*known, *pairs])

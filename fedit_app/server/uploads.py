@@ -2,10 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
 
-from fedit_app.mkv import Record
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+
+from fedit_app.mkv import Form, Record
+from fedit_app.protocol.messages import LEAST_WEIGHT, unpack_arrays
+from fedit_app.protocol.schema import Answer, TrainAnswer
 from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
+
+_ARRAYS, _METRICS, _WEIGHT = "arrays", "metrics", "num-examples"
+
+
+def form_of(model: ArrayRecord, sketch_width: int) -> Form:
+    """What the MKVs of a run look like.
+
+    Args:
+        model: the weights of the edited layers, each `(d_model, d_ff)`.
+        sketch_width: of the run configuration.
+    """
+    d_model, d_ff = next(iter(model.values())).shape
+    return Form(len(model), d_ff, d_model, sketch_width)
+
+
+def check_average(content: RecordDict, sent: RecordDict, answer: Answer) -> None:
+    """Check what a stock strategy averages: one answer that does not fit would end its run.
+
+    Args:
+        content: the node's answer.
+        sent: what it answers.
+        answer: what it says.
+
+    Raises:
+        FedEditError: weights are missing, of other shapes than those sent, or not finite; or the
+            number by which they are weighted is another than the node's number of requests.
+    """
+    metrics = dict(content.metric_records)
+    if list(metrics) != [_METRICS] or list(metrics[_METRICS]) != [_WEIGHT]:
+        raise FedEditError(f"its metrics have to be {_WEIGHT} alone")
+    number = metrics[_METRICS][_WEIGHT]
+    if not isinstance(number, int | float) or not 0 <= number < math.inf:
+        raise FedEditError(f"its {_WEIGHT} has to be a number from 0")
+    if not isinstance(answer, TrainAnswer):
+        return
+    if number != (answer.requests or LEAST_WEIGHT):
+        raise FedEditError(f"its {_WEIGHT} has to be its number of requests")
+    if list(content.array_records) != [_ARRAYS]:
+        raise FedEditError("weights have to come with it, and no other arrays")
+    found, wanted = unpack_arrays(content, _ARRAYS), unpack_arrays(sent, _ARRAYS)
+    if _shapes(found) != _shapes(wanted):
+        raise FedEditError("its weights have other names or shapes than those sent")
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise FedEditError("its weights are not finite")
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def check_amount(count: int, most: int) -> None:
@@ -15,6 +72,25 @@ def check_amount(count: int, most: int) -> None:
             f"uploaded {count} MKVs, the run takes {most} from a node in a slot, so it takes none "
             "of them; lower requests-per-slot, or raise max-uploads-per-slot"
         )
+
+
+def within(lookup: np.ndarray, most: int, name: str) -> np.ndarray:
+    """The lookup keys of a node that are looked up: no more than it may upload MKVs in a slot.
+
+    Every answer tells the node of MKVs near a key of its choice, so that it could map the subjects
+    of others with keys that belong to no request of its own.
+
+    Args:
+        lookup: `(n, width)`.
+        most: of the run configuration.
+        name: the node, for the log.
+    """
+    if len(lookup) > most:
+        logger.warning(
+            "node %s: %d lookup keys sent; only the first %d are looked up (max-uploads-per-slot)",
+            *(name, len(lookup), most),
+        )
+    return lookup[:most]
 
 
 def check_again(again: Collection[str], asked: Collection[str]) -> None:

@@ -23,7 +23,7 @@ SHARED = {"count": 4, "hold": 3, "efficacy": 0.5, "accuracy": 0.75}
 
 
 def test_what_is_packed_is_read_again():
-    asked = EditAsk(**EDIT | {"missing": ["a"], "withdrawn": {"b": ["bank"]}})
+    asked = EditAsk(**EDIT | {"missing": ["a" * 32], "withdrawn": {"b" * 32: ["bank"]}})
     assert EditAsk.read(asked.packed()) == asked
     assert unpack_info(RoundAsk.parse({"server-round": 3}).packed()) == {"server-round": 3}
 
@@ -38,7 +38,10 @@ def test_fields_of_a_later_version_are_dropped():
         *[("slot", value) for value in (0, -1, 2**31, 1.0, True, "1", None, 10**400)],
         *[("central", value) for value in (0, "true", None)],
         *[("missing", value) for value in ("abc", {"a": 1}, [1], ["\n"], [None], ["\ud800"])],
-        ("missing", ["x" * (MAX_NAME_LENGTH + 1)]),
+        *[
+            ("missing", [id_])
+            for id_ in ("a" * 31, "A" * 32, "a" * 33, "x" * (MAX_NAME_LENGTH + 1))
+        ],
         *[("withdrawn", value) for value in ([], {"a": "b"}, {"a": [1]}, {"\x00": []}, None)],
     ],
 )
@@ -95,5 +98,5 @@ def test_millions_of_wrong_items_are_refused_at_the_first():
         with pytest.raises(FedEditError, match="1 found|0 found"):
             EditAsk.parse(values)
     with pytest.raises(FedEditError, match="votes: 'x' found"):
-        ReeditAsk.parse({"slot": 1, "votes": {str(number): "x" for number in range(many)}})
+        ReeditAsk.parse({"slot": 1, "votes": {f"{number:032x}": "x" for number in range(many)}})
     assert time.perf_counter() - started < 20

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fedit_app.protocol.schema import ConflictIds
-from fedit_app.server.contests import Contest, contests, is_settled
+from fedit_app.server.contests import Contest, contests, is_settled, of_one_key
 
+A, B, C, D, E = (letter * 32 for letter in "abcde")
 VALUES = {"bank": np.ones(4), "court": np.zeros(4)}
 
 
@@ -14,7 +15,7 @@ def pair(held: str, gave_way: str) -> ConflictIds:
 
 
 def contest(**given) -> Contest:
-    return Contest(("a", "b"), ["bank", "court"], **given)
+    return Contest((A, B), ["bank", "court"], **given)
 
 
 def say(one: Contest, bank: str, court: str) -> None:
@@ -23,17 +24,17 @@ def say(one: Contest, bank: str, court: str) -> None:
 
 def test_a_key_has_all_mkvs_and_holders_that_are_connected():
     reports = {
-        "bank": [pair("a", "b"), pair("x", "y")],
-        "court": [pair("b", "a"), pair("b", "c")],
-        "museum": [pair("c", "b")],
+        "bank": [pair(A, B), pair(D, E)],
+        "court": [pair(B, A), pair(B, C)],
+        "museum": [pair(C, B)],
     }
     (found,) = contests(reports)
-    assert (found.ids, found.holders) == (("a", "b", "c"), ["bank", "court", "museum"])
+    assert (found.ids, found.holders) == ((A, B, C), ["bank", "court", "museum"])
 
 
 def test_a_key_that_one_node_alone_contests_is_none():
     """The other one's facts are said by both values: it has taken this one."""
-    assert contests({"bank": [pair("a", "b")], "court": []}) == []
+    assert contests({"bank": [pair(A, B)], "court": []}) == []
 
 
 def test_a_key_is_settled_when_it_holds_everywhere():
@@ -74,5 +75,22 @@ def test_if_its_maker_fails_another_holder_makes_it():
 
 def test_a_conflict_counts_unless_its_key_was_composed():
     settled = [contest(made="m")]
-    assert is_settled(pair("b", "a"), settled)
-    assert not is_settled(pair("a", "c"), settled)
+    assert is_settled(pair(B, A), settled)
+    assert not is_settled(pair(A, C), settled)
+
+
+def test_a_node_cannot_join_keys_that_are_not_one():
+    """All holders would decline what one of them has joined with something else."""
+    keys = {A: np.eye(4)[0], B: np.array([0.999, 0.0447, 0, 0]), C: np.eye(4)[1]}
+    told = [pair(A, B), pair(B, C), pair(A, D)]
+    assert of_one_key(told, keys, least=0.98) == [pair(A, B)]
+
+
+def test_a_flood_of_pairs_takes_no_longer_than_reading_them():
+    ids = [f"{number:032x}" for number in range(30_000)]
+    flood = [pair(*two) for two in zip(ids, ids[1:], strict=False)]
+    reports = {"bank": [pair(ids[0], ids[1])], "eve": flood}
+    assert contests(reports) == [], "a key of more than can hold it"
+    apart = [pair(*two) for two in zip(ids[::2], ids[1::2], strict=True)]
+    (found,) = contests({"bank": [pair(ids[0], ids[1])], "eve": apart})
+    assert found.ids == (ids[0], ids[1]) and found.holders == ["bank", "eve"]
