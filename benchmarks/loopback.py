@@ -4,6 +4,7 @@ Every process is started and ended by its own id; nothing is looked up by name.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.deployment.node_setup import init_node
 from fedit_app.deployment.server_folder import ServerFolder
 from fedit_app.deployment.server_setup import init_server
@@ -65,6 +66,7 @@ class Deployment:
             "cpu",
             next((other.federation_key for other in self.nodes.values()), None),
         )
+        _allow_tiny_models(node)
         self.nodes[name] = node
         return node
 
@@ -202,3 +204,12 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _allow_tiny_models(node: NodeFolder) -> None:
+    """Lower the limits of a node: tiny models have small covariances, of little text."""
+    file = node.folder / NODE_FILE
+    text = file.read_text(encoding="utf-8")
+    for limit, value in {"least-covariance-weight": 1.0, "least-covariance-tokens": 1}.items():
+        text = re.sub(f"^{limit} = .*$", f"{limit} = {value}", text, flags=re.MULTILINE)
+    file.write_text(text, encoding="utf-8")

@@ -34,6 +34,15 @@ RUN_CONFIG = {
 }
 """Run-config values with which a run with such a model takes a few seconds."""
 
+LIMITS = """
+[limits]
+model-of-run = true
+least-covariance-weight = 1.0
+least-covariance-tokens = 400
+most-clamp = 20.0
+"""
+"""What a real node has to allow for such a run, in its node.toml."""
+
 _HEADS = {"hidden_size": D_MODEL, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
 _LLAMA = _HEADS | {"intermediate_size": D_FF, "num_key_value_heads": 1, "head_dim": 8}
 _GPT = {"n_embd": D_MODEL, "n_inner": D_FF, "n_layer": LAYERS, "n_head": 2, "rotary_dim": 4}

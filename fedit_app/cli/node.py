@@ -110,6 +110,21 @@ def trust(
         say(f'Signatures are not checked yet: set peers = "{PEERS}" in [policy] of node.toml')
 
 
+@app.command()
+def allow(
+    folder: Folder,
+    bundle: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .fab file, or the folder of an app.")
+    ],
+) -> None:
+    """Let the node run an app, by its hash; others it then refuses."""
+    from fedit_app.deployment.node_folder import NodeFolder
+    from fedit_app.deployment.node_setup import allow_app
+
+    found = allow_app(NodeFolder.open(folder), bundle)
+    say(f"{found} may run here, from the next start of the node on")
+
+
 @key_app.command("new")
 def new_key(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist.")],

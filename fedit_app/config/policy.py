@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.config.settings import Settings, key
@@ -111,10 +112,33 @@ def site_policy(node_config: Mapping[str, ConfigValue]) -> Policy:
     Raises:
         FedEditError: the file cannot be read, or its policy is wrong.
     """
-    if not node_config.get("node-file"):
+    table = node_table(node_config, "policy")
+    if table is None:
         return Policy()
+    return Policy.parse(*table, Path(str(node_config["node-file"])).parent)
+
+
+def node_table(
+    node_config: Mapping[str, ConfigValue], name: str
+) -> tuple[dict[str, Any], str] | None:
+    """A table of a node's node.toml, and where it stands, for errors; None without a node.toml.
+
+    Args:
+        node_config: Flower's node configuration; `node-file` names the node.toml.
+        name: the table's; one that the file lacks is empty.
+
+    Raises:
+        FedEditError: the file cannot be read, or has another thing of that name.
+    """
+    if not node_config.get("node-file"):
+        return None
     file = Path(str(node_config["node-file"]))
-    table = read_toml(file, f"node file {file.name}").get("policy", {})
+    return table_of(read_toml(file, f"node file {file.name}"), name, f"node file {file.name}")
+
+
+def table_of(values: Mapping[str, Any], name: str, place: str) -> tuple[dict[str, Any], str]:
+    """A table of what a node.toml holds, and where it stands; raises FedEditError if it is none."""
+    table = values.get(name, {})
     if not isinstance(table, dict):
-        raise FedEditError(f"node file {file.name}: policy must be a table, [policy]")
-    return Policy.parse(table, f"node file {file.name}, [policy]", file.parent)
+        raise FedEditError(f"{place}: {name} must be a table, [{name}]")
+    return table, f"{place}, [{name}]"

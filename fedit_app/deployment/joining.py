@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 
 import tomli_w
@@ -13,6 +14,7 @@ from fedit_app.deployment.node_setup import handover
 from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.flower_compat.fleet import is_registered
+from fedit_app.flower_compat.supernode import OPTION
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import read_private_key
 from fedit_app.support.addresses import Unreachable
@@ -62,6 +64,12 @@ def join_federation(node: NodeFolder) -> int:
 def _run(node: NodeFolder, requests: int) -> float:
     """Run the SuperNode until it exits; returns its running time in seconds."""
     name, started = node.settings.name, time.monotonic()
+    if node.settings.apps is None:
+        logger.warning(
+            "node %s: trusts the server with code: it runs whatever app a run brings, until apps "
+            "in node.toml lists some (`fedit node allow`)",
+            name,
+        )
     with foreground(_command(node), node.home) as process:
         server = node.settings.superlink
         logger.info("node %s: started with %d edit requests, server %s", name, requests, server)
@@ -102,7 +110,11 @@ def _command(node: NodeFolder) -> list[str]:
     settings = node.settings
     config = node.home / "node-config.toml"
     write_file(config, tomli_w.dumps(node.node_config()))
-    command = [tool("flower-supernode"), "--superlink", settings.superlink]
+    command = [tool("flower-supernode")]
+    if settings.apps is not None:
+        command = [sys.executable, "-m", "fedit_app.flower_compat.supernode"]
+        command += [part for app in settings.apps for part in (OPTION, app)]
+    command += ["--superlink", settings.superlink]
     if node.ca_cert is not None:
         command += ["--root-certificates", str(node.ca_cert)]
     command += ["--auth-supernode-private-key", str(node.node_key)]

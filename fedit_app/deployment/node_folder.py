@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+
+from fedit_app.config.limits import Limits
 from fedit_app.config.model import DEVICE, DEVICE_MAP, DTYPE, Dtype
 from fedit_app.config.node_config import NODE_KEYS
-from fedit_app.config.policy import Policy
+from fedit_app.config.policy import Policy, table_of
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.config.settings import NAME_RULE, Settings, is_name, key
 from fedit_app.flower_compat.connection import SuperLink
@@ -18,6 +23,15 @@ from fedit_app.support.files import read_toml
 
 NODE_FILE = "node.toml"
 PEERS = "peers"
+_TABLES = ("policy", "limits")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _hashes(apps: tuple[str, ...]) -> tuple[str, ...]:
+    for app in apps:
+        if not _HASH.fullmatch(app):
+            raise ValueError("must list hashes such as sha256:0123..., of 64 hex digits")
+    return apps
 
 
 class NodeSettings(Settings):
@@ -86,6 +100,12 @@ class NodeSettings(Settings):
         example=64.0,
         ge=0,
     )
+    apps: Annotated[tuple[str, ...], AfterValidator(_hashes)] | None = key(
+        None,
+        "The app bundles that may run here, by their hashes, as `fedit node allow` adds them; "
+        "without this line the server's operator runs any code on this machine.",
+        example=(f"sha256:{'0123456789abcdef' * 4}",),
+    )
     trusted_entities: str | None = key(
         None,
         "YAML file of the keys whose signed apps may run here (Flower's --trusted-entities).",
@@ -101,11 +121,13 @@ class NodeFolder:
         folder: its absolute path.
         settings: what its node.toml says.
         policy: the policy that stands there.
+        limits: and its limits of what a run may ask for.
     """
 
     folder: Path
     settings: NodeSettings
     policy: Policy
+    limits: Limits
 
     @staticmethod
     def open(folder: Path) -> NodeFolder:
@@ -121,10 +143,10 @@ class NodeFolder:
                 f"`fedit node init {folder} --name NAME`"
             )
         values = read_toml(file, str(file))
-        policy = values.pop("policy", {})
-        if not isinstance(policy, dict):
-            raise FedEditError(f"{file}: policy must be a table, [policy]")
-        settings = NodeSettings.checked(values, str(file))
+        policy, limits = (table_of(values, name, str(file)) for name in _TABLES)
+        settings = NodeSettings.checked(
+            {name: value for name, value in values.items() if name not in _TABLES}, str(file)
+        )
         missing = [
             name.replace("_", "-")
             for name in ("name", "superlink", "node_key", "data_path", "state_dir")
@@ -136,7 +158,7 @@ class NodeFolder:
         split(settings.superlink, f"{file}: superlink")
         absolute = file.parent.absolute()
         return NodeFolder(
-            absolute, settings, Policy.parse(policy, f"{file}, [policy]", file.parent)
+            absolute, settings, Policy.parse(*policy, file.parent), Limits.checked(*limits)
         )
 
     def path(self, value: str) -> Path:

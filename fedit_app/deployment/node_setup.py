@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from fedit_app.config.documentation import commented_keys
+from fedit_app.config.limits import Limits
 from fedit_app.config.policy import Policy
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder, NodeSettings, check_name
 from fedit_app.deployment.services import write_services
+from fedit_app.flower_compat.bundle import app_hash, read_bundle
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.support.addresses import split
@@ -18,12 +22,17 @@ REQUESTS = "requests.jsonl"
 
 _HEAD = """\
 # A FedEdit node, made by `fedit node init`. Relative paths are relative to this folder.
-# A change counts from the next start of the node on; one of the policy at once.
+# A change counts from the next start of the node on; one of policy or limits at once.
 
 """
 _POLICY_HEAD = """
 # What this organisation gives and takes. It is enforced here, on the node.
 [policy]
+"""
+_APPS = re.compile(r"^(?:# )?apps = \[.*\]$", re.MULTILINE)
+_LIMITS_HEAD = """
+# What a run may ask for: the server chooses a run's settings, within these bounds.
+[limits]
 """
 
 
@@ -86,7 +95,7 @@ def init_node(
         model=model,
         device=device,
     )
-    node = NodeFolder(folder, settings, Policy())
+    node = NodeFolder(folder, settings, Policy(), Limits())
     for part in (folder, node.state_dir):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -100,7 +109,7 @@ def init_node(
         shared.write(node.federation_key)
     write_services(folder, "node", f"fedit-node-{name}", f"FedEdit node {name}")
     text = _HEAD + commented_keys(settings) + _POLICY_HEAD + commented_keys(node.policy)
-    write_file(folder / NODE_FILE, text)
+    write_file(folder / NODE_FILE, text + _LIMITS_HEAD + commented_keys(node.limits))
     return node
 
 
@@ -132,6 +141,30 @@ def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
     if public not in before.splitlines():
         write_file(listed, f"{before}{public}\n")
     return key_fingerprint(public)
+
+
+def allow_app(node: NodeFolder, place: Path) -> str:
+    """Add an app bundle to those that a node runs.
+
+    Args:
+        node: the node.
+        place: a .fab file, or an app's folder.
+
+    Returns:
+        The bundle's hash.
+
+    Raises:
+        FedEditError: there is no bundle, or the line of `apps` in node.toml cannot be changed.
+    """
+    found = app_hash(read_bundle(place))
+    apps = tuple(dict.fromkeys([*(node.settings.apps or ()), found]))
+    file, line = node.folder / NODE_FILE, f"apps = {json.dumps(apps)}"
+    text = file.read_text(encoding="utf-8")
+    changed, count = _APPS.subn(line, text)
+    if count != 1:
+        raise FedEditError(f"{file}: has no line `apps = [...]` to change; write into it: {line}")
+    write_file(file, changed)
+    return found
 
 
 def take_federation_key(node: NodeFolder, file: Path) -> FederationKey:

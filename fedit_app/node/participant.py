@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fedit_app.config.folders import ledger_folder, run_folder
+from fedit_app.config.limits import site_limits
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
@@ -60,6 +61,9 @@ class Participant:
     ) -> None:
         self.config, self._run_id = config, run_id
         self.policy = site_policy(node_config)
+        limits = site_limits(node_config)
+        if limits is not None:
+            limits.check(config, own_model=bool(node_config.get("model")))
         folder = run_folder(config, run_id)
         self._data = own_data(config, node_config, folder, embed)
         self.name = self._data.name

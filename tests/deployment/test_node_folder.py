@@ -7,6 +7,7 @@ import pytest
 import tiny
 from deployment.conftest import edit
 
+from fedit_app.config.limits import Limits
 from fedit_app.config.policy import Policy
 from fedit_app.deployment.node_folder import NodeFolder, NodeSettings
 from fedit_app.deployment.node_setup import init_node, renew_key
@@ -58,7 +59,8 @@ def test_every_setting_is_explained(node):
     lines = (node.folder / "node.toml").read_text(encoding="utf-8").splitlines()
     keys = [number for number, line in enumerate(lines) if " = " in line.split(": ")[0]]
 
-    assert len(keys) == len(vars(NodeSettings())) + len(vars(Policy()))
+    tables = (NodeSettings(), Policy(), Limits())
+    assert len(keys) == sum(len(vars(table)) for table in tables)
     assert all(lines[number - 1].startswith("# ") for number in keys)
 
 
@@ -260,4 +262,28 @@ def test_a_node_trusts_the_keys_that_its_operator_lists(fedit, node, tmp_path):
 def test_a_folder_of_keys_that_is_not_there(node):
     edit(node, 'peers = ""', 'peers = "friends"')
     with pytest.raises(FedEditError, match="peers = 'friends' is not a folder"):
+        NodeFolder.open(node.folder)
+
+
+def test_an_app_is_allowed_by_its_hash_beside_those_before(node, fedit, tmp_path):
+    assert node.settings.apps is None
+    for number in range(2):
+        bundle = tmp_path / f"{number}.fab"
+        bundle.write_bytes(bytes([number]) * 9)
+        for _ in range(2):  # the second time changes nothing
+            status, out, _ = fedit("node", "allow", node.folder, bundle)
+            assert status == 0 and "sha256:" in out
+        found = NodeFolder.open(node.folder).settings.apps
+        assert len(found) == number + 1 and found[-1] in out
+    assert fedit("node", "allow", node.folder, tmp_path / "none.fab")[0] == 2
+
+
+@pytest.mark.parametrize("apps", ['["sha256:12"]', '["md5:0"]', '[""]'])
+def test_what_is_no_hash_of_an_app_is_refused(node, apps):
+    file = node.folder / "node.toml"
+    text = file.read_text(encoding="utf-8").splitlines()
+    changed = [f"apps = {apps}" if line.startswith("# apps = ") else line for line in text]
+    assert changed != text
+    file.write_text("\n".join(changed), encoding="utf-8")
+    with pytest.raises(FedEditError, match="apps = .* must list hashes"):
         NodeFolder.open(node.folder)

@@ -6,6 +6,7 @@ import json
 
 import inprocess
 import pytest
+import tiny
 import torch
 
 from fedit_app.config.run_config import RunConfig
@@ -418,7 +419,7 @@ def site(node, demo_copy, tmp_path):
 
     def site(policy: str) -> Participant:
         file = tmp_path / "node.toml"
-        file.write_text(f"[policy]\n{policy}\n", encoding="utf-8")
+        file.write_text(f"[policy]\n{policy}\n{tiny.LIMITS}", encoding="utf-8")
         given = inprocess.real_node("bank", demo_copy / "bank.jsonl")
         return node(node_config=given | {"node-file": str(file)})
 

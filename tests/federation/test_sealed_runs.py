@@ -7,6 +7,7 @@ import inprocess
 import lancedb
 import numpy as np
 import pytest
+import tiny
 
 from fedit_app.ledger.ledger import Ledger, read_index
 from fedit_app.mkv import SIGNATURES
@@ -312,7 +313,8 @@ def test_a_server_cannot_ask_a_real_node_for_open_mkvs(settings, data, tmp_path)
 
     def allow(number: int) -> dict:
         file = tmp_path / f"{number}.toml"
-        file.write_text(f"[policy]\nunsealed = {'true' if number else 'false'}\n")
+        allowed = "true" if number else "false"
+        file.write_text(f"[policy]\nunsealed = {allowed}\n{tiny.LIMITS}")
         return nodes(number) | {"node-file": str(file)}
 
     results, _ = inprocess.federate(config, 2, node_config=allow)
@@ -364,7 +366,7 @@ def signing(data, tmp_path):
         def config(number: int) -> dict:
             name, file = names[number], tmp_path / f"{names[number]}.toml"
             policy = "unsealed = true\n" + (f'peers = "{folder}"\n' if name == "bank" else "")
-            file.write_text(f"[policy]\n{policy}")
+            file.write_text(f"[policy]\n{policy}\n{tiny.LIMITS}")
             paths = {"node-key": tmp_path / f"{name}.key", "node-file": file}
             given = inprocess.real_node(name, data / f"{name}.jsonl")
             given |= {"federation-key": str(federation)}

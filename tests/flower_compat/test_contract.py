@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ CALLED = [
     ("flwr.supercore.control", "ControlHttpClient.ListNodes", 2),
     ("flwr.supercore.control", "ControlHttpClient.RegisterNode", 2),
     ("flwr.supercore.control", "ControlHttpClient.UnregisterNode", 2),
+    ("flwr.cli.build", "build_fab_from_disk", 1),
+    ("flwr.supernode.cli", "flower_supernode", []),
+    ("flwr.supernode.start_client_internal", "_insert_message", 3),
+    (
+        "flwr.supernode.start_client_internal",
+        "_pull_and_store_message",
+        [
+            *("state", "object_store", "node_config", "receive", "get_run", "get_fab"),
+            *("pull_object", "confirm_message_received", "trusted_entities"),
+        ],
+    ),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.from_server_address", 4),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.ActivateNode", 2),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.DeactivateNode", 2),
@@ -97,8 +109,14 @@ def test_the_command_lines_are_understood(tmp_path):
     rest = serving._command(server)
     options = rest[rest.index("--host") :]
     assert _parse_args_run_superlink().parse_args(options).enable_supernode_auth
-    options = joining._command(node)[1:]
-    assert _parse_args_run_supernode().parse_args(options).superlink == node.settings.superlink
+    apps = (f"sha256:{'0' * 64}",)
+    listing = replace(node, settings=node.settings.model_copy(update={"apps": apps}))
+    for one in (node, listing):
+        command = joining._command(one)
+        options = command[command.index("--superlink") :]
+        assert _parse_args_run_supernode().parse_args(options).superlink == node.settings.superlink
+    before = command[: command.index("--superlink")]
+    assert before[1:] == ["-m", "fedit_app.flower_compat.supernode", "--allow-app", *apps]
 
 
 def test_error_codes_mean_what_the_report_says():
