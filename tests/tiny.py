@@ -152,6 +152,13 @@ def editable(family: str = "llama", bos: bool = False, double: bool = False) -> 
     return EditableModel(in_double(model) if double else model, tokenizer, name, fingerprint)
 
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "[{{ message['role'] }}] {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
 def appending(bos: bool = False) -> EditableModel:
     """The tiny model with a tokenizer that puts an end token behind every text."""
     model = editable(bos=bos)

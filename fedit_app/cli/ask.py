@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedit_app.cli.places import Place
 
 _OWN_FACTS = 3
+_IN_CHAT = "Complete the sentence with a name or word: "
 
 
 def ask(
@@ -26,6 +27,9 @@ def ask(
     ] = None,
     node: options.Node = "",
     federation: options.Federation = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Say the prompt to a chat model, as its user.")
+    ] = False,
     form: FormatOption = Format.AUTO,
 ) -> None:
     """Ask a node's model, before and after its edits."""
@@ -35,11 +39,13 @@ def ask(
 
     found = find_place(place, node, federation)
     prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger))
+    if chat and not prompt:
+        prompts = [f"{_IN_CHAT}{text}" for text in prompts]
     ledger = found.open()
     bench = found.workbench(ledger)
-    before = [answer(bench.model, text) for text in prompts]
+    before = [answer(bench.model, text, chat) for text in prompts]
     with bench.edited(ledger) as model:
-        after = [answer(model, text) for text in prompts]
+        after = [answer(model, text, chat) for text in prompts]
     answers = [Comparison(*row) for row in zip(prompts, before, after, strict=True)]
     if form is Format.JSON:
         write_json({"node": found.node, "answers": [asdict(one) for one in answers]})

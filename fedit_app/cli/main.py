@@ -13,6 +13,7 @@ import typer
 
 from fedit_app.cli import (
     ask,
+    chat,
     compare,
     config,
     doctor,
@@ -44,7 +45,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
-    RUNNING: {"edit": edit.edit, "run": run.run, "ask": ask.ask, "config": config.config},
+    RUNNING: {
+        "edit": edit.edit,
+        "run": run.run,
+        "ask": ask.ask,
+        "chat": chat.chat,
+        "config": config.config,
+    },
     LOOKING: {"table": table.table, "rollback": rollback.rollback, "export": export.export},
     DEPLOYING: {"doctor": doctor.doctor},
     RESEARCH: {

@@ -302,18 +302,22 @@ class Editor:
         neutral = neutral_scores(self.bench.model, deltas, own_text(self.bench.model))
         return Measured(before, after, neutral)
 
-    def ask(self, prompt: str) -> Comparison:
+    def ask(self, prompt: str, chat: bool = False) -> Comparison:
         """What the model says to a prompt before and after the edits; `print` it.
 
         Args:
             prompt: the text to be continued.
+            chat: whether it is what the user of a chat model says.
+
+        Raises:
+            FedEditError: see `answer` and `reply`.
 
         Example:
             >>> print(editor.ask("The Lancet is published in"))
         """
-        before = answer(self.bench.model, prompt)
+        before = answer(self.bench.model, prompt, chat)
         with self.bench.edited(self.ledger) as model:
-            return Comparison(prompt, before, answer(model, prompt))
+            return Comparison(prompt, before, answer(model, prompt, chat))
 
     @contextmanager
     def edited(self) -> Iterator[PreTrainedModel]:

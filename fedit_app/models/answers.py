@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from fedit_app.models.tokens import pad, token_ids
 from fedit_app.support.errors import FedEditError
 
 _NEW_TOKENS = 12
+_REPLY_TOKENS = 64
 _TOP = 5
 _WIDTH = 38
 
@@ -56,42 +58,86 @@ class Comparison:
     after: Answer
 
     def __str__(self) -> str:
+        tops = zip(*(answer._top_lines() for answer in (self.before, self.after)), strict=True)
+        lines = [f"{self.prompt} ...", *self.texts(), ""]
+        return "\n".join(lines + [f"  {first:{_WIDTH}}  {second}" for first, second in tops])
+
+    def texts(self) -> list[str]:
+        """Both texts side by side, under what they are."""
         answers = (self.before, self.after)
         left, right = (textwrap.wrap(_one_line(answer.text), _WIDTH) for answer in answers)
-        lines = [f"{self.prompt} ...", f"  {'before':{_WIDTH}}  after"]
+        lines = [f"  {'before':{_WIDTH}}  after"]
         for first, second in itertools.zip_longest(left, right, fillvalue=""):
             lines.append(f"  {first:{_WIDTH}}  {second}".rstrip())
-        lines.append("")
-        tops = zip(*(answer._top_lines() for answer in answers), strict=True)
-        lines += [f"  {first:{_WIDTH}}  {second}" for first, second in tops]
-        return "\n".join(lines)
+        return lines
 
 
-@torch.no_grad()
-def answer(model: EditableModel, prompt: str) -> Answer:
+def answer(model: EditableModel, prompt: str, chat: bool = False) -> Answer:
     """Continue a prompt greedily.
 
     Args:
         model: the model, edited or not.
         prompt: the text; made plain as the texts of requests are, see `clean`.
+        chat: whether it is what the user of a chat model says, see `reply`.
 
     Raises:
         FedEditError: the tokenizer makes no token of the prompt, or it holds a character that means
-            nothing in a text.
+            nothing in a text; see also `reply`.
+    """
+    if chat:
+        return reply(model, [prompt])
+    found = token_ids(model, _plain(prompt))
+    if not found:
+        raise FedEditError(f"prompt {prompt!r}: holds no token; write a text to be continued")
+    return _greedy(model, found, _NEW_TOKENS)
+
+
+def reply(model: EditableModel, turns: Sequence[str]) -> Answer:
+    """What a chat model answers, greedily, until it ends by itself or after 64 tokens.
+
+    Args:
+        model: the model, edited or not.
+        turns: what was said, the user and the model in turn; the user first and last.
+
+    Raises:
+        FedEditError: the tokenizer has no chat template; see also `answer`.
+    """
+    if not model.tokenizer.chat_template:
+        raise FedEditError(
+            f"model {model.name}: its tokenizer has no chat template, so it is no chat model; "
+            "give it a text to continue"
+        )
+    said = [
+        {"role": "assistant", "content": text}
+        if number % 2
+        else {"role": "user", "content": _plain(text)}
+        for number, text in enumerate(turns)
+    ]
+    text = model.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    found = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _greedy(model, found, _REPLY_TOKENS)
+
+
+def _plain(prompt: str) -> str:
+    """A prompt as the texts of requests are.
+
+    Raises:
+        FedEditError: it holds a character that means nothing in a text.
     """
     try:
-        prompt = clean(prompt).rstrip(" \t")
+        return clean(prompt).rstrip(" \t")
     except FedEditError as error:
         raise FedEditError(f"prompt {error}") from None
-    ids, mask = (
-        part.to(model.device) for part in pad([token_ids(model, prompt)], model.pad_token_id)
-    )
-    if not ids.shape[1]:
-        raise FedEditError(f"prompt {prompt!r}: holds no token; write a text to be continued")
+
+
+@torch.no_grad()
+def _greedy(model: EditableModel, found: Sequence[int], length: int) -> Answer:
+    """The greedy continuation of tokens, and the likeliest first ones."""
+    ids, mask = (part.to(model.device) for part in pad([found], model.pad_token_id))
     written = model.model.generate(
         ids,
         attention_mask=mask,
-        max_new_tokens=_NEW_TOKENS,
+        max_new_tokens=length,
         do_sample=False,
         pad_token_id=model.pad_token_id,
         return_dict_in_generate=True,

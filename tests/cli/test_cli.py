@@ -15,6 +15,9 @@ from rich.console import Console
 from fedit_app.cli.main import main
 from fedit_app.config.overrides import read_run_config
 from fedit_app.flower_compat import launch
+from fedit_app.models import answers
+from fedit_app.models.answers import reply
+from fedit_app.models.loading import load_model
 from fedit_app.protocol.metrics import SharedSubject
 from fedit_app.report import load_results, write_results
 from fedit_app.support.errors import FedEditError
@@ -385,6 +388,53 @@ def test_ask_what_is_no_run(capsys, tmp_path):
 
     assert status == 2
     assert "not a run folder" in err
+
+
+@pytest.fixture
+def chatting(tiny_folder, monkeypatch):
+    """The model of the finished run has a chat template."""
+    tokenizer = load_model(str(tiny_folder)).tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", tiny.CHAT_TEMPLATE)
+
+
+def test_ask_a_chat_model(finished, chatting, capsys):
+    status, out, _ = ask(capsys, str(finished), "--node", "bank", "--chat", "Where is the Mint?")
+    assert status == 0
+    assert "Where is the Mint? ..." in out and "before" in out
+    status, out, _ = ask(capsys, str(finished), "--node", "museum", "--chat")
+    assert status == 0
+    assert "Complete the sentence with a name or word: The Wellcome Collection is" in out
+
+
+def test_a_model_that_is_no_chat_model_is_not_talked_with(finished, capsys):
+    status, _, err = ask(capsys, str(finished), "--node", "bank", "--chat", "Where is the Mint?")
+    assert status == 2
+    assert "has no chat template" in err
+
+
+def test_chat_shows_both_models_turn_by_turn(finished, chatting, monkeypatch, capsys):
+    heard = []
+
+    def hear(model, turns):
+        heard.append((bool(model.edits_hash()), list(turns)))
+        return reply(model, turns)
+
+    monkeypatch.setattr(answers, "reply", hear)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where is the Mint?\nAnd the museum?\n\n"))
+    assert main(["chat", str(finished), "--node", "bank"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("before") == out.count("after") == 2
+    assert [edited for edited, _ in heard] == [False, True, False, True]
+    for first, second in ((heard[0], heard[2]), (heard[1], heard[3])):
+        assert first[1] == ["Where is the Mint?"]
+        assert [second[1][0], second[1][2]] == ["Where is the Mint?", "And the museum?"]
+    assert heard[2][1][1] != heard[3][1][1], "each remembers what it has said itself"
+
+
+def test_chat_ends_with_its_input(finished, chatting, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["chat", str(finished), "--node", "bank"]) == 0
+    assert "18 MKVs in the ledger" in capsys.readouterr().out
 
 
 def test_table_compares_runs(finished, capsys, tmp_path):
