@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {
     "README.md": "index.md",
     **{name: name for name in ("EXPERIMENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")},
+    "SECURITY.md": "reporting-a-vulnerability.md",  # docs/ has a security.md
     "benchmarks/README.md": "benchmarks/README.md",
 }
 ROOMS = ("facts", "models", "editing", "ledger", "evaluation", "mkv", "pool", "protocol", "node")

@@ -8,18 +8,24 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from fedit_app.flower_compat.contract import require
-from fedit_app.flower_compat.gate import Gate
+from fedit_app.flower_compat.gate import Gate, Scope
 from fedit_app.flower_compat.turns import take_turns
 
 with require("the gate before the SuperLink"):
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Request
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
     from flwr.superlink import main as superlink
     from flwr.superlink.cli import flower_superlink
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
+    from flwr.superlink.dependencies.linkstate import get_linkstate
 
 logger = logging.getLogger("flwr")
 
@@ -57,6 +63,27 @@ class Lifespan(SuperLinkLifespan):
                 self._start_superexec_if_needed()
 
 
+def is_of_known_node(scope: Scope) -> bool:
+    """Whether a request has the signature of a registered node, by its headers alone.
+
+    What Flower checks of them once it has read the body; it also checks there whose id it names.
+    """
+    request = Request(scope)
+    try:
+        public_key = b64decode(request.headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+        signature = b64decode(request.headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+        timestamp = request.headers[TIMESTAMP_HEADER]
+        age = (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        signed = timestamp.encode("ascii")
+        if not verify_signature(bytes_to_public_key(public_key), signed, signature):
+            return False
+    except (KeyError, ValueError, TypeError):
+        return False
+    return get_linkstate(request).get_node_id_by_public_key(public_key) is not None
+
+
 def main(arguments: Sequence[str]) -> None:
     """Serve a SuperLink until it is ended.
 
@@ -74,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
         superlink_lifespan_class: type[SuperLinkLifespan] | None = None,
     ) -> FastAPI:
         app = create_app(config, Lifespan)
-        app.add_middleware(Gate, control_from=control_from)
+        app.add_middleware(Gate, control_from=control_from, known=is_of_known_node)
         return app
 
     superlink.create_app = create_gated

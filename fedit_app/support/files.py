@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
 import stat
 import tomllib
@@ -23,25 +24,30 @@ _PARTS = ("tmp", "old")
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Write a file next to `path` and rename it into place if the block raises no error.
+
+    Once the block has ended, a power cut loses neither the file nor its name.
 
     Args:
         path: the file to create or replace; missing parent folders are made.
+        mode: its permissions, less those that the umask takes away.
 
     Yields:
-        The temporary file to write to, in the same folder.
+        The temporary file to write to, in the same folder. It is there and empty, and its name
+        cannot be guessed: in a folder that others can write to, a link of theirs is not followed.
 
     Raises:
         FedEditError: the disk is full or read-only; an existing file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _to_disk(temporary)
         temporary.replace(path)
+        _to_disk(path.parent)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
@@ -52,6 +58,15 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a read-only disk refuses this as well, and holds no such file
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Make sure that a file's content, or the names in a folder, outlive a power cut."""
+    found = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(found)
+    finally:
+        os.close(found)
 
 
 @contextmanager
@@ -71,13 +86,15 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     if path.exists() and not replace:
         raise FedEditError(f"{path}: exists already; name a folder that does not")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, former = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in _PARTS)
+    name = f".{path.name}.{secrets.token_hex(8)}"
+    temporary, former = (path.with_name(f"{name}.{end}") for end in _PARTS)
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
             path.rename(former)
         temporary.rename(path)
+        _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not path.exists() and former.exists():
@@ -96,8 +113,7 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     Raises:
         FedEditError: the disk is full or read-only; an existing file stays as it was.
     """
-    with replace_file(path) as temporary:
-        temporary.touch(mode)
+    with replace_file(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

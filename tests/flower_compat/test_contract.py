@@ -41,6 +41,8 @@ CALLED = [
     ("flwr.supercore.interceptors", "RuntimeVersionHttpInterceptor", ["component_name"]),
     ("flwr.supercore.primitives.asymmetric", "bytes_to_public_key", 1),
     ("flwr.supercore.primitives.asymmetric", "public_key_to_bytes", 1),
+    ("flwr.supercore.primitives.asymmetric", "verify_signature", 3),
+    ("flwr.superlink.dependencies.linkstate", "get_linkstate", 1),
     ("flwr.supernode.node_auth_http_interceptor", "NodeAuthHttpInterceptor", 2),
     ("flwr.supercore.control", "ControlHttpClient.from_server_address", 4),
     ("flwr.supercore.control", "ControlHttpClient.ListNodes", 2),

@@ -9,8 +9,9 @@ import pytest
 import tiny
 import tomli_w
 
-from benchmarks.loopback import PATIENCE, Deployment
+from benchmarks.loopback import PATIENCE, ROOT, Deployment
 from fedit_app.cli.main import main
+from fedit_app.deployment.node_setup import allow_app
 from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.registry import register_node, unregister_node
 from fedit_app.ledger.ledger import read_index
@@ -48,6 +49,7 @@ def deployment(tmp_path_factory, tiny_folder, data):
     with Deployment(folder) as deployment:
         for name in NODES:
             deployment.add_node(name, data / f"{name}.jsonl", tiny_folder)
+        allow_app(deployment.nodes["museum"], ROOT)  # it runs no other code than this
         deployment.add_node("stranger", tiny.DEMO / "newsroom.jsonl", tiny_folder)
         other = init_server(folder / "other", ["127.0.0.1"])
         deployment.add_node("misled", tiny.DEMO / "newsroom.jsonl", tiny_folder, other.ca_cert)

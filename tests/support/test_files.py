@@ -1,0 +1,58 @@
+"""Files that others can neither read, redirect nor lose."""
+
+import os
+import stat
+
+import pytest
+
+from fedit_app.support.files import new_folder, replace_file, write_file, write_private
+
+
+def test_a_link_at_a_guessed_temporary_name_is_not_followed(tmp_path):
+    """In a folder that others can write to, they know the file's name and the process's id."""
+    victim, file = tmp_path / "victim", tmp_path / "results.json"
+    victim.write_text("precious")
+    for name in (f".{file.name}.{os.getpid()}.tmp", f".{file.name}.tmp", f"{file.name}.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    write_file(file, "new")
+    write_private(tmp_path / "key", b"secret")
+    assert (victim.read_text(), file.read_text()) == ("precious", "new")
+
+
+def test_temporary_names_are_never_the_same_and_nobody_elses(tmp_path):
+    names = set()
+    for _ in range(20):
+        with replace_file(tmp_path / "file") as temporary:
+            assert temporary.stat().st_size == 0 and not temporary.is_symlink()
+            names.add(temporary.name)
+    assert len(names) == 20 and not list(tmp_path.glob(".*"))
+
+
+def test_a_private_file_is_private_from_its_first_byte_on(tmp_path):
+    before = os.umask(0)
+    try:
+        with replace_file(tmp_path / "key", 0o600) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+            temporary.write_bytes(b"secret")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("make", [lambda p: write_file(p, "x"), "folder"])
+def test_a_name_is_on_the_disk_once_it_is_there(tmp_path, monkeypatch, make):
+    """After a power cut a file whose folder was not written is gone, though its content was."""
+    synced, real = [], os.fsync
+
+    def fsync(number):
+        there = (tmp_path / "new").exists()
+        synced.append((os.path.samestat(os.fstat(number), tmp_path.stat()), there))
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if make == "folder":
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "file").write_text("x")
+    else:
+        make(tmp_path / "new")
+    assert synced[-1] == (True, True), "the folder, after the name was in it"
