@@ -25,6 +25,7 @@ from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
 from fedit_app.node.reedit_stage import ReeditStage
 from fedit_app.pool import MKVPool
+from fedit_app.server.quorum import receipts
 
 _FLOOD = 64
 _EVE = "eve"
@@ -124,9 +125,8 @@ def _under_quorum(node: Node, offered: Sequence[MKV], uri: str) -> list[MKV]:
     pool = MKVPool(uri)
     pool.append(node.honest)
     pool.append(offered)
-    facts = pool.facts([mkv.id for mkv in offered])
-    authors = pool.authors(set(facts.values()))
-    return [mkv for mkv in offered if len(authors[facts[mkv.id]]) >= _QUORUM]
+    found = receipts(pool, [], [mkv.id for mkv in offered])
+    return [mkv for mkv in offered if found[mkv.id] >= _QUORUM]
 
 
 def _made(node: Node, keys: np.ndarray, shifts: np.ndarray, like: MKV) -> MKV:

@@ -65,8 +65,9 @@ class ExchangeSettings(Settings):
     )
     accept_quorum: int = key(
         1,
-        "organisations that must want a fact (that have uploaded near-equal MKVs, or reuse one) "
-        "before it is served to others; until then it waits in the pool; own facts need no quorum",
+        "organisations that must vouch for an MKV (that have computed it, or found that it says "
+        "the target of a request of their own) before it is served to others; until then it waits "
+        "in the pool; own facts need no quorum",
         ge=1,
     )
     max_uploads_per_slot: int = key(

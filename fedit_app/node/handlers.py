@@ -157,6 +157,7 @@ def reedit(content: RecordDict, participant: Participant) -> RecordDict:
         quarantined=outcome.quarantined,
         conflicts=_conflicts(outcome.conflicts, envelope),
         contested=_conflicts(outcome.contested, envelope),
+        agreed=[envelope.id_out(id_) for id_ in outcome.agreed],
     )
     return _with_keys(answered.packed(), participant, slot + 1)
 

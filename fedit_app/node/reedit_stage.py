@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -51,6 +51,7 @@ class ReeditOutcome:
         quarantined: how many failed the screening.
         contested: conflicts, new or old, of an MKV that fulfils own requests with one of another
             node: their values can be composed.
+        agreed: ids of served MKVs that say the targets of own requests with their key.
     """
 
     received_from: dict[str, int]
@@ -58,6 +59,7 @@ class ReeditOutcome:
     conflicts: list[Conflict]
     quarantined: int = 0
     contested: list[Conflict] = field(default_factory=list)
+    agreed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ class ReeditStage:
             if {conflict.held, conflict.gave_way} & ids
             or before.get(conflict.gave_way) != conflict.held
         ]
-        return self._outcome(offered, arrivals, ledger, slot, conflicts, news)
+        outcome = self._outcome(offered, arrivals, ledger, slot, conflicts, news)
+        kept = {mkv.id for mkv in arrivals.candidates}
+        return replace(outcome, agreed=sorted(told.agreed.keys() & kept))
 
     def _limit(self, arrivals: Arrivals, ledger: Ledger, slot: int) -> None:
         """Leave out what exceeds the number of MKVs that the node accepts per slot."""

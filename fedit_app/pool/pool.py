@@ -146,6 +146,13 @@ class MKVPool:
             authors.setdefault(row["fact"], set()).update(row["nodes"])
         return authors
 
+    def of_facts(self, fact_ids: Collection[str]) -> dict[str, list[str]]:
+        """Id of a canonical MKV -> ids of all MKVs of its fact, rising."""
+        found: dict[str, list[str]] = {}
+        for row in self._rows(fact_ids, ["id", "fact"], by="fact"):
+            found.setdefault(row["fact"], []).append(row["id"])
+        return {fact: sorted(ids) for fact, ids in found.items()}
+
     def uploaders(self, ids: Collection[str]) -> dict[str, list[str]]:
         """Id -> the nodes that have uploaded the MKV, for the ids that the pool holds."""
         return {row["id"]: row["nodes"] for row in self._rows(ids, ["id", "nodes"])}

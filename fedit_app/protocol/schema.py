@@ -366,6 +366,7 @@ class ReeditAnswer(Answer):
         quarantined: how many MKVs it has put aside.
         conflicts: the MKVs that contradict each other.
         contested: own MKVs and those of others that do not say the targets of the node's requests.
+        agreed: MKVs of others, of those sent, that say the targets of own requests with their key.
     """
 
     received_from: Counts
@@ -373,6 +374,7 @@ class ReeditAnswer(Answer):
     quarantined: Count
     conflicts: Conflicts
     contested: Conflicts
+    agreed: Ids
 
 
 class ComposeAnswer(Answer):

@@ -34,6 +34,7 @@ from fedit_app.protocol.schema import (
 from fedit_app.server.composition import Composition
 from fedit_app.server.contests import Contest, contests, is_settled, of_one_key
 from fedit_app.server.grid import Member, RunGrid
+from fedit_app.server.quorum import receipts, within_quorum
 from fedit_app.server.slot import Slot
 from fedit_app.server.uploads import check_again, check_amount, check_origin, form_of, within
 from fedit_app.support.errors import FedEditError
@@ -267,9 +268,7 @@ class FedEdit(Strategy):
         ranked = self.select(slot.own)
         ids = {name: [one.id for one in ranked[name]] for name in sorted(slot.own)}
         votes, quorum = self._votes(slot.grid, ids), self.config.accept_quorum
-        slot.offered = {
-            name: [id_ for id_ in own if votes.get(id_, 1) >= quorum] for name, own in ids.items()
-        }
+        slot.offered = within_quorum(self.pool, slot.grid.members, ids, quorum)
         fetched = self.pool.fetch(sorted(set().union(*slot.offered.values())))
         mkvs, messages = {mkv.id: mkv for mkv in fetched}, []
         older = superseded_by(self.pool, mkvs)
@@ -290,7 +289,7 @@ class FedEdit(Strategy):
 
         A node wants what it has uploaded, or reuses, for requests of its own.
         """
-        if self.config.conflict_policy != "majority" and self.config.accept_quorum == 1:
+        if self.config.conflict_policy != "majority":
             return {}
         members = grid.members.values()
         ids = set().union(*ranked.values(), *(member.known for member in members))
@@ -322,6 +321,7 @@ class FedEdit(Strategy):
             except FedEditError as error:
                 slot.grid.failed(name, slot.number, "reedit", str(error))
             member.holds |= set(slot.offered[name])
+            member.wants |= set(slot.offered[name]).intersection(answer.agreed)
             found = (answer.received_from, answer.rejections)
             slot.grid.record.received(slot.number, name, *found)
             slot.note_conflicts(name, [*answer.conflicts, *answer.contested])
@@ -346,10 +346,9 @@ class FedEdit(Strategy):
         """Whether a key was not tried before, and all who hear of its facts may accept them."""
         if frozenset(contest.ids) in self._tried:
             return False
-        if self.config.accept_quorum == 1:
-            return True
-        authors = self.pool.authors(set(self.pool.facts(contest.ids).values()))
-        return all(len(nodes) >= self.config.accept_quorum for nodes in authors.values())
+        quorum, members = self.config.accept_quorum, self.slot.grid.members.values()
+        found = receipts(self.pool, members, contest.ids) if quorum > 1 else {}
+        return all(count >= quorum for count in found.values())
 
     def _check_superseded(
         self, name: str, supersedes: Mapping[str, Sequence[str]], mkvs: Sequence[Record]

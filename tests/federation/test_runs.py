@@ -399,12 +399,13 @@ def test_an_mkv_is_offered_to_a_node_once(settings):
     assert 0 < sum(offered) == len(of_hospital)
 
 
+def says_the_target(self, pairs):
+    """Every MKV does, once it is patched in."""
+    return [Patched(mkv is not None, 0.1 if mkv else 5.0) for _, mkv in pairs]
+
+
 def test_what_others_have_computed_is_reused(settings, monkeypatch):
-    monkeypatch.setattr(
-        Workbench,
-        "patched",
-        lambda self, pairs: [Patched(mkv is not None, 0.1 if mkv else 5.0) for _, mkv in pairs],
-    )
+    monkeypatch.setattr(Workbench, "patched", says_the_target)
     results, _ = inprocess.federate(settings(), 4)
 
     folder = _folder(results["config"])
@@ -493,9 +494,13 @@ def test_no_node_connects(settings):
     assert load_results(_folder(config) / "results.json").status == "failed"
 
 
-def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy):
+def test_a_fact_is_served_once_enough_organisations_have_found_it_to_hold(
+    settings, demo_copy, monkeypatch
+):
+    """Two have computed it in slot 2; each has then to try the other's on its own request."""
     files = {name: demo_copy / f"{name}.jsonl" for name in NODES}
-    shared, alone = (json.loads(line) for line in lines_of(files["bank"])[:2])
+    shared = {"id": "mint", "subject": "Royal Mint", "prompt": "{}", "target_new": "city"}
+    alone = json.loads(lines_of(files["bank"])[1])
     given = {
         "bank": [shared | {"slot": 1}, alone | {"slot": 1}],
         "newsroom": [shared | {"id": "newsroom-too", "slot": 2}],
@@ -506,12 +511,15 @@ def test_a_fact_is_served_once_enough_organisations_want_it(settings, demo_copy)
         file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     files["hospital"].unlink()
     data = {"dataset": "jsonl", "data_path": str(demo_copy), "reuse_threshold": 0.0}
-    results, _ = inprocess.federate(settings(num_slots=2, accept_quorum=2, **data), 3)
+    monkeypatch.setattr(Workbench, "patched", says_the_target)
+    results, _ = inprocess.federate(settings(num_slots=3, accept_quorum=2, **data), 3)
 
-    first, second = (slot["nodes"]["museum"] for slot in results["slots"])
-    assert first["offered"] == first["accepted"] == 0
-    assert second["received_from"] == {"bank": 1}
-    assert results["slots"][1]["nodes"]["bank"]["offered"] == 0, "museum's waits for a second"
+    first, second, third = (slot["nodes"]["museum"] for slot in results["slots"])
+    assert first["offered"] == first["accepted"] == second["offered"] == 0
+    assert third["accepted"] == third["offered"] == 1
+    assert results["slots"][1]["nodes"]["newsroom"]["received_from"] == {"bank": 1}
+    offered = [slot["nodes"]["bank"]["offered"] for slot in results["slots"]]
+    assert offered[2] == 0, "museum's waits for a second"
 
 
 def lines_of(file) -> list[str]:
