@@ -64,3 +64,15 @@ def test_the_command_line_takes_every_command_that_a_document_shows(words):
         assert name in command.commands, name
         command = command.commands[name]
     command.make_parser(click.Context(command)).parse_args(rest)
+
+
+def test_every_test_that_a_promise_names_is_there():
+    """A promise whose test was renamed or deleted is one that nobody keeps."""
+    promises = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    promises += (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    code = "\n".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    names = set(re.findall(r"`(test_\w+)`", promises))
+    places = set(re.findall(r"`(tests/[\w/]+(?:\.py)?)`", promises))
+    assert len(names) > 5 and len(places) > 5
+    assert not [name for name in names if f"def {name}(" not in code]
+    assert not [place for place in places if not (ROOT / place).exists()]

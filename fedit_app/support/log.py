@@ -5,6 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 
+from fedit_app.support.formats import printable
+
+
+class _Plain(logging.Formatter):
+    """Writes lines that a terminal shows and nothing more: what others have sent may be in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
 
 def set_up_logging(dated: bool = False) -> None:
     """Write FedEdit's log lines to standard error; further calls have no effect.
@@ -17,7 +26,7 @@ def set_up_logging(dated: bool = False) -> None:
         return
     handler = logging.StreamHandler(sys.stderr)
     times = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
-    handler.setFormatter(logging.Formatter("%(asctime)s fedit %(levelname).1s %(message)s", times))
+    handler.setFormatter(_Plain("%(asctime)s fedit %(levelname).1s %(message)s", times))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     root.propagate = False
