@@ -39,7 +39,22 @@ SHARE = 12  # of what the parser takes, one in so many is tried on a whole run i
 
 ID, OTHER = "f" * 32, "e" * 32
 NONSENSE = [
-    *(None, True, -1, 0, 2**53, 2**70, 10**400, 0.5, math.nan, math.inf, 1e308, -1e308),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        2**53,
+        2**70,
+        10**400,
+        0.5,
+        math.nan,
+        math.inf,
+        1e308,
+        -1e308,
+        1e99,
+        -1e99,
+    ),
     *("", "x", "\x1b]0;x\x07", "../../x", "x" * MAX_NAME_LENGTH, ID, "0" * 31 + "g"),
     *([], [None], [7], ["x"], ["court"], [ID], [ID, ID], [[[[[]]]]], [2**53] * 3),
     *({}, {"x": None}, {"x": 7}, {"court": 2**53}, {"x": ["y"]}, {ID: [OTHER]}, {ID: [ID]}),
