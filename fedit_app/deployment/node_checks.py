@@ -37,6 +37,7 @@ from fedit_app.node.adoption import texts_of
 from fedit_app.node.identity import read_peers
 from fedit_app.support.addresses import is_free
 from fedit_app.support.files import cache_dir, check_private
+from fedit_app.support.formats import plural
 
 # Room for the weights, the covariance factors, copies of the edited layers and a batch.
 _ROOM = 1.3
@@ -54,6 +55,7 @@ def node(found: NodeFolder) -> list[Finding]:
         *attempt("data", lambda: _data(found)),
         *attempt("ledger", lambda: _ledger(found)),
         *attempt("policy", lambda: _policy(found)),
+        *attempt("apps", lambda: _apps(found)),
         *attempt("state", lambda: _state(found)),
         *attempt("model", lambda: _model(found)),
         *attempt("port", lambda: _port(found)),
@@ -131,6 +133,15 @@ def _policy(found: NodeFolder) -> Iterable[Finding]:
         probes = len(read_requests(Path(policy.probes)))
         parts.append(f"{probes} probes, of which {policy.probe_budget:.0%} may be lost")
     yield Finding(OK, "policy", "; ".join(parts))
+
+
+def _apps(found: NodeFolder) -> Iterable[Finding]:
+    apps = found.settings.apps
+    if apps is None:
+        text = "any that the server's operator starts; `fedit node allow` lists those that may run"
+    else:
+        text = f"{plural(len(apps), 'app')} may run here, by hash"
+    yield Finding(OK, "apps", text)
 
 
 def _state(found: NodeFolder) -> Iterable[Finding]:

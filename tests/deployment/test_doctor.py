@@ -13,6 +13,8 @@ from deployment.conftest import edit
 
 from fedit_app.deployment import certificates
 from fedit_app.deployment.findings import GIGABYTE
+from fedit_app.deployment.node_folder import NodeFolder
+from fedit_app.deployment.node_setup import allow_app
 from fedit_app.deployment.server_setup import renew_certificate
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
@@ -141,6 +143,7 @@ def test_a_node_in_order_but_for_the_server(doctor, node, tiny_folder):
     assert "ok key hospital-a.pub SHA256:" in told
     assert "ok data requests.jsonl: 15 edit requests (slot 1: 5, slot 2: 5, slot 3: 5)" in told
     assert "ok policy uploads its MKVs; accepts at most 7 a slot; trusts bank" in told
+    assert "ok apps any that the server's operator starts; `fedit node allow` lists" in told
     assert "0 ledgers with 0 MKVs" in told
     assert "ok model llama of 5 layers, fingerprint" in told
     assert "ok memory weights 0.0 GB" in told
@@ -251,3 +254,10 @@ def test_peers(doctor, fedit, node):
     assert "asks for the signatures of court" in doctor(node.folder)[1]
     (node.folder / "peers" / "court.pub").write_text("x")
     assert "FAIL policy peer" in doctor(node.folder)[1]
+
+
+def test_what_code_a_node_runs_is_told(doctor, node, tmp_path):
+    for number in range(2):
+        (tmp_path / "app.fab").write_bytes(bytes([number]))
+        allow_app(NodeFolder.open(node.folder), tmp_path / "app.fab")
+    assert "ok apps 2 apps may run here, by hash" in doctor(node.folder)[1]
