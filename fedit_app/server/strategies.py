@@ -15,6 +15,7 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import arrays_record
 from fedit_app.server.fedit import Central, FedEdit, Local
+from fedit_app.server.merging import TaskArithmetic, Ties
 from fedit_app.support.errors import FedEditError
 
 Factory = Callable[[RunConfig, MKVPool, str], Strategy]
@@ -78,6 +79,8 @@ STRATEGIES: dict[str, Factory] = {
     "local": Local,
     "central": Central,
     "fedavg": _stock(FedAvg),
+    "task-arithmetic": _stock(TaskArithmetic),
+    "ties": _stock(Ties),
 }
 """The strategies that have a short name."""
 

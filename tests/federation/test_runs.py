@@ -192,7 +192,7 @@ def shuffled(ids: list[int]) -> list[int]:
     return random.Random(3).sample(ids, len(ids))
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "fedavg"])
+@pytest.mark.parametrize("strategy", ["fedit", "fedavg", "task-arithmetic", "ties"])
 def test_equal_runs_give_equal_results_in_whatever_order_nodes_answer(settings, strategy):
     runs = []
     for name, order in (("a", list), ("b", lambda ids: ids[::-1]), ("c", shuffled)):

@@ -46,7 +46,10 @@ def test_only_a_strategy_with_its_state_on_disk_can_be_resumed(mine):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("FedBest", "'FedBest' must be one of fedit, local, central, fedavg.*FedMedian.*MODULE:"),
+        (
+            "FedBest",
+            "'FedBest' must be one of fedit, local, .*, fedavg, .*, ties, .*FedMedian.*MODULE:",
+        ),
         ("Strategy", "'Strategy' must be one of"),
         ("own_strategies:Absent", "must be one of"),
         ("own_strategies:FUNCTION", "must be one of"),
