@@ -232,10 +232,21 @@ def loaded(options: argparse.Namespace) -> EditableModel:
 
 
 def workbench(
-    model: EditableModel, editor: str = "memit", precision: str = DEFAULT_PRECISION
+    model: EditableModel,
+    editor: str = "memit",
+    precision: str = DEFAULT_PRECISION,
+    **given: float,
 ) -> Workbench:
-    """A model with an editor's own settings and as many contexts as a run has by default."""
-    settings = edit_settings(model.model.config.model_type, model.n_layers, model.d_model, editor)
+    """A model with an editor's own settings and as many contexts as a run has by default.
+
+    Args:
+        model: the model.
+        editor: name of the editor.
+        precision: of the MKVs.
+        given: settings that are not the editor's own, see `EditSettings`.
+    """
+    kind = model.model.config.model_type
+    settings = edit_settings(kind, model.n_layers, model.d_model, editor, **given)
     source = CovarianceSource()
     return Workbench(model, editor, settings, CONTEXTS, source, seed=0, precision=precision)
 

@@ -45,8 +45,10 @@ def _plain_value(
     templates: Sequence[str],
     settings: EditSettings,
 ) -> tuple[Tensor, ...]:
-    rows = key_rows(model, [request], templates)
-    texts = [*rows.contexts, rows.essence]
+    rows = key_rows(model, [request], templates, with_copy=True)
+    assert rows.copy is not None
+    texts = [*rows.contexts, rows.essence, rows.copy]
+    of_essence, of_copy = len(texts) - 2, len(texts) - 1
     ids, mask = (part.to(model.device) for part in pad([r.ids for r in texts], model.pad_token_id))
     number = torch.arange(len(texts), device=model.device)
     lookup = torch.tensor([row.lookup for row in texts], device=model.device)
@@ -66,26 +68,33 @@ def _plain_value(
     )
     share = torch.tensor([part[3] for part in wanted], device=model.device)
 
-    def scores(delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the target tokens, and of every token behind the essence."""
+    copied = slice(rows.copy.target - 1, len(rows.copy.ids) - 1)
+
+    def scores(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the target tokens, of every token behind the essence, in the copy.
+
+        (targets,), (vocabulary,), (tokens of the copy, vocabulary).
+        """
         final = _whole_pass(model, layer, (number, lookup), delta, inputs)
         everything = model.log_probabilities(final)
-        at_targets, essence = everything[line, position], everything[-1, lookup[-1]]
-        return at_targets.gather(1, token[:, None])[:, 0], essence
+        at_targets = everything[line, position].gather(1, token[:, None])[:, 0]
+        essence = everything[of_essence, lookup[of_essence]]
+        return at_targets, essence, everything[of_copy, copied]
 
     h0 = states[0]
-    norms = states[:-1].norm(dim=1)
+    norms = states[:of_essence].norm(dim=1)
     reach = settings.clamp * norms[0].minimum(settings.norm_guard * norms.median())
     delta = torch.zeros_like(h0, requires_grad=True)
     with torch.no_grad():
-        essence0 = scores(delta)[1]
+        _, essence0, copy0 = scores(delta)
     adam = torch.optim.Adam([delta], lr=settings.learning_rate)
     for step in range(1, settings.steps + 1):
-        target, essence = scores(delta)
+        target, essence, copy = scores(delta)
         nll = -(target * share).sum() / len(rows.contexts)
         kl = (essence.exp() * (essence - essence0)).sum()
         decay = settings.weight_decay * delta.norm() / h0.norm() ** 2
-        loss = nll + settings.kl_weight * kl + decay
+        name = (copy.exp() * (copy - copy0)).sum(-1).mean()
+        loss = nll + settings.kl_weight * kl + settings.subject_weight * name + decay
         if step < settings.steps:
             adam.zero_grad()
             loss.backward()

@@ -101,6 +101,13 @@ class EditingSettings(Seeded):
         source=_MEMIT,
         ge=0,
     )
+    subject_weight: float = key(
+        1.0,
+        "weight of the KL term that keeps the subject's name, read where a text copies it; 0: no "
+        "such term",
+        source="1 was measured to keep the score; 4 costs 0.03 of it (benchmarks/README.md)",
+        ge=0,
+    )
     clamp: float | None = key(
         None,
         "largest norm of v* - h0",

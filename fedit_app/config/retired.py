@@ -30,9 +30,14 @@ _NOT_GIVEN = {
     "edit-batch": 0,
 }
 
+# Keys that 0.1.0 did not have -> the value at which they change nothing.
+_LATER = {"subject-weight": 0.0}
+
 
 def modernised(values: Mapping[str, object]) -> dict[str, object]:
-    """A configuration without retired keys; one of 0.1.0 has "" where a value is not given.
+    """A configuration without retired keys, which means what it did.
+
+    One of 0.1.0 has "" where a value is not given, and what came later switched off.
 
     Args:
         values: key -> value.
@@ -49,7 +54,7 @@ def modernised(values: Mapping[str, object]) -> dict[str, object]:
             )
     if not retired:
         return dict(values)
-    return {
+    return _LATER | {
         key: "" if key in _NOT_GIVEN and value == _NOT_GIVEN[key] else value
         for key, value in values.items()
         if key not in retired

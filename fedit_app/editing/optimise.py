@@ -39,7 +39,8 @@ def memit_objective(
     outcome: Outcome, decay: Tensor, settings: EditSettings
 ) -> tuple[Tensor, Tensor]:
     """MEMIT's loss, see `values`; solved below 0.05."""
-    loss = outcome.nll + settings.kl_weight * outcome.kl + decay
+    kept = settings.kl_weight * outcome.kl + settings.subject_weight * outcome.subject_kl
+    loss = outcome.nll + kept + decay
     return loss, loss.detach() < _SOLVED
 
 
@@ -161,7 +162,8 @@ def optimise_values(
         FedEditError: one value alone does not fit in memory, or has no token to edit.
     """
     groups = [[i] for i in range(len(requests))] if groups is None else groups
-    rows = [key_rows(model, [requests[i] for i in group], templates) for group in groups]
+    with_copy = settings.subject_weight > 0
+    rows = [key_rows(model, [requests[i] for i in group], templates, with_copy) for group in groups]
     waiting = sorted(range(len(rows)), key=lambda i: (rows[i].width, rows[i].facts[0][0].ids))
     size = settings.batch or batch_that_fits(model, rows, site.first)
     order: list[int] = []
@@ -225,13 +227,16 @@ def bytes_per_fact(model: EditableModel, rows: Sequence[KeyRows], first: int) ->
     bytes_each: int = model.model.dtype.itemsize
     widest = max(row.width for row in rows)
     contexts = len(rows[0].facts[0])
+    copies = [key.copy for key in rows if key.copy]
     longest = max(row.lookup for key in rows for row in key.contexts)
     bare = [fact[0] for key in rows for fact in key.facts]
     targets = contexts * max(len(row.ids) - row.target for row in bare) + 1
-    kept = (
-        (contexts + 1) * widest * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
-    )
-    kept += (contexts + 1) * longest * model.n_layers * 2 * model.d_model
+    targets += max((len(row.ids) - row.target for row in copies), default=0)
+    tokens = (contexts + 1) * widest
+    tokens += max((len(row.ids) - 1 - row.lookup for row in copies), default=0)
+    before = (contexts + 1) * longest + max((row.lookup for row in copies), default=0)
+    kept = tokens * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
+    kept += before * model.n_layers * 2 * model.d_model
     vocabulary: int = model.model.config.get_text_config().vocab_size
     logits = 3 * 4 * targets * vocabulary
     return kept * bytes_each + logits

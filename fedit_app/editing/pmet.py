@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def value_site(model: EditableModel, settings: EditSettings) -> LayerParts:
 def objective(outcome: Outcome, decay: Tensor, settings: EditSettings) -> tuple[Tensor, Tensor]:
     """MEMIT's loss with a smaller NLL once the target is decoded."""
     nll = torch.where(outcome.decoded, _WEIGHT_ONCE_DECODED * outcome.nll, outcome.nll)
-    loss, solved = memit_objective(Outcome(nll, outcome.kl, outcome.decoded), decay, settings)
+    loss, solved = memit_objective(replace(outcome, nll=nll), decay, settings)
     return loss, solved | (outcome.decoded & (outcome.kl.detach() <= _ENOUGH_KL))
 
 

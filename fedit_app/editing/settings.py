@@ -25,14 +25,21 @@ class EditSettings(ModelDefaults):
 
     stop_after: int
     weight_decay: float
+    subject_weight: float
     norm_guard: float
     max_condition: float
     batch: int | None = None
 
     def digest(self) -> str:
-        """Hash of everything that two nodes must agree on (the batch size is a node's own)."""
+        """Hash of everything that two nodes must agree on (the batch size is a node's own).
+
+        Without the term of the subject's name, the digest is that of versions that had no such
+        term, whose values are the same.
+        """
         values = dataclasses.asdict(self)
         del values["batch"]
+        if not self.subject_weight:
+            del values["subject_weight"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

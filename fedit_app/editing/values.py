@@ -1,14 +1,15 @@
 """The objective of a value v*: which state at the subject makes the model say the targets.
 
     v* = h0 + delta,   delta = argmin  mean over facts and contexts of NLL(target) / |target|
-                                       + kl_weight KL(p_delta || p_0)
+                                       + kl_weight KL(p_delta || p_0) after "SUBJECT is a"
+                                       + subject_weight KL(p_delta || p_0) in a copy of SUBJECT
                                        + weight_decay |delta| / |h0|^2
 
-(MEMIT, arXiv 2210.07229, equation 16; the last two terms, and the direction of the divergence, are
-those of its code, as of ROME's, PMET's and AlphaEdit's.) h0 is the state of the unedited model at
-the subject's last token, p_delta its next-token distribution after "SUBJECT is a" with delta added
-at the subject. The tokens before the subject's last one and the layers below delta do not depend on
-delta: they are computed once, and many values share each pass.
+(MEMIT, arXiv 2210.07229, equation 16; the second and the last term, and the direction of the
+divergence, are those of its code, as of ROME's, PMET's and AlphaEdit's; the third is in `copies`.)
+h0 is the state of the unedited model at the subject's last token, p_delta its next-token
+distribution with delta added at the subject. The tokens before the subject's last one and the
+layers below delta do not depend on delta: they are computed once, and many values share each pass.
 
 Up to the subject's last token a model has read only the subject and what stands before it. Facts
 whose text up to there is the same have one key, and so one value, which has to say all of them
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedit_app.editing.copies import Copies, copy_row
+from fedit_app.editing.goals import Goals
 from fedit_app.editing.prefixes import trace_from_lookup
 from fedit_app.editing.sites import Site
 from fedit_app.facts.request import EditRequest
@@ -65,12 +68,14 @@ class Outcome:
         nll: (n,) mean over facts, contexts and target tokens of the negative log-likelihood, in
             nats.
         kl: (n,) KL(p_delta || p_0) after "SUBJECT is a".
+        subject_kl: (n,) the same where a text copies the subject, see `copies`; 0 if none is run.
         lead: (n,) the smallest lead of a target token's log-probability over that of the likeliest
             other token, over all facts and contexts, in nats.
     """
 
     nll: Tensor
     kl: Tensor
+    subject_kl: Tensor
     lead: Tensor
 
     @property
@@ -86,10 +91,12 @@ class KeyRows:
     Attributes:
         facts: per fact its prompt with its target, in every context; the bare one first.
         essence: "SUBJECT is a", cut after the subject: all that the KL term looks at.
+        copy: the text that copies the subject, see `copies`; None: it is not run.
     """
 
     facts: tuple[tuple[TokenRow, ...], ...]
     essence: TokenRow
+    copy: TokenRow | None = None
 
     @property
     def contexts(self) -> list[TokenRow]:
@@ -103,7 +110,10 @@ class KeyRows:
 
 
 def key_rows(
-    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str]
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str],
+    with_copy: bool = False,
 ) -> KeyRows:
     """Tokenise the requests of a key in every context.
 
@@ -111,6 +121,7 @@ def key_rows(
         model: the model.
         requests: one or more with the same key.
         templates: context templates, the bare one first.
+        with_copy: whether a text that copies the subject is run.
 
     Raises:
         FedEditError: the tokenizer makes no token of a subject or of a target.
@@ -122,7 +133,8 @@ def key_rows(
     first = requests[0]
     plain = EditRequest(first.id, first.subject, "{} is a", first.target_new)
     row = subject_row(model, plain, "{}")
-    return KeyRows(facts, TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1))
+    essence = TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1)
+    return KeyRows(facts, essence, copy_row(model, first) if with_copy else None)
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,7 @@ class ValueProblem:
         row_share: (context rows,) 1 / number of context rows of the row's key.
         goals: the target tokens of the context rows.
         essence0: (n, vocabulary) log p_0.
+        copies: the keys' texts that copy the subject; None if they are not run.
     """
 
     model: EditableModel
@@ -153,6 +166,7 @@ class ValueProblem:
     row_share: Tensor
     goals: Goals
     essence0: Tensor
+    copies: Copies | None
 
     @staticmethod
     def of(model: EditableModel, keys: Sequence[KeyRows], site: Site) -> ValueProblem:
@@ -160,7 +174,8 @@ class ValueProblem:
 
         Args:
             model: the model, unedited.
-            keys: the facts of n keys as tokens, each in the same number of contexts.
+            keys: the facts of n keys as tokens, each in the same number of contexts, and all or
+                none with a text that copies the subject.
             site: where delta is added.
         """
         n, n_contexts = len(keys), len(keys[0].facts[0])
@@ -172,6 +187,7 @@ class ValueProblem:
         owner = torch.arange(n).repeat_interleave(n_facts * n_contexts)
         first_rows = (n_facts.cumsum(0) - n_facts)[:, None] * n_contexts + torch.arange(n_contexts)
         trace = trace_from_lookup(model, rows, templates, site.first)
+        copies = [key.copy for key in keys if key.copy]
         with torch.no_grad():
             states = at_least_float32(site.outputs(trace))
             essence = trace.select(torch.arange(in_contexts, len(rows)))
@@ -186,6 +202,7 @@ class ValueProblem:
             row_share=(1 / (n_facts * n_contexts).double())[owner].to(states.device),
             goals=Goals.of(rows[:in_contexts], final.device),
             essence0=essence0,
+            copies=Copies.of(model, copies, site) if copies else None,
         )
 
     @property
@@ -214,7 +231,8 @@ class ValueProblem:
         nll = per_key.index_add(0, owner, nll * self.row_share.to(nll))
         lead = torch.full_like(per_key, torch.inf)
         lead = lead.scatter_reduce(0, owner[goals.row], _leads(log_p, goals.token), "amin")
-        return Outcome(*(part.to(delta.device) for part in (nll, kl, lead)))
+        kept = torch.zeros_like(kl) if self.copies is None else self.copies.kl(delta)
+        return Outcome(*(part.to(delta.device) for part in (nll, kl, kept, lead)))
 
     @torch.no_grad()
     def patched(self, change: Tensor) -> Outcome:
@@ -245,6 +263,7 @@ class ValueProblem:
             row_share=self.row_share[in_contexts],
             goals=self.goals.select(in_contexts, len(self.row_share)),
             essence0=self.essence0[kept.to(self.essence0.device)],
+            copies=None if self.copies is None else self.copies.select(kept),
         )
 
 
@@ -255,43 +274,3 @@ def _leads(log_p: Tensor, tokens: Tensor) -> Tensor:
     first = best.indices[:, 0] == tokens
     other = torch.where(first, best.values[:, 1], best.values[:, 0])
     return log_p.gather(1, tokens[:, None])[:, 0] - other
-
-
-@dataclass(frozen=True)
-class Goals:
-    """Every target token of every context row: where it is predicted and what it is.
-
-    Attributes:
-        row, position: (m,) row, and index in the row's part from the subject's last token on.
-        token: (m,) wanted id.
-        share: (m,) float64, 1 / number of target tokens of the row.
-    """
-
-    row: Tensor
-    position: Tensor
-    token: Tensor
-    share: Tensor
-
-    @staticmethod
-    def of(rows: Sequence[TokenRow], device: torch.device) -> Goals:
-        """The target tokens of token rows."""
-        found = [
-            (number, index - 1 - row.lookup, row.ids[index], 1 / (len(row.ids) - row.target))
-            for number, row in enumerate(rows)
-            for index in range(row.target, len(row.ids))
-        ]
-        row, position, token, share = zip(*found, strict=True)
-        return Goals(
-            row=torch.tensor(row, device=device),
-            position=torch.tensor(position, device=device),
-            token=torch.tensor(token, device=device),
-            share=torch.tensor(share, dtype=torch.float64, device=device),
-        )
-
-    def select(self, rows: Tensor, n_rows: int) -> Goals:
-        """Those of some of `n_rows` rows, which are numbered anew."""
-        rows = rows.to(self.row.device)
-        place = torch.full((n_rows,), -1, device=rows.device)
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        kept = place[self.row] >= 0
-        return Goals(place[self.row[kept]], self.position[kept], self.token[kept], self.share[kept])

@@ -255,7 +255,8 @@ class Workbench:
             steps: how many steps it takes; 0 only looks at the values.
             round_: how many rounds were before.
         """
-        rows = [key_rows(self.model, group, self.templates) for group in groups]
+        with_copy = self.settings.subject_weight > 0
+        rows = [key_rows(self.model, group, self.templates, with_copy) for group in groups]
         site = self.editor.site(self.model, self.settings)
         start = torch.from_numpy(changes)
         objective, rate = self.editor.objective, step_size(self.settings.learning_rate, round_)

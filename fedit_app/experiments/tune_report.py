@@ -25,6 +25,7 @@ _KEPT = {
     "stop-after",
     "weight-decay",
     "kl-weight",
+    "subject-weight",
     "clamp",
     "norm-guard",
     "max-condition",

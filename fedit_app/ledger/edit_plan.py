@@ -61,7 +61,8 @@ def plan_edit(
     model, layers = bench.model, bench.settings.layers
     missing = missing_layers(model, layers, bench.source)
     tokens = origin_of(model, bench.source).tokens
-    rows = [key_rows(model, [request], bench.templates) for request in requests]
+    with_copy = bench.settings.subject_weight > 0
+    rows = [key_rows(model, [request], bench.templates, with_copy) for request in requests]
     site = bench.editor.site(model, bench.settings)
     batch = bench.settings.batch or batch_that_fits(model, rows, site.first)
     at_once = min(batch, len(rows)) * bytes_per_fact(model, rows, site.first)
@@ -72,7 +73,8 @@ def plan_edit(
     problem = ValueProblem.of(model, timed, site)
     began = time.perf_counter()
     delta = torch.zeros_like(problem.h0, requires_grad=True)
-    problem.evaluate(delta).nll.sum().backward()
+    outcome = problem.evaluate(delta)
+    (outcome.nll + outcome.subject_kl).sum().backward()
     per_fact = (time.perf_counter() - began) / len(timed)
     return EditPlan(
         groups=[[request.id for request in group] for group in groups if len(group) > 1],

@@ -11,6 +11,7 @@ from report.conftest import as_results, completed
 from benchmarks import (
     deployment,
     editors,
+    fidelity,
     lookup,
     near_keys,
     pool,
@@ -77,6 +78,23 @@ def test_editors(figures, tiny_folder, data, tmp_path):
     assert "editors/unedited/seconds_per_edit" not in found
     with pytest.raises(FedEditError, match="--editors: 'rome' must be one of memit"):
         editors.run(["--editors", "rome", "--data", str(data)])
+
+
+def test_fidelity(figures, tiny_folder, data):
+    found = figures(
+        fidelity.run,
+        *("--model", tiny_folder, "--data", data, "--records", 2, "--weights", "0,2"),
+        *("--editors", "memit,pmet"),
+    )
+    for name in ("memit", "pmet"):
+        for weight in (0, 2):
+            line = f"fidelity/{name}, weight {weight}"
+            assert 0 <= found[f"{line}/generated"] <= 1
+            assert found[f"{line}/seconds_per_edit"] > 0
+    with pytest.raises(FedEditError, match="--weights: 'much' must be numbers"):
+        fidelity.run(["--weights", "much", "--data", str(data)])
+    with pytest.raises(FedEditError, match="--weights: -1 must be at least 0"):
+        fidelity.run(["--weights", "0,-1", "--data", str(data)])
 
 
 def test_wire(figures, tiny_folder, data, monkeypatch):

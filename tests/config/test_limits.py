@@ -39,7 +39,7 @@ KEYS = {
     "editor": "harmless: one of those installed on the node",
     "layers": "harmless: layers of the node's own model; the screening is in units of each",
     **dict.fromkeys(("learning-rate", "value-steps", "stop-after", "weight-decay"), OWN_VALUES),
-    **dict.fromkeys(("kl-weight", "norm-guard"), OWN_VALUES),
+    **dict.fromkeys(("kl-weight", "subject-weight", "norm-guard"), OWN_VALUES),
     "mkv-precision": "harmless: how MKVs are rounded",
     "edit-batch": COST,
     **dict.fromkeys(("selection", "similarity-threshold", "signature", "centred"), SERVER),

@@ -134,6 +134,7 @@ def test_the_papers_presets_have_its_settings(preset):
     partitions = {"counterfact": "relation", "zsre": "cluster"}
     assert config.partition == partitions[config.dataset]
     assert (config.reuse_threshold, config.stop_after, config.mkv_precision) == (0, 0, "float32")
+    assert config.subject_weight == 0
     own = (config.layers, config.covariance_weight, config.learning_rate, config.value_steps)
     assert own == (None, None, None, None), "the defaults of model and editor hold, also for PMET"
 

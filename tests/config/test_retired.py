@@ -26,12 +26,18 @@ OLD = {
 
 
 def test_what_stood_for_the_default_is_the_default():
-    assert RunConfig.parse(OLD) == RunConfig()
+    assert RunConfig.parse(OLD) == RunConfig(subject_weight=0.0)
 
 
 def test_what_was_given_is_kept():
     given = {"layers": "1-2", "kl-weight": 0.0, "clamp": 0.5, "stop-after": 0}
-    assert RunConfig.parse(OLD | given) == RunConfig.parse(given)
+    assert RunConfig.parse(OLD | given) == RunConfig.parse({"subject-weight": 0.0} | given)
+
+
+def test_a_term_that_came_later_is_off_and_can_be_switched_on():
+    """Else the ledgers of 0.1.0 would have another fingerprint."""
+    assert RunConfig.parse(OLD).subject_weight == 0
+    assert RunConfig.parse(OLD | {"subject-weight": 2.0}).subject_weight == 2
 
 
 @pytest.mark.parametrize(

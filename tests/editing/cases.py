@@ -42,6 +42,7 @@ SETTINGS = EditSettings(
     stop_after=0,
     weight_decay=2.0,
     kl_weight=0.1,
+    subject_weight=0.0,
     clamp=4.0,
     norm_guard=2.0,
     max_condition=1e7,

@@ -82,6 +82,10 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
             rows.append((ids, subject, first))
     essence_ids = ids_of(model, f"{requests[0].subject} is a")
     essence_at = token_reaching(model, essence_ids, requests[0].subject)
+    name = requests[0].subject
+    copy_ids = ids_of(model, f"The name is {name}. Again: {name}")
+    copy_from = token_reaching(model, copy_ids, f"The name is {name}")
+    copy_at = token_reaching(model, copy_ids, f"The name is {name}. Again: ")
 
     with torch.no_grad():
         states = []
@@ -90,6 +94,7 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
             states.append(torch.stack([output[subject] for output in outputs]))
         h0 = states[0]
         log_p0 = forward(model, essence_ids)[0][essence_at].log_softmax(-1)
+        copied0 = forward(model, copy_ids)[0].log_softmax(-1)
 
     reach = []
     for part in range(len(modules)):
@@ -115,10 +120,15 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
         logits = forward(model, essence_ids, modules, essence_at, delta)[0]
         log_p = logits[essence_at].log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_p0)).sum()
+        log_p = forward(model, copy_ids, modules, copy_from, delta)[0].log_softmax(-1)
+        places = range(copy_at - 1, len(copy_ids) - 1)
+        each = [(log_p[at].exp() * (log_p[at] - copied0[at])).sum() for at in places]
+        subject_kl = sum(each) / len(each)
         decay = sum(d.norm() / h.norm() ** 2 for d, h in zip(delta, h0, strict=True))
         if editor == "pmet" and decoded:
             nll = 0.1 * nll
         loss = nll + settings.kl_weight * kl + settings.weight_decay * decay
+        loss = loss + settings.subject_weight * subject_kl
         times_decoded = times_decoded + 1 if decoded else 0
         enough = settings.stop_after > 0 and times_decoded > settings.stop_after * len(requests)
         enough = enough or (editor == "pmet" and decoded and kl.item() <= 0.01)

@@ -137,6 +137,26 @@ def test_values_that_reach_the_clamp(editor):
     assert torch.allclose(length, 0.3 * values.h0.norm(dim=-1))
 
 
+@pytest.mark.parametrize("bos", [*tiny.later(False), True])
+@pytest.mark.parametrize(
+    ("family", "editor"),
+    [
+        ("llama", "memit"),
+        ("gpt2", "pmet"),
+        pytest.param("gptj", "memit-fe", marks=pytest.mark.slow),
+        pytest.param("gemma2", "alphaedit", marks=pytest.mark.slow),
+    ],
+)
+def test_values_that_keep_the_subjects_name(family, editor, bos):
+    model = tiny.editable(family, bos=bos, double=True)
+    settings = dataclasses.replace(SETTINGS, steps=5, subject_weight=2.0)
+    requests = [*REQUESTS, *ODD[:-1]]
+    found = compare_values(model, requests, TEMPLATES, settings, editor)
+    without = dataclasses.replace(settings, subject_weight=0.0)
+    forgetful = EDITORS[editor].values(model, requests, TEMPLATES, without)
+    assert relative(found.v_star, forgetful.v_star) > 1e-3
+
+
 @pytest.mark.parametrize("norm_guard", [*tiny.later(0.0), 2.0])
 @pytest.mark.parametrize("editor", ["memit", *tiny.later("pmet", "memit-fe")])
 def test_values_beyond_the_norm_guard(editor, norm_guard):

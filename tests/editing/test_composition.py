@@ -50,7 +50,8 @@ def test_what_is_not_finite_does_not_count(odd):
 def prepared(editor="memit", settings=SHORT):
     model = tiny.editable("gptj" if editor == "pmet" else "llama", double=True)
     site = EDITORS[editor].site(model, settings)
-    keys = [key_rows(model, [request], TEMPLATES) for request in EASY[:2]]
+    named = settings.subject_weight > 0
+    keys = [key_rows(model, [request], TEMPLATES, with_copy=named) for request in EASY[:2]]
     return model, keys, site, settings, EDITORS[editor].objective
 
 
@@ -66,9 +67,11 @@ def test_steps_lower_the_loss_of_the_own_facts(editor):
     assert (losses[-1] < 0.7 * losses[0]).all()
 
 
-def test_a_holder_alone_takes_the_steps_of_the_optimisation():
+@pytest.mark.parametrize("subject_weight", [0.0, 2.0])
+def test_a_holder_alone_takes_the_steps_of_the_optimisation(subject_weight):
     """From zero on, it is what `minimise` does in as many steps."""
-    model, keys, site, settings, objective = prepared()
+    settings = dataclasses.replace(SHORT, subject_weight=subject_weight)
+    model, keys, site, settings, objective = prepared(settings=settings)
     settings = dataclasses.replace(settings, steps=4, stop_after=0, norm_guard=0.0)
     zero = torch.zeros(2, model.d_model, dtype=torch.float64)
     found = local_steps(model, keys, site, settings, objective, zero, 3, settings.learning_rate)

@@ -133,7 +133,7 @@ def test_pmet_needs_the_attentions_output_projection():
 
 def outcome(nll, kl, decoded):
     lead = torch.where(torch.tensor(decoded), 1.0, -1.0)
-    return Outcome(torch.tensor(nll), torch.tensor(kl), lead)
+    return Outcome(torch.tensor(nll), torch.tensor(kl), torch.zeros(len(nll)), lead)
 
 
 def test_a_decoded_target_counts_a_tenth():

@@ -110,3 +110,5 @@ def test_longer_requests_and_lower_sites_leave_room_for_fewer(model, monkeypatch
     assert batch_that_fits(model, long, 0) < batch_that_fits(model, long, 3)
     contexts = [key_rows(model, [request], TEMPLATES * 2) for request in REQUESTS]
     assert batch_that_fits(model, contexts, 2) < batch_that_fits(model, long, 2)
+    copies = [key_rows(model, [request], TEMPLATES, with_copy=True) for request in REQUESTS]
+    assert batch_that_fits(model, copies, 2) < batch_that_fits(model, long, 2)

@@ -55,6 +55,7 @@ def test_memit_learns_the_values_of_its_published_code(exact_model, published):
         learning_rate=1.0,
         steps=25,
         kl_weight=0.0625,
+        subject_weight=0.0,
         weight_decay=0.5,
         clamp=0.75,
         stop_after=0,

@@ -21,6 +21,7 @@ OTHER_VALUES = {
     "stop_after": 9,
     "weight_decay": 0.75,
     "kl_weight": 0.25,
+    "subject_weight": 0.875,
     "clamp": 0.375,
     "norm_guard": 3.5,
     "max_condition": 5e5,
@@ -76,9 +77,9 @@ def test_every_setting_can_be_given_in_the_run_config():
 
 
 def test_zeros_that_mean_something_are_kept():
-    zeros = ("kl-weight", "weight-decay", "norm-guard", "stop-after")
+    zeros = ("kl-weight", "subject-weight", "weight-decay", "norm-guard", "stop-after")
     settings = run_settings(RunConfig.parse({key: 0 for key in zeros}), *GPTJ)
-    assert [settings.kl_weight, settings.weight_decay] == [0, 0]
+    assert [settings.kl_weight, settings.subject_weight, settings.weight_decay] == [0, 0, 0]
     assert [settings.norm_guard, settings.stop_after] == [0, 0]
 
 
@@ -95,9 +96,12 @@ def test_the_digest_tells_settings_apart_but_not_the_batch_of_a_node():
 
 
 def test_the_digests_of_earlier_versions_hold():
-    """An MKV's fingerprint rests on it: another digest locks ledgers and pools out."""
-    assert edit_settings(*SMOLLM2).digest() == "1607ccbea87bbe7b"
-    assert edit_settings(*GPTJ, "pmet").digest() == "47e98012ec19c285"
+    """An MKV's fingerprint rests on it: another digest locks ledgers and pools out.
+
+    These had no term that keeps the subject's name.
+    """
+    assert edit_settings(*SMOLLM2, subject_weight=0.0).digest() == "1607ccbea87bbe7b"
+    assert edit_settings(*GPTJ, "pmet", subject_weight=0.0).digest() == "47e98012ec19c285"
 
 
 def test_a_layer_with_nothing_above_it_cannot_be_edited():

@@ -33,8 +33,9 @@ def alone(editor="memit", family="llama", bos=False):
     return {r.id: EDITORS[editor].values(model, [r], TEMPLATES, FAST) for r in requests}
 
 
-def make_problem(model, requests, site):
-    return ValueProblem.of(model, [key_rows(model, [r], TEMPLATES) for r in requests], site)
+def make_problem(model, requests, site, with_copy=False):
+    keys = [key_rows(model, [r], TEMPLATES, with_copy) for r in requests]
+    return ValueProblem.of(model, keys, site)
 
 
 def changes_of(values):
@@ -111,9 +112,9 @@ def test_selected_requests_make_the_same_problem(family, site):
     model = tiny.editable(family, double=True)
     requests = EASY + ODD
     kept = [1, 3, 4, 8]
-    whole = make_problem(model, requests, site(model, 2))
+    whole = make_problem(model, requests, site(model, 2), with_copy=True)
     twice = whole.select(torch.tensor([0, 1, 3, 4, 6, 8])).select(torch.tensor([1, 2, 3, 5]))
-    fresh = make_problem(model, [requests[i] for i in kept], site(model, 2))
+    fresh = make_problem(model, [requests[i] for i in kept], site(model, 2), with_copy=True)
     delta = torch.randn(len(kept), site.parts, model.d_model, dtype=torch.float64)
     expected = fresh.evaluate(delta)
     for problem in (whole.select(torch.tensor(kept)), twice):
@@ -121,6 +122,7 @@ def test_selected_requests_make_the_same_problem(family, site):
         assert relative(problem.states, fresh.states) < 1e-10
         assert relative(found.nll, expected.nll) < 1e-10
         assert relative(found.kl, expected.kl) < 1e-10
+        assert relative(found.subject_kl, expected.subject_kl) < 1e-10
         assert torch.equal(found.decoded, expected.decoded)
 
 
