@@ -46,7 +46,7 @@ class Place:
     model: Path | None = None
 
     def open(self) -> Ledger:
-        """Read the ledger and check every MKV.
+        """Read the ledger.
 
         Raises:
             FedEditError: see `Ledger.open`.

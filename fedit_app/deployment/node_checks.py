@@ -22,7 +22,7 @@ from fedit_app.deployment.reaching import check_clock, clock_offset
 from fedit_app.deployment.serving import SOON
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.flower_compat.fleet import is_registered
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.verify import verify
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import (
     key_fingerprint,
@@ -156,8 +156,10 @@ def _state(found: NodeFolder) -> Iterable[Finding]:
     ledgers = sorted(folder.glob("**/ledger/index.json"))
     entries = 0
     for index in ledgers:
-        # Reads and checks every MKV, for whichever model.
-        entries += len(Ledger.open(index.parent, read_index(index.parent)["fingerprint"]))
+        verdict = verify(index.parent)
+        entries += verdict.mkvs
+        for damage in verdict.damages:
+            yield Finding(FAIL, "state", f"{index.parent}: {damage}")
     yield Finding(OK, "state", f"{folder}: {len(ledgers)} ledgers with {entries} MKVs")
 
 

@@ -63,6 +63,7 @@ class Record(Change):
 
 
 _RECORD = TypeAdapter(Record)
+_TAIL = 2**16
 
 
 @with_config(AS_WRITTEN)
@@ -141,7 +142,9 @@ def changes(before: State, after: State, step: Step) -> list[Change]:
     for id_, refusal in sorted(after.refused.items()):
         if before.refused.get(id_) != refusal:
             note("refused", id_, refusal.node, 0, refusal.fields())
-    for id_, entry in sorted(after.entries.items()):
+    # Entries are replaced when they change, so that the same object says the same.
+    touched = {i: e for i, e in after.entries.items() if before.entries.get(i) is not e}
+    for id_, entry in sorted(touched.items()):
         old = before.entries.get(id_)
         if old is None:
             note("accepted", id_, entry.mkv.node, entry.slot, entry.fields())
@@ -191,9 +194,8 @@ def require_head(file: Path, head: Head) -> None:
     """
     if not head.records:
         return
-    counted = _counted(file, head)
     try:
-        last = json.loads(counted.rsplit(b"\n", 2)[-2])
+        last = json.loads(_last_line(file, head))
         sound = last["hash"] == head.hash and last["sequence"] == head.records
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         sound = False
@@ -280,6 +282,19 @@ def replay(records: Iterable[Change]) -> tuple[dict[str, Fields], dict[str, Fiel
         else:
             entries[id_] = {**entries[id_], **fields}
     return entries, refused
+
+
+def _last_line(file: Path, head: Head) -> bytes:
+    """The last line of a journal before its head, without reading the others."""
+    if not file.exists() or file.stat().st_size < head.bytes:
+        return _counted(file, head)
+    end = b""
+    with file.open("rb") as stream:
+        while end.count(b"\n") < 2 and len(end) < head.bytes:
+            size = min(max(_TAIL, 2 * len(end)), head.bytes)
+            stream.seek(head.bytes - size)
+            end = stream.read(size)
+    return end.rsplit(b"\n", 2)[-2]
 
 
 def _counted(file: Path, head: Head) -> bytes:

@@ -24,9 +24,10 @@ from typing_extensions import TypedDict
 from fedit_app.ledger import journal
 from fedit_app.ledger.entries import AS_WRITTEN, EntryRow, LedgerEntry, Refusal, RefusalRow
 from fedit_app.ledger.journal import Head, State, Step
-from fedit_app.mkv import MKV, mkv_from_bytes, to_bytes
+from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV, mkv_file
+from fedit_app.mkv import MKV, to_bytes
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file, write_json_atomic
+from fedit_app.support.files import replace_file, write_file
 
 _VERSION: Literal[3] = 3
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -48,10 +49,17 @@ _INDEX = TypeAdapter(Index)
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the folder of a ledger holds: its state, and the head of its journal."""
+    """What the folder of a ledger holds.
+
+    Attributes:
+        state: its entries and refusals.
+        head: of its journal.
+        identity: of the index that says so; None if there is none.
+    """
 
     state: State
     head: Head
+    identity: tuple[int, ...] | None
 
 
 @dataclass
@@ -76,18 +84,23 @@ class Ledger:
     _step: Step | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint))
+        self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint), None)
 
     @staticmethod
     def open(folder: Path, fingerprint: str) -> Ledger:
         """The ledger of a folder; an empty one if there is none yet.
 
+        The index and the end of the journal are read. An MKV's file is read, and its hash compared
+        with its id, when its vectors are first asked for; `verify` reads everything.
+
         Raises:
-            FedEditError: it belongs to another model or other settings, or a file is damaged.
+            FedEditError: it belongs to another model or other settings, its index is damaged, its
+                journal does not end as the index says, or the file of an MKV is missing.
         """
         ledger = Ledger(fingerprint, folder)
         if not (folder / INDEX).exists():
             return ledger
+        identity = _identity(folder)  # before it is read: what comes later is noticed
         stored = read_index(folder)
         if stored["fingerprint"] != fingerprint:
             raise FedEditError(
@@ -96,10 +109,13 @@ class Ledger:
                 "seed, or another state-dir"
             )
         journal.require_head(folder / JOURNAL, stored["journal"])
+        files = MKVFiles(folder)
+        files.require(row["id"] for row in stored["entries"])
         for row in stored["entries"]:
-            ledger.entries[row["id"]] = LedgerEntry.of_row(row, read_mkv(folder, row["id"]))
+            mkv = StoredMKV.of_row(row, fingerprint, files)
+            ledger.entries[row["id"]] = LedgerEntry.of_row(row, mkv)
         ledger.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
-        ledger._stored = _Stored(ledger._state(), stored["journal"])
+        ledger._stored = _Stored(ledger._state(), stored["journal"], identity)
         return ledger
 
     def __len__(self) -> int:
@@ -236,8 +252,9 @@ class Ledger:
         """Forget that own requests are fulfilled; the MKVs stay."""
         gone = set(requests)
         for id_, entry in self.entries.items():
-            kept = tuple(request for request in entry.requests if request not in gone)
-            self.entries[id_] = dataclasses.replace(entry, requests=kept)
+            if gone.intersection(entry.requests):
+                kept = tuple(request for request in entry.requests if request not in gone)
+                self.entries[id_] = dataclasses.replace(entry, requests=kept)
         self._changed()
 
     def without(self, ids: Collection[str]) -> Ledger:
@@ -282,7 +299,7 @@ class Ledger:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".lock"):
-            _require_head(self.folder, self.fingerprint, self._stored.head)
+            _require_unchanged(self.folder, self.fingerprint, self._stored)
             for id_ in now.entries.keys() - before.entries.keys():
                 with replace_file(mkv_file(self.folder, id_)) as temporary:
                     temporary.write_bytes(to_bytes(now.entries[id_].mkv))
@@ -294,16 +311,27 @@ class Ledger:
                 "entries": [entry.row() for _, entry in sorted(now.entries.items())],
                 "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
             }
-            write_json_atomic(self.folder / INDEX, {**index, "journal": vars(head)})
-        self._stored = _Stored(now, head)
+            write_file(self.folder / INDEX, _INDEX.dump_json(index))
+            self._stored = _Stored(now, head, _identity(self.folder))
 
 
-def _require_head(folder: Path, fingerprint: str, head: Head) -> None:
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells the index from any other, which is always a new file; None if there is none."""
+    try:
+        found = (folder / INDEX).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _require_unchanged(folder: Path, fingerprint: str, stored: _Stored) -> None:
     """Two processes may change a ledger in turns, but each has to have read the other's changes."""
+    if _identity(folder) == stored.identity:
+        return
     on_disk = journal.beginning(fingerprint)
     if (folder / INDEX).exists():
         on_disk = read_index(folder)["journal"]
-    if on_disk != head:
+    if on_disk != stored.head:
         raise FedEditError(
             f"ledger {folder}: another process has changed it in the meantime; repeat the command"
         )
@@ -342,26 +370,3 @@ def fulfilled_requests(folder: Path) -> dict[str, str]:
         return {}
     rows = read_index(folder)["entries"]
     return {request: row["id"] for row in rows for request in row["requests"]}
-
-
-def mkv_file(folder: Path, id_: str) -> Path:
-    """Where a ledger folder keeps an MKV."""
-    return folder / "mkvs" / f"{id_}.safetensors"
-
-
-def read_mkv(folder: Path, id_: str) -> MKV:
-    """An MKV of a ledger folder.
-
-    Raises:
-        FedEditError: its file is missing, damaged, or holds another one.
-    """
-    file = mkv_file(folder, id_)
-    try:
-        mkv = mkv_from_bytes(file.read_bytes())
-    except OSError as error:
-        raise FedEditError(f"ledger file {file}: cannot be read ({error.strerror})") from None
-    except FedEditError as error:
-        raise FedEditError(f"ledger file {file}: damaged ({error})") from None
-    if mkv.id != id_:
-        raise FedEditError(f"ledger file {file}: damaged (it holds MKV {mkv.id})")
-    return mkv

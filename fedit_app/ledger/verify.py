@@ -9,7 +9,8 @@ from typing import Any
 
 from fedit_app.ledger import journal
 from fedit_app.ledger.journal import Record
-from fedit_app.ledger.ledger import JOURNAL, Index, read_index, read_mkv
+from fedit_app.ledger.ledger import JOURNAL, Index, read_index
+from fedit_app.ledger.mkv_files import read_mkv
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.support.errors import FedEditError
 

@@ -12,6 +12,7 @@ from benchmarks import (
     deployment,
     editors,
     fidelity,
+    ledger,
     lookup,
     near_keys,
     pool,
@@ -293,3 +294,9 @@ def test_solve(figures):
     found = figures(solve.run, *sizes, "--repeat", 1)
     assert {"solve/d_ff=32/n=10/sums/seconds", "solve/d_ff=32/exponent"} <= found.keys()
     assert "solve/d_ff=32/n=80/pairs/seconds" not in found
+
+
+def test_ledger(figures):
+    found = figures(ledger.run, "--sizes", "8,16", "--slots", "8,16")
+    assert {"ledger/open_s_16", "ledger/open_mib_16", "ledger/append_s_100"} <= found.keys()
+    assert "ledger/slot_seconds_16_over_8" in found

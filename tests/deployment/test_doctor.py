@@ -212,7 +212,7 @@ def test_ledgers_are_read(doctor, node):
     file.write_bytes(file.read_bytes()[:-4])
     status, told = doctor(node.folder)
     assert status == 1
-    assert "FAIL state ledger file" in told and "damaged" in told
+    assert f"FAIL state {folder}: MKV {mkv.id}: ledger file" in told and "damaged" in told
 
 
 def test_a_key_that_is_missing(doctor, node):

@@ -154,7 +154,7 @@ def test_a_crash_between_two_writes(ledger, mkvs, monkeypatch, where):
         elif where == "journal":
             patch.setattr(journal, "extend", half_written(journal.extend))
         else:
-            patch.setattr(module, "write_json_atomic", crash)
+            patch.setattr(module, "write_file", crash)
         with pytest.raises(Crash):
             ledger.accept([mkvs[2]], 4)
     after = Ledger.open(ledger.folder, "model-a")

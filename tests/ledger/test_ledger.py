@@ -1,5 +1,6 @@
 """The ledger on disk: what it keeps, that order does not matter, that dropping is exact."""
 
+import dataclasses
 import json
 import os
 
@@ -10,8 +11,10 @@ import torch
 from fedit_app.editing.rows import KeysOf, ShiftsOf
 from fedit_app.editing.solver import Solver
 from fedit_app.ledger import ledger as module
+from fedit_app.ledger import mkv_files
 from fedit_app.ledger.ledger import Ledger, read_index
-from fedit_app.mkv import create
+from fedit_app.ledger.mkv_files import read_mkv
+from fedit_app.mkv import create, to_bytes
 from fedit_app.support.errors import FedEditError
 
 LAYERS, D_FF, D_MODEL = 2, 12, 8
@@ -143,7 +146,49 @@ def test_a_damaged_file_is_named(tmp_path, harm):
     file = tmp_path / "mkvs" / f"{mkvs[1].id}.safetensors"
     harm(file)
     with pytest.raises(FedEditError, match=f"ledger file {file}"):
+        deltas(Ledger.open(tmp_path, "model-a"))
+
+
+def test_a_missing_file_is_named_when_a_ledger_is_opened(tmp_path):
+    mkvs = make_mkvs(3)
+    Ledger.open(tmp_path, "model-a").accept(mkvs, 1)
+    file = tmp_path / "mkvs" / f"{mkvs[1].id}.safetensors"
+    file.unlink()
+    with pytest.raises(FedEditError, match=f"ledger file {file}: cannot be read"):
         Ledger.open(tmp_path, "model-a")
+
+
+def test_a_file_is_read_when_its_vectors_are_asked_for_and_not_before(tmp_path, monkeypatch):
+    mkvs = make_mkvs(9)
+    Ledger.open(tmp_path, "model-a").accept(mkvs, 1, {mkvs[0].id: ["fact-1"]})
+    read = []
+
+    def counted(folder, id_):
+        read.append(id_)
+        return read_mkv(folder, id_)
+
+    monkeypatch.setattr(mkv_files, "read_mkv", counted)
+    ledger = Ledger.open(tmp_path, "model-a")
+    assert {mkv.id for mkv in ledger.holding} == {mkv.id for mkv in mkvs} and ledger.fulfilled()
+    assert read == []
+    found = deltas(ledger)
+    assert len(read) == 9
+    monkeypatch.setattr(mkv_files, "BYTES_IN_MEMORY", 1)
+    few = deltas(Ledger.open(tmp_path, "model-a"))
+    assert len(read) > 18, "more is read anew when less is kept"
+    assert all(torch.equal(few[layer], found[layer]) for layer in few)
+
+
+def test_a_stored_mkv_is_the_one_that_was_accepted(tmp_path):
+    (mkv,) = make_mkvs(1)
+    Ledger.open(tmp_path, "model-a").accept([mkv], 3)
+    (stored,) = Ledger.open(tmp_path, "model-a").holding
+    assert to_bytes(stored) == to_bytes(mkv)
+    renamed = dataclasses.replace(stored, node="bank")
+    assert (renamed.node, renamed.id, renamed.slot) == ("bank", mkv.id, mkv.slot)
+    assert np.array_equal(renamed.keys, mkv.keys)
+    with pytest.raises(AttributeError, match="has no attribute 'text'"):
+        _ = stored.text
 
 
 def test_a_file_that_holds_another_mkv_is_named(tmp_path):
@@ -152,7 +197,7 @@ def test_a_file_that_holds_another_mkv_is_named(tmp_path):
     files = [tmp_path / "mkvs" / f"{mkv.id}.safetensors" for mkv in mkvs]
     files[0].write_bytes(files[1].read_bytes())
     with pytest.raises(FedEditError, match=f"ledger file {files[0]}"):
-        Ledger.open(tmp_path, "model-a")
+        deltas(Ledger.open(tmp_path, "model-a"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 99, "fingerprint": "model-a"}'])
@@ -177,7 +222,7 @@ def test_a_crash_before_the_index_leaves_the_old_ledger(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json_atomic", crash)
+        patch.setattr(module, "write_file", crash)
         with pytest.raises(KeyboardInterrupt):
             Ledger.open(tmp_path, "model-a").accept(mkvs[2:], 2)
     assert (tmp_path / "mkvs" / f"{mkvs[3].id}.safetensors").exists()
