@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, NotRequired
 
@@ -102,14 +103,15 @@ class LedgerEntry:
             fields["supersedes"] = list(self.supersedes)
         return fields
 
+    @functools.cached_property
     def row(self) -> EntryRow:
-        """Its row in the index."""
+        """Its row in the index: not to be changed."""
         return {"id": self.mkv.id, "node": self.mkv.node, **self.fields()}
 
     @staticmethod
     def of_row(row: EntryRow, mkv: MKV) -> LedgerEntry:
         """The entry of a row of the index."""
-        return LedgerEntry(
+        entry = LedgerEntry(
             mkv,
             row["slot"],
             tuple(row["requests"]),
@@ -118,6 +120,8 @@ class LedgerEntry:
             row["warm_started"],
             tuple(row.get("supersedes", ())),
         )
+        vars(entry)["row"] = row
+        return entry
 
 
 @dataclass(frozen=True)

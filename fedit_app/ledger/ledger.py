@@ -11,6 +11,7 @@ journal's head. The index is replaced last and in one step: what it does not nam
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,32 +101,36 @@ class Ledger:
         ledger = Ledger(fingerprint, folder)
         if not (folder / INDEX).exists():
             return ledger
+        with _many_objects():
+            ledger._read(folder)
+        return ledger
+
+    def _read(self, folder: Path) -> None:
         identity = _identity(folder)  # before it is read: what comes later is noticed
         stored = read_index(folder)
-        if stored["fingerprint"] != fingerprint:
+        if stored["fingerprint"] != self.fingerprint:
             raise FedEditError(
                 f"ledger {folder}: made with fingerprint {stored['fingerprint']}, this run has "
-                f"{fingerprint}; use the same model, layers, editor, contexts, mkv-precision and "
-                "seed, or another state-dir"
+                f"{self.fingerprint}; use the same model, layers, editor, contexts, mkv-precision "
+                "and seed, or another state-dir"
             )
         journal.require_head(folder / JOURNAL, stored["journal"])
         files = MKVFiles(folder)
         files.require(row["id"] for row in stored["entries"])
         for row in stored["entries"]:
-            mkv = StoredMKV.of_row(row, fingerprint, files)
-            ledger.entries[row["id"]] = LedgerEntry.of_row(row, mkv)
-        ledger.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
-        ledger._stored = _Stored(ledger._state(), stored["journal"], identity)
-        return ledger
+            mkv = StoredMKV.of_row(row, self.fingerprint, files)
+            self.entries[row["id"]] = LedgerEntry.of_row(row, mkv)
+        self.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
+        self._stored = _Stored(self._state(), stored["journal"], identity)
 
     def __len__(self) -> int:
-        return len(self.holding)
+        return sum(not entry.overruled_by for entry in self.entries.values())
 
     @property
     def holding(self) -> list[MKV]:
         """The MKVs that count, ordered by id: all that no other one overrules."""
-        held = [entry.mkv for entry in self.entries.values() if not entry.overruled_by]
-        return sorted(held, key=lambda mkv: mkv.id)
+        entries = (self.entries[id_] for id_ in sorted(self.entries))
+        return [entry.mkv for entry in entries if not entry.overruled_by]
 
     @property
     def set_aside(self) -> set[str]:
@@ -291,28 +296,43 @@ class Ledger:
 
     def _write(self, step: Step) -> None:
         """Write what has changed since the last step; nothing of a ledger in memory."""
-        if self.folder is None:
-            return
+        if self.folder is not None:
+            with _many_objects():
+                self._write_to(self.folder, step)
+
+    def _write_to(self, folder: Path, step: Step) -> None:
         now, before = self._state(), self._stored.state
         found = journal.changes(before, now, step)
-        if not found and (self.folder / INDEX).exists():
+        if not found and (folder / INDEX).exists():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.folder / ".lock"):
-            _require_unchanged(self.folder, self.fingerprint, self._stored)
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".lock"):
+            _require_unchanged(folder, self.fingerprint, self._stored)
             for id_ in now.entries.keys() - before.entries.keys():
-                with replace_file(mkv_file(self.folder, id_)) as temporary:
+                with replace_file(mkv_file(folder, id_)) as temporary:
                     temporary.write_bytes(to_bytes(now.entries[id_].mkv))
-            head = journal.extend(self.folder / JOURNAL, self._stored.head, found)
+            head = journal.extend(folder / JOURNAL, self._stored.head, found)
             index: Index = {
                 "version": _VERSION,
                 "fingerprint": self.fingerprint,
                 "journal": head,
-                "entries": [entry.row() for _, entry in sorted(now.entries.items())],
+                "entries": [now.entries[id_].row for id_ in sorted(now.entries)],
                 "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
             }
-            write_file(self.folder / INDEX, _INDEX.dump_json(index))
-            self._stored = _Stored(now, head, _identity(self.folder))
+            write_file(folder / INDEX, _INDEX.dump_json(index))
+            self._stored = _Stored(now, head, _identity(folder))
+
+
+@contextmanager
+def _many_objects() -> Iterator[None]:
+    """Make many objects that stay, without the collector looking at all of them again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:

@@ -76,8 +76,9 @@ class StoredMKV(MKV):
         mkv = object.__new__(cls)
         signature = row["signature"]
         author = None if signature is None else Authorship(**signature)
-        known = {"id": row["id"], "node": row["node"], "fingerprint": fingerprint}
-        vars(mkv).update(known, author=author, files=files)
+        vars(mkv).update(
+            id=row["id"], node=row["node"], fingerprint=fingerprint, author=author, files=files
+        )
         return mkv
 
     def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,7 @@
 """The ledger on disk: what it keeps, that order does not matter, that dropping is exact."""
 
 import dataclasses
+import gc
 import json
 import os
 
@@ -325,3 +326,22 @@ def test_a_ledger_without_some(tmp_path):
     fewer.drop([mkvs[1].id])
     assert [mkv.id for mkv in fewer.holding] == [mkvs[2].id]
     assert len(Ledger.open(tmp_path, "model-a")) == 3
+
+
+def test_the_collector_runs_again_after_a_ledger_is_read_or_written(tmp_path):
+    for collecting in (True, False):
+        (gc.enable if collecting else gc.disable)()
+        try:
+            Ledger.open(tmp_path, "model-a").accept(make_mkvs(2), 1)
+            assert gc.isenabled() == collecting
+        finally:
+            gc.enable()
+
+
+def test_a_change_rewrites_what_the_index_says_of_an_mkv(tmp_path):
+    mkvs = make_mkvs(2)
+    Ledger.open(tmp_path, "model-a").accept(mkvs, 1)
+    ledger = Ledger.open(tmp_path, "model-a")
+    ledger.count_votes({mkvs[0].id: 3})
+    votes = {row["id"]: row["votes"] for row in read_index(tmp_path)["entries"]}
+    assert votes == {mkvs[0].id: 3, mkvs[1].id: 1}

@@ -40,8 +40,8 @@ def same(ledger, never):
     for found in (ledger, Ledger.open(ledger.folder, "f")):
         pairs = zip(found.holding, never.holding, strict=True)
         assert all(one.id == other.id for one, other in pairs), "the id is the vectors' hash"
-        assert [e.row() for _, e in sorted(found.entries.items())] == [
-            e.row() for _, e in sorted(never.entries.items())
+        assert [e.row for _, e in sorted(found.entries.items())] == [
+            e.row for _, e in sorted(never.entries.items())
         ]
 
 
