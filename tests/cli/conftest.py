@@ -76,6 +76,11 @@ def after_a_run(tiny_folder, tmp_path_factory) -> Sites:
             model=str(tiny_folder),
             federation_key=Path(inprocess.federation_key()),
         )
+        written = root / name / "node.toml"
+        text = written.read_text(encoding="utf-8")
+        text = text.replace("least-covariance-weight = 100.0", "least-covariance-weight = 0.05")
+        text = text.replace("least-covariance-tokens = 10000", "least-covariance-tokens = 400")
+        written.write_text(text, encoding="utf-8")
     toml = root / "bank" / "node.toml"
     text = toml.read_text(encoding="utf-8")
     text = text.replace('probes = ""', f'probes = "{root}/data/museum.jsonl"')
