@@ -145,7 +145,7 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
         means["score"] = score_of(means)
     return Metrics(
         **means,
-        count=sum(record.count for record in measured),
+        count=_total(record.count for record in measured),
         metric=common_metric(record.metric for record in measured),
         shared_subject=_mean_shared(record.shared_subject for record in measured),
     )
@@ -186,6 +186,11 @@ def score_of(means: Mapping[str, float | None]) -> float | None:
     return harmonic_mean(parts) if parts else None
 
 
+def _total(counts: Iterable[int]) -> int:
+    """The sum of counts, at most the largest that may stand in a record."""
+    return min(MOST, sum(counts))
+
+
 def _weighted_mean(records: Sequence[Metrics], figure: str) -> float | None:
     return _weighted((r.value(figure), r.count) for r in records)
 
@@ -195,8 +200,8 @@ def _mean_shared(records: Iterable[SharedSubject | None]) -> SharedSubject | Non
     if not known:
         return None
     return SharedSubject(
-        count=sum(record.count for record in known),
-        hold=sum(record.hold for record in known),
+        count=_total(record.count for record in known),
+        hold=_total(record.hold for record in known),
         efficacy=_weighted((record.efficacy, record.count) for record in known),
     )
 
