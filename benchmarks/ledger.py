@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,17 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.harness import MIB, Cell, Figures, benchmark, counts, main, option, table
+from benchmarks.harness import (
+    MIB,
+    Cell,
+    Figures,
+    benchmark,
+    counts,
+    main,
+    option,
+    peak_memory,
+    table,
+)
 from fedit_app.editing.rows import KeysOf, ShiftsOf
 from fedit_app.editing.solver import Solver
 from fedit_app.ledger.ledger import Ledger
@@ -172,7 +181,7 @@ def _timed(name: str, step: Callable[[], object]) -> Figures:
     kept = step()
     seconds = time.perf_counter() - started
     del kept
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_memory() - before
     return {f"{name}/seconds": seconds, f"{name}/mib": peak / MIB}
 
 

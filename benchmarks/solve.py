@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, table
+from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, peak_memory, table
 from fedit_app.editing.covariance import Covariances
 from fedit_app.editing.rows import Rows
 from fedit_app.editing.solver import Solver, blocks, sums_are_cheaper
@@ -155,7 +154,7 @@ def worker(file: str, n: int, d_ff: int, d_model: int, form: str, repeat: int) -
         started = time.perf_counter()
         solve(solver, _LAYER, keys, shifts)
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = peak_memory() - before
     return {"seconds": min(seconds), "peak_matrices": peak / (d_ff**2 * 8)}
 
 

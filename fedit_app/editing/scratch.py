@@ -51,6 +51,8 @@ class Scratch:
     def __getitem__(self, layer: int) -> Tensor:
         """The matrix (d, m) of a layer."""
         file, shape = self._files[layer]
+        if 0 in shape:  # nothing to map: where a null space has all directions, none is left
+            return torch.zeros(shape, dtype=torch.float64, device=self._device).mT
         columns = np.memmap(file, np.float64, "c", shape=shape)
         return torch.from_numpy(columns).to(self._device).mT
 

@@ -67,6 +67,13 @@ def test_a_solve_takes_three_matrices_of_memory_whatever_the_number_of_mkvs(n, t
     assert 1 < found["peak_matrices"] <= SOLVER_MATRICES
 
 
+def test_a_null_space_may_have_all_directions():
+    keys, shifts = random(7, D_FF, seed=2), random(7, D_MODEL, seed=3)
+    found = NullSpaceSolver({4: covariance()}, 1e9, 0.1).delta(4, keys, shifts)
+    free = reference.solve(torch.eye(D_FF).double(), 0.1, keys, shifts)
+    assert relative(found, free) < 1e-9
+
+
 def test_no_mkv_changes_nothing():
     found = Solver({4: covariance()}, 1.0).delta(4, random(0, D_FF), random(0, D_MODEL))
     assert torch.equal(found, torch.zeros(D_MODEL, D_FF, dtype=torch.float64))

@@ -12,7 +12,7 @@ from fedit_app.report import load_results
 
 pytestmark = pytest.mark.integration
 
-SECRETS = [b"Subject", b"seat of", b"Qualverin", b"Oldenmoor", b"nq question"]
+SECRETS = [b"Harlowick", b"seat of", b"Qualverin", b"Oldenmoor", b"nq question"]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def counterfact(tmp_path_factory) -> str:
     """A file of 24 CounterFact records of three relations."""
     records = []
     for number in range(24):
-        subject = f"Subject {number}"
+        subject = f"Harlowick {number}"
         rewrite = {
             "prompt": f"The seat of {{}} number {number} is in",
             "subject": subject,
@@ -46,9 +46,9 @@ def zsre(tmp_path_factory) -> str:
     """A file of 20 zsRE records."""
     records = [
         {
-            "subject": f"Subject {number}",
-            "src": f"What {'city' if number % 2 else 'year'} is the seat of Subject {number}?",
-            "rephrase": f"Where sits Subject {number}?",
+            "subject": f"Harlowick {number}",
+            "src": f"What {'city' if number % 2 else 'year'} is the seat of Harlowick {number}?",
+            "rephrase": f"Where sits Harlowick {number}?",
             "answers": [f"Qualverin of {number}"],
             "alt": "Oldenmoor",
             "loc": f"nq question: who made number {number}",
