@@ -7,6 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.edited_model import TEXTS, ledger_in
@@ -81,15 +83,17 @@ def adopt(
     for request in requests:
         wanted.setdefault(request.fact, []).append(request.id)
     fulfils: dict[str, list[str]] = {}
-    found: list[MKV] = []
-    own = [entry.mkv for entry in ledger.entries.values() if entry.requests]
+    fitting: list[MKV] = []
     for id_, entry in sorted(Ledger.open(source, ledger.fingerprint).entries.items()):
         said = {facts.get(request) for request in entry.requests}
-        taken = near_keys(entry.mkv.lookup_key[None], own, same_key)[0]
-        if entry.overruled_by or not said or not said <= wanted.keys() or taken:
-            continue
-        found.append(dataclasses.replace(entry.mkv, node=node, slot=slot))
-        fulfils[id_] = [one for fact in said if fact is not None for one in wanted[fact]]
-    ledger.accept(found, slot, {id_: sorted(ids) for id_, ids in fulfils.items()})
+        if said and said <= wanted.keys() and not entry.overruled_by:
+            fitting.append(dataclasses.replace(entry.mkv, node=node, slot=slot))
+            fulfils[id_] = sorted(one for fact in said if fact for one in wanted[fact])
+    if not fitting:
+        return []
+    own = [entry.mkv for entry in ledger.entries.values() if entry.requests]
+    taken = near_keys(np.stack([mkv.lookup_key for mkv in fitting]), own, same_key)
+    found = [mkv for mkv, near in zip(fitting, taken, strict=True) if not near]
+    ledger.accept(found, slot, {mkv.id: fulfils[mkv.id] for mkv in found})
     logger.info("node %s, slot %d: %d MKVs taken over from %s", node, slot, len(found), folder)
     return found
