@@ -162,12 +162,11 @@ class ComposeStage:
         for kind in kinds:
             chosen = [i for i, p in enumerate(parts) if (p.key.round, p.key.settled) == kind]
             round_, settled = kind
+            only_looks = settled or round_ >= self._config.compose_rounds
             steps = self._bench.compose(
                 [parts[i].facts for i in chosen],
                 np.stack([parts[i].v_star - parts[i].h0 for i in chosen]),
-                0
-                if settled or round_ >= self._config.compose_rounds
-                else self._config.compose_steps,
+                0 if only_looks else self._config.compose_steps,
                 round_,
             )
             # Of a settled key the lead may differ in its last digits from that of the round before.
