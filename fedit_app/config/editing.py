@@ -52,7 +52,8 @@ class EditingSettings(Seeded):
 
     editor: str = key(
         "memit",
-        "locate-then-edit method that computes the MKVs: memit, pmet, alphaedit or memit-fe",
+        "locate-then-edit method that computes the MKVs: memit, pmet, alphaedit, memit-fe, blue, "
+        "encore or betaedit",
     )
     layers: Layers | None = key(
         None, 'edited layers, such as "4-8" or "4,6,8"', absent=_OF_MODEL, source=_MEMIT
@@ -127,13 +128,17 @@ class EditingSettings(Seeded):
     )
     null_space_threshold: float | None = key(
         None,
-        "alphaedit: eigenvalues of C below it belong to the null space",
+        "alphaedit, betaedit: eigenvalues of C below it belong to the null space",
         absent=_OF_MODEL,
         source=_ALPHAEDIT,
         gt=0,
     )
     l2: float | None = key(
-        None, "alphaedit: weight of |Delta|^2", absent=_OF_MODEL, source=_ALPHAEDIT, gt=0
+        None,
+        "alphaedit, betaedit, encore: weight of |Delta|^2",
+        absent=_OF_MODEL,
+        source=_ALPHAEDIT,
+        gt=0,
     )
     mkv_precision: Literal["int8", "float16", "float32"] = key(
         "int8",

@@ -22,8 +22,8 @@ class RunSettings(Seeded):
     strategy: str = key(
         "fedit",
         "fedit, local (no exchange), central (one ledger with everybody's requests; simulation "
-        "only), fedavg, task-arithmetic, ties, the class name of a Flower strategy such as "
-        "FedMedian, or MODULE:CLASS of your own",
+        "only), fedavg, task-arithmetic, ties, collabedit, the class name of a Flower strategy "
+        "such as FedMedian, or MODULE:CLASS of your own",
     )
     num_slots: int = key(3, "time slots T; each has an edit and a re-edit stage", ge=1)
     slot_timeout: float = key(

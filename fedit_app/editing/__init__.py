@@ -15,5 +15,6 @@ MEMIT (Meng et al., arXiv 2210.07229, algorithm 1):
     rows, scratch       not part of the method: vectors and matrices that are read a part at a time
     value_store         not part of the method: finds values again that were computed before
 
-`memit`, `pmet`, `alphaedit` and `memit_fe` are the methods; each is one `EditingMethod`.
+`memit`, `pmet`, `alphaedit`, `memit_fe`, `blue`, `encore` and `betaedit` are the methods; each is
+one `EditingMethod`.
 """

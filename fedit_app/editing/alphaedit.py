@@ -53,7 +53,7 @@ class NullSpaceSolver(Solver):
         for layer in covariances:
             c = checked(covariances[layer], layer).to(device)
             values, vectors = torch.linalg.eigh(c)
-            used = _used(values, threshold, layer)
+            used = used_directions(values, threshold, layer)
             self._factors[layer] = vectors[:, used]
             self._leverages[layer] = float(values[~used].sum()) / l2
 
@@ -73,7 +73,7 @@ class NullSpaceSolver(Solver):
         """Z P / sqrt(L2)."""
         return self._free(layer, rows) / math.sqrt(self._l2)
 
-    def _prior(self, layer: int) -> Tensor:
+    def prior(self, layer: int) -> Tensor:
         """L2 I (d_ff, d_ff)."""
         width = self._factors.width(layer)
         return self._l2 * torch.eye(width, dtype=torch.float64, device=self._device)
@@ -84,7 +84,7 @@ class NullSpaceSolver(Solver):
         return keys - (keys @ used) @ used.T
 
 
-def _used(values: Tensor, threshold: float, layer: int) -> Tensor:
+def used_directions(values: Tensor, threshold: float, layer: int) -> Tensor:
     """(d_ff,) which eigenvectors ordinary text uses, by their eigenvalues: P = I - U U^T."""
     used = values >= threshold
     free = len(values) - int(used.sum())

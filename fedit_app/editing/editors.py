@@ -14,6 +14,9 @@ _MODULES = (
     "pmet",
     "alphaedit",
     "memit_fe",
+    "blue",
+    "encore",
+    "betaedit",
 )
 
 EDITORS: dict[str, EditingMethod] = {

@@ -12,6 +12,9 @@ from fedit_app.config.editing import EditingSettings
 from fedit_app.models.defaults import ModelDefaults, model_defaults
 from fedit_app.support.errors import FedEditError
 
+FIRST_AND_LAST = ("blue",)
+"""Editors that write only the first and the last of the layers that are given."""
+
 # Run-config fields with a longer name than the setting has.
 _RUN_FIELDS = {"steps": "value_steps", "batch": "edit_batch"}
 
@@ -69,6 +72,8 @@ def run_settings(
         given = getattr(config, run_field(field.name))
         if given is not None:
             values[field.name] = given
+    if config.editor in FIRST_AND_LAST:
+        values["layers"] = tuple(dict.fromkeys((values["layers"][0], values["layers"][-1])))
     settings = EditSettings(**values)
     last = settings.layers[-1]
     if last > n_layers - 2:

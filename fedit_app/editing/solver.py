@@ -120,6 +120,11 @@ class Solver:
             for i, layer in enumerate(self.layers)
         }
 
+    def key_sum(self, layer: int, keys: Rows) -> Tensor:
+        """K_l K_l^T (d_ff, d_ff) float64 of keys as the solve uses them; `keys` as in `delta`."""
+        used = self._free(layer, self._here(keys[:]))
+        return used.T @ used
+
     def _by_pairs(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
         """R (I + H^T H)^-1 H^T L^-1."""
         h = self._whitened(layer, self._here(keys[:]).T)
@@ -131,7 +136,7 @@ class Solver:
 
     def _by_sums(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
         """((A + K K^T)^-1 K R^T)^T, summed block by block."""
-        matrix = self._prior(layer)
+        matrix = self.prior(layer)
         cross = matrix.new_zeros(len(matrix), shifts[:0].shape[1])
         for rows in blocks(len(keys), len(matrix)):
             k, r = self._free(layer, self._here(keys[rows])), self._here(shifts[rows])
@@ -156,8 +161,8 @@ class Solver:
         found: Tensor = torch.linalg.solve_triangular(factor, rows, upper=False, left=False)
         return found
 
-    def _prior(self, layer: int) -> Tensor:
-        """A_l (d_ff, d_ff) with its ridge, a new tensor."""
+    def prior(self, layer: int) -> Tensor:
+        """A_l (d_ff, d_ff) float64 with its ridge, a new tensor."""
         matrix = self._weighted(layer)
         matrix.diagonal().add_(self._ridges[layer])
         return matrix

@@ -64,7 +64,7 @@ class Editor:
         model: a causal language model loaded with transformers and not edited yet. It is put in
             evaluation mode, and its parameters are frozen.
         tokenizer: its fast tokenizer.
-        editor: the method: memit, pmet, alphaedit, memit-fe.
+        editor: the method: a value of the run config's `editor`.
         ledger: a folder that keeps the ledger, and the requests with which facts of one key are
             learned again; one that holds a ledger is continued. None keeps both as long as the
             editor; `save_pretrained` writes a copy.

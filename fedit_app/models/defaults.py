@@ -47,6 +47,8 @@ def _layers(first: int, last: int) -> tuple[int, ...]:
 _MEMIT = "MEMIT, arXiv 2210.07229"
 _ALPHAEDIT = "AlphaEdit, ICLR 2025"
 _PMET = "PMET, AAAI 2024"
+_ENCORE = "ENCORE, EMNLP Findings 2025"
+_BETAEDIT = "BetaEdit, IJCAI 2026"
 
 # (model_type, number of layers, d_model) -> defaults.
 _BY_SHAPE: dict[tuple[str, int, int], Sourced] = {
@@ -91,6 +93,21 @@ _BY_EDITOR: dict[tuple[str, str, int, int], Sourced] = {
             steps=30,
             kl_weight=1.0,
         ),
+    ),
+    ("encore", "gpt2", 48, 1600): Sourced(
+        f"GPT2-XL: {_ENCORE}",
+        ModelDefaults(layers=_layers(13, 17), covariance_weight=20000.0, steps=20),
+    ),
+    ("encore", "llama", 32, 4096): Sourced(
+        f"Llama-3-8B: {_ENCORE}", ModelDefaults(layers=_layers(4, 8), l2=20.0)
+    ),
+    ("betaedit", "llama", 32, 4096): Sourced(
+        f"Llama-3-8B: {_BETAEDIT}",
+        ModelDefaults(layers=_layers(4, 8), learning_rate=0.1, covariance_weight=3000.0),
+    ),
+    ("betaedit", "qwen2", 28, 3584): Sourced(
+        f"Qwen2.5-7B: {_BETAEDIT}",
+        ModelDefaults(layers=_layers(7, 11), learning_rate=0.1, covariance_weight=3000.0),
     ),
     ("pmet", "gpt_neox", 44, 6144): Sourced(
         f"GPT-NeoX-20B: {_PMET}",

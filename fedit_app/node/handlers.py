@@ -26,7 +26,9 @@ from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
     HELLO,
+    KEY_SUMS,
     LEAST_WEIGHT,
+    PRIOR,
     REEDIT,
     TRAIN,
     Call,
@@ -223,12 +225,16 @@ def _finite(value: np.ndarray) -> np.ndarray:
 def train(content: RecordDict, participant: Participant) -> RecordDict:
     """A round of a stock strategy: edit the global model with the slot's own requests."""
     deltas = _global_deltas(content, participant)
-    slot = _server_round(content, participant)
-    changed, requests, cached = participant.train(slot, deltas)
-    name = participant.name
-    answered = TrainAnswer(node=name, requests=requests, optimised=requests, cached=cached)
+    asked = _round(content)
+    slot, name = _of_the_run(asked.server_round, participant), participant.name
+    found = participant.train(slot, deltas, asked.key_sums, asked.prior_from == name)
+    requests = found.requests
+    answered = TrainAnswer(node=name, requests=requests, optimised=requests, cached=found.cached)
     reply = answered.packed()
-    reply["arrays"] = _as_arrays(changed)
+    reply["arrays"] = _as_arrays(found.changed)
+    for record, matrices in ((KEY_SUMS, found.key_sums), (PRIOR, found.prior)):
+        if matrices:
+            reply[record] = _as_arrays(matrices)
     # Stock strategies divide by the sum of the weights, which may not be zero.
     reply["metrics"] = MetricRecord({"num-examples": float(requests) or LEAST_WEIGHT})
     return reply
@@ -237,7 +243,7 @@ def train(content: RecordDict, participant: Participant) -> RecordDict:
 def evaluate(content: RecordDict, participant: Participant) -> RecordDict:
     """Metrics of the node's model, or of the global model of a stock strategy."""
     if "arrays" in content.array_records:
-        slot = _server_round(content, participant, first=0)
+        slot = _of_the_run(_round(content).server_round, participant, first=0)
         found = participant.evaluate(slot, _global_deltas(content, participant))
     else:
         asked = EvaluateAsk.read(content)
@@ -289,10 +295,9 @@ def _of_the_run(slot: int, participant: Participant, first: int = 1) -> int:
     return slot
 
 
-def _server_round(content: RecordDict, participant: Participant, first: int = 1) -> int:
-    """The slot that a stock strategy's message is about."""
-    asked = RoundAsk.parse(dict(content.config_records.get("config", {})))
-    return _of_the_run(asked.server_round, participant, first)
+def _round(content: RecordDict) -> RoundAsk:
+    """What a stock strategy's message asks beside the weights."""
+    return RoundAsk.parse(dict(content.config_records.get("config", {})))
 
 
 def _global_deltas(content: RecordDict, participant: Participant) -> dict[int, torch.Tensor]:

@@ -21,6 +21,7 @@ from fedit_app.config.limits import site_limits
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.editing.rows import LayerOf
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
@@ -45,6 +46,25 @@ from fedit_app.support.errors import FedEditError
 logger = logging.getLogger(__name__)
 
 CENTRAL = "central"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a node did in a round of a stock strategy.
+
+    Attributes:
+        changed: layer -> change of the weights (d_model, d_ff) with the node's own edits.
+        requests: how many requests the slot has.
+        cached: of how many the value v* came from the work-cache.
+        key_sums: layer -> K K^T (d_ff, d_ff) of the slot's keys; empty if it was not asked for.
+        prior: layer -> lambda C (d_ff, d_ff), likewise.
+    """
+
+    changed: dict[int, torch.Tensor]
+    requests: int
+    cached: int
+    key_sums: dict[int, torch.Tensor]
+    prior: dict[int, torch.Tensor]
 
 
 class Participant:
@@ -315,17 +335,19 @@ class Participant:
         return facts_received(self.name, facts, fulfilled, {mkv.id for mkv in ledger.holding})
 
     def train(
-        self, slot: int, deltas: dict[int, torch.Tensor]
-    ) -> tuple[dict[int, torch.Tensor], int, int]:
+        self,
+        slot: int,
+        deltas: dict[int, torch.Tensor],
+        key_sums: bool = False,
+        prior: bool = False,
+    ) -> Trained:
         """Edit the global model of a stock strategy with the requests of a slot.
 
         Args:
             slot: the time slot, Flower's server round.
             deltas: global change of the weights, layer -> (d_model, d_ff).
-
-        Returns:
-            The change with the node's own edits added, the number of requests, and of how many the
-            value v* came from the work-cache.
+            key_sums: whether K K^T of the new keys is wanted, too.
+            prior: whether what the solve weighs changes by, lambda C, is wanted, too.
 
         Raises:
             FedEditError: the run is to be sealed.
@@ -340,9 +362,18 @@ class Participant:
         with bench.model.edited(deltas):
             computed = bench.compute(requests, local, self.name, slot, store=store)
         local.accept(computed, slot)
-        change = bench.deltas(local)
-        changed = {layer: deltas[layer] + change[layer].cpu() for layer in deltas}
-        return changed, len(requests), store.found if store else 0
+        change, solver = bench.deltas(local), bench.solver
+        keys, _ = bench.vectors(local)
+        return Trained(
+            changed={layer: deltas[layer] + change[layer].cpu() for layer in deltas},
+            requests=len(requests),
+            cached=store.found if store else 0,
+            key_sums={
+                layer: solver.key_sum(layer, LayerOf(keys, i)).cpu()
+                for i, layer in enumerate(solver.layers if key_sums else ())
+            },
+            prior={layer: solver.prior(layer).cpu() for layer in (deltas if prior else ())},
+        )
 
     def _value_store(self) -> ValueStore | None:
         folder = self._work_cache("values")

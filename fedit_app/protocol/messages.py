@@ -38,6 +38,9 @@ FEDERATION_KEY = "federation-key"
 # What a stock strategy weights the weights of a node without requests by: it divides by the sum.
 LEAST_WEIGHT = 1e-9
 
+# Arrays that a strategy may ask for beside a node's weights: K K^T of its new keys, and lambda C.
+KEY_SUMS, PRIOR = "key-sums", "prior"
+
 # Of one JSON text: what the names of 100,000 MKVs need.
 MAX_JSON_LENGTH = 16 * 2**20
 

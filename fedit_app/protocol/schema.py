@@ -302,9 +302,13 @@ class RoundAsk(Ask):
 
     Attributes:
         server_round: the slot.
+        key_sums: whether K K^T of the node's new keys has to come with its weights.
+        prior_from: name of the node that is to send lambda C as well; empty: none.
     """
 
     server_round: Slot = Field(alias="server-round")
+    key_sums: Flag = Field(False, alias="key-sums")
+    prior_from: Name = Field("", alias="prior-from")
 
 
 class TrainAnswer(Answer):

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedit_app.config.run_config import RunConfig
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import arrays_record
+from fedit_app.server.collabedit import CollabEdit
 from fedit_app.server.fedit import Central, FedEdit, Local
 from fedit_app.server.merging import TaskArithmetic, Ties
 from fedit_app.support.errors import FedEditError
@@ -81,6 +82,7 @@ STRATEGIES: dict[str, Factory] = {
     "fedavg": _stock(FedAvg),
     "task-arithmetic": _stock(TaskArithmetic),
     "ties": _stock(Ties),
+    "collabedit": _stock(CollabEdit),
 }
 """The strategies that have a short name."""
 

@@ -10,8 +10,8 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from fedit_app.mkv import Form, Record
-from fedit_app.protocol.messages import LEAST_WEIGHT, unpack_arrays
-from fedit_app.protocol.schema import Answer, TrainAnswer
+from fedit_app.protocol.messages import KEY_SUMS, LEAST_WEIGHT, PRIOR, unpack_arrays
+from fedit_app.protocol.schema import Answer, RoundAsk, TrainAnswer
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ def check_average(content: RecordDict, sent: RecordDict, answer: Answer) -> None
         answer: what it says.
 
     Raises:
-        FedEditError: weights are missing, of other shapes than those sent, or not finite; or the
-            number by which they are weighted is another than the node's number of requests.
+        FedEditError: weights, or other arrays that were asked for, are missing, of other names or
+            shapes than they have to be, or not finite; or the number by which the weights are
+            weighted is another than the node's number of requests.
     """
     metrics = dict(content.metric_records)
     if list(metrics) != [_METRICS] or list(metrics[_METRICS]) != [_WEIGHT]:
@@ -52,13 +53,20 @@ def check_average(content: RecordDict, sent: RecordDict, answer: Answer) -> None
         return
     if number != (answer.requests or LEAST_WEIGHT):
         raise FedEditError(f"its {_WEIGHT} has to be its number of requests")
-    if list(content.array_records) != [_ARRAYS]:
-        raise FedEditError("weights have to come with it, and no other arrays")
-    found, wanted = unpack_arrays(content, _ARRAYS), unpack_arrays(sent, _ARRAYS)
-    if _shapes(found) != _shapes(wanted):
-        raise FedEditError("its weights have other names or shapes than those sent")
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise FedEditError("its weights are not finite")
+    asked = RoundAsk.parse(dict(sent.config_records["config"]))
+    shapes = _shapes(unpack_arrays(sent, _ARRAYS))
+    squares = {name: (shape[-1], shape[-1]) for name, shape in shapes.items()}
+    wanted: dict[str, Mapping[str, tuple[int, ...]]] = {_ARRAYS: shapes}
+    wanted |= {KEY_SUMS: squares} if asked.key_sums else {}
+    wanted |= {PRIOR: squares} if asked.prior_from == answer.node else {}
+    if set(content.array_records) != set(wanted):
+        raise FedEditError(f"{' and '.join(wanted)} have to come with it, and no other arrays")
+    for record, expected in wanted.items():
+        found = unpack_arrays(content, record)
+        if _shapes(found) != expected:
+            raise FedEditError(f"its {record} have other names or shapes than those of the weights")
+        if not all(np.isfinite(array).all() for array in found.values()):
+            raise FedEditError(f"its {record} are not finite")
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

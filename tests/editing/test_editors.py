@@ -13,6 +13,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 from fedit_app.editing import pmet
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS, editor_named
+from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.subjects import SubjectStates, lookup_keys
 from fedit_app.editing.values import Outcome, ValueProblem
 from fedit_app.support.errors import FedEditError
@@ -63,7 +64,7 @@ def written(model, editor, requests, settings=STRONG):
 
 def test_an_unknown_editor_is_refused_with_those_that_there_are():
     with pytest.raises(
-        FedEditError, match="'rome' must be one of memit, pmet, alphaedit, memit-fe"
+        FedEditError, match="'rome' must be one of memit, pmet, alphaedit, memit-fe, blue, encore"
     ):
         editor_named("rome")
     for name, editor in EDITORS.items():
@@ -117,6 +118,71 @@ def test_a_ledger_in_another_order_is_the_same_edit(editor):
 def test_alphaedit_differs_from_memit_in_its_solve_alone():
     memit, alphaedit = EDITORS["memit"], EDITORS["alphaedit"]
     assert dataclasses.replace(alphaedit, solver=memit.solver) == memit
+
+
+# ENCORE, BetaEdit: their solves
+
+
+def random_edits(model, layer, n):
+    """(covariance, keys (d_ff, n), shifts (d_model, n)) of a layer, float64."""
+    generator = torch.Generator().manual_seed(n)
+    draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    return covariances_of(model)[layer].double(), draw(model.d_ff, n), draw(model.d_model, n)
+
+
+@pytest.mark.parametrize("n", [2, 200])
+def test_encore_weighs_the_norm_of_the_change(n):
+    model, layer = tiny.editable(double=True), STRONG.layers[0]
+    c, k, r = random_edits(model, layer, n)
+    a = STRONG.covariance_weight * c + STRONG.l2 * torch.eye(model.d_ff, dtype=torch.float64)
+    expected = r @ k.T @ torch.linalg.inv(a + k @ k.T)
+    assert relative(solver_of(model, "encore").delta(layer, k.T, r.T), expected) < 1e-8
+    usual = float(torch.linalg.solve(a, c).trace())
+    assert solver_of(model, "encore").usual_leverage(layer) == pytest.approx(usual, rel=1e-6)
+    plain = solver_of(model, "memit").delta(layer, k.T, r.T)
+    assert expected.norm() < plain.norm(), "a larger weight, a smaller change"
+
+
+@pytest.mark.parametrize("n", [2, 200])
+def test_betaedit_weighs_what_text_uses_of_the_null_space(n):
+    model, layer = tiny.editable(double=True), STRONG.layers[0]
+    c, k, r = random_edits(model, layer, n)
+    median = torch.cat([torch.linalg.eigvalsh(c) for c in covariances_of(model).values()]).median()
+    values, vectors = torch.linalg.eigh(c)
+    free = vectors[:, values < median]
+    p, one = free @ free.T, torch.eye(model.d_ff, dtype=torch.float64)
+    lhs = p @ (k @ k.T + STRONG.covariance_weight * c) + STRONG.l2 * one
+    expected = torch.linalg.solve(lhs, p @ k @ r.T).T
+    solver = solver_of(model, "betaedit")
+    assert relative(solver.delta(layer, k.T, r.T), expected) < 1e-8
+    a = STRONG.l2 * one + STRONG.covariance_weight * p @ c @ p
+    assert relative(solver.prior(layer), a) < 1e-8
+    assert relative(solver.inverse_times(layer, k), torch.linalg.solve(a, p @ k)) < 1e-8
+    usual = float((torch.linalg.solve(a, p @ c @ p)).trace())
+    assert solver.usual_leverage(layer) == pytest.approx(usual, rel=1e-8)
+
+
+# BLUE
+
+
+def test_blue_writes_the_first_and_the_last_layer_whole():
+    chosen = {"layers": (1, 2, 3), "covariance_weight": 1e-3}
+    settings = edit_settings("llama", tiny.LAYERS, tiny.D_MODEL, "blue", **chosen)
+    assert settings.layers == (1, 3)
+    assert edit_settings("llama", 5, 16, "blue", layers=(2,)).layers == (2,)
+    model = tiny.editable(double=True)
+    settings = dataclasses.replace(STRONG, layers=(1, 3))
+    covariances = {layer: covariances_of(model)[layer] for layer in settings.layers}
+    blue = EDITORS["blue"]
+    solver = blue.solver(covariances, settings, model.device)
+    values = blue.values(model, EASY, TEMPLATES, settings)
+    nothing = tuple(part[:, :2] for part in nothing_before(model))
+    found = blue.vectors(model, EASY, TEMPLATES, solver, nothing, settings, values)
+    assert found.keys.shape[1] == found.shifts.shape[1] == 2
+    for i, request in enumerate(EASY):
+        first = reference.output_of(model, request, model.layers[1])
+        assert relative(found.h0[i], first) < 1e-10, "v* is the first layer's"
+        assert relative(found.shifts[i, 0], found.v_star[i] - first) < 1e-8, "undivided"
 
 
 # PMET

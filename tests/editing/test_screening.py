@@ -9,6 +9,7 @@ import torch
 from editing.cases import EASY, REQUESTS, SETTINGS
 
 from fedit_app.editing.covariance import CovarianceSource, covariance
+from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.screening import BOUNDS, SHAPE
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
@@ -50,7 +51,7 @@ def changed(mkv, **vectors):
     return create("eve", 1, mkv.fingerprint, *kept.values(), precision=mkv.precision)
 
 
-@pytest.mark.parametrize("editor", ["memit", "pmet", "alphaedit", "memit-fe"])
+@pytest.mark.parametrize("editor", EDITORS)
 def test_honest_mkvs_pass(editor):
     bench = make_bench(editor)
     mkvs = bench.compute([*REQUESTS, *EASY], Ledger(bench.fingerprint), "museum", 1)

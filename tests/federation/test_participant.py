@@ -126,10 +126,10 @@ def test_the_model_is_the_base_model_after_every_message(node):
     bank.edit(1, [])
     bank.evaluate(1)
     zero = {layer: torch.zeros(16, 32, dtype=torch.float64) for layer in (1, 2)}
-    changed, requests, _ = bank.train(2, zero)
+    found = bank.train(2, zero)
 
-    assert requests == 5
-    assert all(change.abs().max() > 1e-4 for change in changed.values())
+    assert found.requests == 5 and not found.key_sums and not found.prior
+    assert all(change.abs().max() > 1e-4 for change in found.changed.values())
     assert all(torch.equal(a, b) for a, b in zip(before, weights(bank), strict=True))
 
 

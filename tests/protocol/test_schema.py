@@ -25,7 +25,8 @@ SHARED = {"count": 4, "hold": 3, "efficacy": 0.5, "accuracy": 0.75}
 def test_what_is_packed_is_read_again():
     asked = EditAsk(**EDIT | {"missing": ["a" * 32], "withdrawn": {"b" * 32: ["bank"]}})
     assert EditAsk.read(asked.packed()) == asked
-    assert unpack_info(RoundAsk.parse({"server-round": 3}).packed()) == {"server-round": 3}
+    asked = {"server-round": 3, "key-sums": True, "prior-from": "bank"}
+    assert unpack_info(RoundAsk.parse(asked).packed()) == asked
 
 
 def test_fields_of_a_later_version_are_dropped():
