@@ -21,7 +21,7 @@ SOURCE = CovarianceSource(tokens=500)
 def make_bench(editor: str = "memit", family: str = "llama") -> Workbench:
     model = tiny.editable(family)
     settings = SETTINGS
-    if editor == "alphaedit":
+    if editor in ("alphaedit", "betaedit"):
         found = covariance(model, settings.layers, SOURCE)
         middle = torch.cat([torch.linalg.eigvalsh(c) for c in found.values()]).median()
         settings = dataclasses.replace(settings, null_space_threshold=float(middle))
