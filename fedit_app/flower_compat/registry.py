@@ -122,13 +122,13 @@ def _all_nodes(superlink: SuperLink) -> list[RegisteredNode]:
     with _control(superlink) as client:
         found = client.ListNodes(ListNodesRequest()).nodes_info
     nodes = [
-        RegisteredNode(node.node_id, node.name, node.status, _openssh(node.public_key))
+        RegisteredNode(node.node_id, node.name, node.status, openssh_key(node.public_key))
         for node in found
     ]
     return sorted(nodes, key=lambda node: (node.name, node.node_id))
 
 
-def _openssh(encoded: bytes) -> str:
+def openssh_key(encoded: bytes) -> str:
     """A key as Flower keeps it, in OpenSSH's form; "" for what is no key."""
     try:
         return openssh_line(bytes_to_public_key(encoded))

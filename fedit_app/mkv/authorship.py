@@ -1,7 +1,7 @@
-"""Signatures that prove which node made an MKV, regardless of who passed it on.
+"""Signatures of nodes: which node made an MKV, regardless of who passed it on.
 
-The signature covers fingerprint, id, node and slot; the id is the hash of all vectors. In a sealed
-MKV the signature is sealed as well, because it would let the server confirm a guess.
+An MKV's signature covers fingerprint, id, node and slot; the id is the hash of all vectors. In a
+sealed MKV the signature is sealed as well, because it would let the server confirm a guess.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ class SigningKey:
         check_private(file)
         return SigningKey(read_private_key(file))
 
-    def sign(self, mkv: MKV) -> MKV:
-        """The MKV with a signature, which is deterministic (RFC 6979)."""
+    def signature(self, statement: bytes) -> str:
+        """The signature of a statement, base64; deterministic (RFC 6979)."""
         algorithm = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
-        signature = base64.b64encode(self._key.sign(_statement(mkv), algorithm)).decode()
-        return dataclasses.replace(mkv, author=Authorship(self.public, signature))
+        return base64.b64encode(self._key.sign(statement, algorithm)).decode()
+
+    def sign(self, mkv: MKV) -> MKV:
+        """The MKV with a signature."""
+        author = Authorship(self.public, self.signature(_statement(mkv)))
+        return dataclasses.replace(mkv, author=author)
 
 
 def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
@@ -58,10 +62,20 @@ def is_signed_by(mkv: MKV, keys: Collection[str]) -> bool:
     """
     if mkv.author is None or mkv.author.public_key not in keys:
         return False
+    return is_signature_of(_statement(mkv), mkv.author.signature, mkv.author.public_key)
+
+
+def is_signature_of(statement: bytes, signature: str, public_key: str) -> bool:
+    """Whether a signature is that of a statement by a key.
+
+    Args:
+        statement: what was signed.
+        signature: as `SigningKey.signature` makes it, or anything else.
+        public_key: as `openssh_line` writes it.
+    """
     try:
-        key = load_public_key(mkv.author.public_key)
-        signature = base64.b64decode(mkv.author.signature, validate=True)
-        key.verify(signature, _statement(mkv), ec.ECDSA(hashes.SHA384()))
+        key = load_public_key(public_key)
+        key.verify(base64.b64decode(signature, validate=True), statement, ec.ECDSA(hashes.SHA384()))
     except (InvalidSignature, ValueError):
         return False
     return True

@@ -16,7 +16,9 @@ from fedit_app.config.folders import run_folder
 from fedit_app.config.node_config import is_simulated, node_run_config
 from fedit_app.config.run_config import RunConfig
 from fedit_app.facts.partition import own_data
+from fedit_app.node.identity import signing_key
 from fedit_app.protocol.messages import Call, pack_error
+from fedit_app.protocol.signed import Question, sign
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging
 
@@ -48,7 +50,26 @@ def answer(message: Message, context: Context) -> Message:
     except Exception as error:
         logger.exception("node %s: %s failed", call.node, call.stage)
         content = pack_error(call.node, call.stage, error)
+    _sign(content, call, message)
     return Message(content, reply_to=message)
+
+
+def _sign(answer: RecordDict, call: Call, message: Message) -> None:
+    """Sign an answer, if the node has a key."""
+    question = Question(
+        call.run_id,
+        message.metadata.message_id,
+        call.message_type,
+        call.node,
+        message.content,
+    )
+    try:
+        key = signing_key(call.node_config)
+    except FedEditError as error:  # the answer says so itself, or the server says that it lacks
+        logger.error("node %s: %s is not signed: %s", call.node, call.stage, error)
+        return
+    if key is not None:
+        sign(answer, question, key)
 
 
 def _ask(call: Call, content: RecordDict) -> RecordDict:

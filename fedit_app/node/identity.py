@@ -51,13 +51,24 @@ def identity_of(name: str, node_config: Mapping[str, ConfigValue], policy: Polic
     Raises:
         FedEditError: a key cannot be read.
     """
-    key = None
-    if node_config.get("node-key"):
-        key = SigningKey.read(Path(str(node_config["node-key"])).expanduser())
+    key = signing_key(node_config)
     if not policy.peers:
         return Identity(key)
     own = {name: frozenset({key.public})} if key else {}
     return Identity(key, read_peers(Path(policy.peers)) | own)
+
+
+def signing_key(node_config: Mapping[str, ConfigValue]) -> SigningKey | None:
+    """The key with which a node signs; None if its configuration names none.
+
+    Args:
+        node_config: Flower's node configuration; `node-key` names the file of the private key.
+
+    Raises:
+        FedEditError: the key cannot be read.
+    """
+    file = node_config.get("node-key")
+    return SigningKey.read(Path(str(file)).expanduser()) if file else None
 
 
 def read_peers(folder: Path) -> dict[str, frozenset[str]]:

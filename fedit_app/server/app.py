@@ -52,6 +52,7 @@ def run_federation(grid: Grid, context: Context) -> Results:
     record = RunRecord(config, run_folder(config, context.run_id))
     run_grid = RunGrid(
         grid,
+        context.run_id,
         record,
         config.slot_timeout,
         lambda slot: slot % config.evaluate_every == 0 or slot == config.num_slots,

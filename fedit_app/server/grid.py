@@ -19,6 +19,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedit_app.flower_compat.errors import meaning
+from fedit_app.flower_compat.registry import openssh_key
 from fedit_app.protocol.messages import (
     COMPOSE,
     EDIT,
@@ -42,6 +43,7 @@ from fedit_app.protocol.schema import (
     TrainAnswer,
     is_name,
 )
+from fedit_app.protocol.signed import Question, require_signature
 from fedit_app.server.record import RunRecord
 from fedit_app.server.uploads import check_average
 from fedit_app.support.errors import FedEditError
@@ -99,13 +101,13 @@ class _Asked:
         node_id: Flower's id of the node.
         known: the name under which it takes part or is registered; "" if it does neither.
         size: the message's size in bytes.
-        content: what it says.
+        question: the message, as its answer's signature names it.
     """
 
     node_id: int
     known: str
     size: int
-    content: RecordDict
+    question: Question
 
     @property
     def name(self) -> str:
@@ -118,6 +120,7 @@ class RunGrid(Grid):
 
     Args:
         grid: Flower's grid.
+        run_id: Flower's run id.
         record: where failures, traffic, counts and metrics go.
         timeout: most seconds to wait for the answers of one stage, of virtual nodes for the next
             answer.
@@ -131,10 +134,16 @@ class RunGrid(Grid):
     """
 
     def __init__(
-        self, grid: Grid, record: RunRecord, timeout: float, evaluated: Callable[[int], bool]
+        self,
+        grid: Grid,
+        run_id: int,
+        record: RunRecord,
+        timeout: float,
+        evaluated: Callable[[int], bool],
     ) -> None:
-        self._grid, self._timeout, self._evaluated = grid, timeout, evaluated
+        self._grid, self._run_id, self._timeout, self._evaluated = grid, run_id, timeout, evaluated
         self.record = record
+        self._keys: dict[int, str] = {}  # of nodes that are registered under a name
         self.members: dict[str, Member] = {}
         self.silent: dict[str, Member] = {}
         self._simulated: set[bool] = set()  # what nodes have said of themselves
@@ -203,13 +212,17 @@ class RunGrid(Grid):
         waiting = self._push(slot, messages)
         replies: list[Message] = []
         for reply in self._arriving(waiting, began, timeout):
-            asked = waiting.pop(reply.metadata.reply_to_message_id)
+            asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if asked is None:
+                logger.warning("slot %d %s: an answer came twice; the first counts", slot, stage)
+                continue
             # What it says of itself counts if it is registered under no name, as virtual nodes.
             name = asked.known or _introduced(reply) or asked.name
             try:
-                answer = self._read(slot, reply)
-                if _is_stock(asked.content):
-                    check_average(reply.content, asked.content, answer)
+                self._require_signature(asked, reply)
+                answer, sent = self._read(slot, reply), asked.question.content
+                if _is_stock(sent):
+                    check_average(reply.content, sent, answer)
             except FedEditError as error:
                 self.failed(name, slot, stage, str(error))
                 continue
@@ -233,12 +246,13 @@ class RunGrid(Grid):
         names = self._names()
         if any(m.metadata.dst_node_id not in names for m in messages):
             names = self.registered_names() | names
-        return {
-            m.metadata.message_id: _Asked(
-                m.metadata.dst_node_id, names.get(m.metadata.dst_node_id, ""), size, m.content
-            )
-            for m, size in zip(messages, sizes, strict=True)
-        }
+        waiting = {}
+        for message, size in zip(messages, sizes, strict=True):
+            told = message.metadata
+            known, id_ = names.get(told.dst_node_id, ""), told.message_id
+            question = Question(self._run_id, id_, told.message_type, known, message.content)
+            waiting[id_] = _Asked(told.dst_node_id, known, size, question)
+        return waiting
 
     def _arriving(
         self, waiting: Mapping[str, _Asked], began: float, timeout: float
@@ -294,6 +308,12 @@ class RunGrid(Grid):
             up, seconds = content_bytes(reply.content), noted_seconds(reply.content)
             self.record.cost(slot, name, stage, up, down, seconds)
 
+    def _require_signature(self, asked: _Asked, reply: Message) -> None:
+        """Raises FedEditError unless the asked node has signed, if a key of it is registered."""
+        key = self._keys.get(asked.node_id)
+        if key and reply.has_content():
+            require_signature(reply.content, asked.question, key)
+
     def _read(self, slot: int, reply: Message) -> Answer:
         """What an answer says.
 
@@ -323,7 +343,9 @@ class RunGrid(Grid):
 
     def registered_names(self) -> dict[int, str]:
         """Flower's id -> the name under which a node was registered, where one was."""
-        return {node.node_id: node.name for node in self._grid.get_nodes() if node.name}
+        nodes = [node for node in self._grid.get_nodes() if node.name]
+        self._keys |= {node.node_id: openssh_key(node.public_key) for node in nodes}
+        return {node.node_id: node.name for node in nodes}
 
     def set_run(self, run: Any) -> None:
         """See `Grid`."""
