@@ -272,6 +272,26 @@ def verify(source: Source, form: FormatOption = Format.AUTO) -> int:
 
 
 @app.command()
+def withdrawals(source: Source, form: FormatOption = Format.AUTO) -> None:
+    """List what authors have withdrawn, and which nodes have confirmed that it is gone there."""
+    from fedit_app.pool.withdraw import receipts
+    from fedit_app.pool.withdraw import withdrawals as recorded
+
+    pool = open_pool(source)
+    by, confirmed = recorded(pool), receipts(pool)
+    held = pool.facts(list(by))
+    rows = [
+        (id_, ", ".join(nodes), "yes" if id_ in held else "no", ", ".join(confirmed.get(id_, ())))
+        for id_, nodes in by.items()
+    ]
+    if not rows and form is not Format.JSON:
+        say("nothing was withdrawn")
+        return
+    columns = ("id", "withdrawn by", "in the pool", "gone at")
+    write({"withdrawals": Table(columns, rows, code=("id",))}, form)
+
+
+@app.command()
 def prune(
     source: Source,
     nodes: Nodes = None,

@@ -141,6 +141,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
         quarantined=outcome.quarantined,
         supersedes=_ids_out(outcome.supersedes if upload else {}, envelope),
         conflicts=_conflicts(outcome.conflicts, envelope),
+        gone=[envelope.id_out(id_) for id_ in participant.without(withdrawn)],
     )
     return answered.packed(envelope.sealed([*outcome.new, *outcome.again] if upload else ()))
 

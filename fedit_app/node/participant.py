@@ -234,6 +234,10 @@ class Participant:
         )
         return stage.run(ledger, slot, candidates, missing if self.policy.upload else ())
 
+    def without(self, ids: Collection[str]) -> list[str]:
+        """Those of some MKVs that the node's ledger does not have."""
+        return sorted(set(ids) - self.ledger().entries.keys()) if ids else []
+
     def _everybodys_slots(self) -> list[list[EditRequest]]:
         """Per slot the requests of all nodes, their ids with the node's name before them."""
         named = [

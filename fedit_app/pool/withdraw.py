@@ -1,6 +1,7 @@
 """Withdrawals: an author withdraws its MKVs, and the pool deletes them and records that it did.
 
-The records are a table beside the pool's, so that nodes that join later learn of them as well.
+The records are a table beside the pool's, so that nodes that join later learn of them as well. A
+second table has the receipts: which node has said of which MKV that its ledger has it no more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedit_app.pool.tables import open_table
 
 logger = logging.getLogger(__name__)
 
-TABLE = "withdrawals"
+TABLE, RECEIPTS = "withdrawals", "receipts"
 # Of what a node is not known to have, but may have from an interrupted run.
 _MOST_TOLD = 10_000
 _SCHEMA = pa.schema([pa.field("id", pa.string()), pa.field("node", pa.string())])
@@ -49,16 +50,41 @@ def withdraw(pool: MKVPool, node: str, ids: Collection[str]) -> None:
         )
     if own:
         prune(pool, plan(pool, Criteria(nodes=frozenset({node}), ids=frozenset(own))))
-    withdrawn_ids = sorted(set(ids) - alien)
-    if withdrawn_ids:
-        table = pool.database.create_table(TABLE, schema=_SCHEMA, exist_ok=True)
-        rows = pa.table({"id": withdrawn_ids, "node": [node] * len(withdrawn_ids)}, schema=_SCHEMA)
-        table.merge_insert(["id", "node"]).when_not_matched_insert_all().execute(rows)
+    _add(pool, TABLE, node, set(ids) - alien)
+
+
+def confirm(pool: MKVPool, node: str, ids: Collection[str]) -> None:
+    """Record that a node's ledger has MKVs no more that were withdrawn.
+
+    Args:
+        pool: the pool.
+        node: the node that says so.
+        ids: ids of withdrawn MKVs.
+    """
+    known = receipts(pool) if ids else {}
+    _add(pool, RECEIPTS, node, {id_ for id_ in ids if node not in known.get(id_, ())})
 
 
 def withdrawals(pool: MKVPool) -> dict[str, list[str]]:
     """Id -> names of the nodes that have withdrawn the MKV."""
-    table = open_table(pool.database, TABLE)
+    return _nodes_by_id(pool, TABLE)
+
+
+def receipts(pool: MKVPool) -> dict[str, list[str]]:
+    """Id of a withdrawn MKV -> names of the nodes that have said that they have it no more."""
+    return _nodes_by_id(pool, RECEIPTS)
+
+
+def _add(pool: MKVPool, name: str, node: str, ids: Collection[str]) -> None:
+    """Add rows to a table that it does not have yet."""
+    if ids:
+        table = pool.database.create_table(name, schema=_SCHEMA, exist_ok=True)
+        rows = pa.table({"id": sorted(ids), "node": [node] * len(ids)}, schema=_SCHEMA)
+        table.merge_insert(["id", "node"]).when_not_matched_insert_all().execute(rows)
+
+
+def _nodes_by_id(pool: MKVPool, name: str) -> dict[str, list[str]]:
+    table = open_table(pool.database, name)
     if table is None:
         return {}
     found: dict[str, list[str]] = {}

@@ -351,6 +351,7 @@ class EditAnswer(TrainAnswer):
         supersedes: id of an MKV that comes with it -> ids of those of the node itself in whose
             place it holds.
         conflicts: the MKVs that contradict each other.
+        gone: ids of the withdrawn MKVs that it was told of and has no more, or never had.
     """
 
     warm_started: Count
@@ -359,6 +360,7 @@ class EditAnswer(TrainAnswer):
     quarantined: Count
     supersedes: IdsById
     conflicts: Conflicts
+    gone: Ids
 
 
 class ReeditAnswer(Answer):

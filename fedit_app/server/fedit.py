@@ -15,7 +15,7 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.mkv import Form, Record
 from fedit_app.pool import MKVPool, Ranked, SelectionConfig
 from fedit_app.pool.superseded import supersede, superseded_by
-from fedit_app.pool.withdraw import told_of, withdraw, withdrawn
+from fedit_app.pool.withdraw import confirm, told_of, withdraw, withdrawn
 from fedit_app.protocol.messages import (
     EDIT,
     EVALUATE,
@@ -151,12 +151,14 @@ class FedEdit(Strategy):
             self.slot.missing = {member.name: self._missing(member) for member in members}
         messages = []
         for member in members:
+            told = told_of(withdrawn, member.known)
+            self.slot.told[member.name] = set(told)
             asked = EditAsk(
                 slot=server_round,
                 central=self.central,
                 upload=self.exchange,
                 missing=self.slot.missing.get(member.name, []),
-                withdrawn=told_of(withdrawn, member.known),
+                withdrawn=told,
             )
             mkvs = self.pool.fetch(candidates.get(member.name, []))
             messages.append(member.message(EDIT, asked.packed(mkvs)))
@@ -242,6 +244,7 @@ class FedEdit(Strategy):
         slot.own[name] = [*new, *self.pool.fetch(reused)]
         slot.note_conflicts(name, answer.conflicts)
         supersede(self.pool, answer.supersedes)
+        confirm(self.pool, name, slot.told[name].intersection(answer.gone))
         counts = {"reused": len(answer.reused), "uploaded": len(mkvs)}
         slot.grid.record.count(slot.number, name, **counts)
         return mkvs

@@ -19,6 +19,7 @@ class Slot:
         number: the slot.
         grid: the members of the run.
         missing: node -> ids of earlier MKVs that it is asked to send again.
+        told: node -> ids of the withdrawn MKVs that it is told of.
         own: node -> MKVs that fulfil its requests of this slot, once it has edited.
         offered: node -> ids of the MKVs of others that it is sent in the re-edit stage.
         conflicts: node -> pairs of MKVs of one key of which only one holds there.
@@ -29,6 +30,7 @@ class Slot:
     number: int
     grid: RunGrid
     missing: dict[str, list[str]] = field(default_factory=dict)
+    told: dict[str, set[str]] = field(default_factory=dict)
     own: dict[str, list[Record]] = field(default_factory=dict)
     offered: dict[str, list[str]] = field(default_factory=dict)
     conflicts: dict[str, list[ConflictIds]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from fedit_app.mkv import create, to_bytes
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.pool import MKVPool
+from fedit_app.pool.withdraw import confirm, withdraw
 
 WIDTH = 8
 TABLE = "mkvs"
@@ -480,3 +481,14 @@ def test_what_is_sealed_by_a_node_that_stays_stays(fedit, sealed):
     assert "1 MKV kept for other nodes" in out
     assert rows(folder)[found["bank-1"].id]["nodes"] == ["bank"]
     assert fedit("verify", folder)[0] == 0
+
+
+def test_withdrawals_are_listed_with_who_has_confirmed_them(fedit, folder, mkvs):
+    assert fedit("withdrawals", folder) == (0, "nothing was withdrawn\n", "")
+    pool, id_ = MKVPool(str(folder)), mkvs["bank-0"].id
+    withdraw(pool, "bank", {id_})
+    confirm(pool, "court", {id_})
+    status, out, _ = fedit("withdrawals", folder, "--format", "json")
+    assert status == 0
+    (row,) = json.loads(out)["withdrawals"]
+    assert list(row.values()) == [id_, "bank", "no", "court"]

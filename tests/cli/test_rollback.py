@@ -7,6 +7,7 @@ import torch
 
 from fedit_app.cli.places import find_place
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.pool.withdraw import receipts
 
 
 def without_origin(sites, name, origin):
@@ -117,10 +118,12 @@ def test_a_withdrawal_reaches_the_others_in_the_next_run(fedit, sites):
     assert reasons(sites, "hospital", mine)[-1] == ("dropped", "withdrawn by bank")
     assert [row["node"] for row in sites.pool.rows(["node"])].count("bank") == 1, "of two"
     assert request not in sites.ledger("bank").fulfilled(), "it is set aside"
+    assert list(receipts(sites.pool).values()) == [["bank", "hospital"]]
     # Who was not there hears of it later, also when the author is not.
     assert mine in sites.of("museum", "bank")
     sites.run("third", "museum", "hospital")
     assert sites.of("museum", "bank") == [kept]
+    assert list(receipts(sites.pool).values()) == [["bank", "hospital", "museum"]]
     assert fedit("ledger", "verify", sites.root / "museum")[0] == 0
 
 

@@ -59,7 +59,11 @@ SUPERSEDES = {"supersedes": {"2" * 32: ["0" * 32]}}
 ANSWERED = {
     HELLO: {"simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
     | {"d_model": 16, "d_ff": 32, "wants": [], "holds": [], "withdrawn": []},
-    EDIT: TRAINED | RECEIVED | SUPERSEDES | {"warm_started": 0, "reused": ["0" * 32], "again": []},
+    EDIT: TRAINED
+    | RECEIVED
+    | SUPERSEDES
+    | {"warm_started": 0, "reused": ["0" * 32], "again": []}
+    | {"gone": ["1" * 32]},
     REEDIT: RECEIVED | ACCEPTED | {"contested": [CONFLICT], "agreed": ["0" * 32]},
     COMPOSE: RECEIVED | ACCEPTED | SUPERSEDES | {"said": ["holds", "not yet", "declined"]},
     EVALUATE: {"own": METRICS, "received": None, "federation": None, "neutral": None},

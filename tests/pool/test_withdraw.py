@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from fedit_app.mkv import create
+from fedit_app.mkv import SIGNATURES, create
 from fedit_app.pool import MKVPool
 from fedit_app.pool.check import check
-from fedit_app.pool.withdraw import withdraw, withdrawals, withdrawn
+from fedit_app.pool.rows import COLUMNS
+from fedit_app.pool.withdraw import confirm, receipts, withdraw, withdrawals, withdrawn
 
 WIDTH = 8
 
@@ -84,3 +85,40 @@ def test_who_uploads_it_again_stands_by_it_again(pool):
     withdraw(pool, "bank", {mine.id})
     pool.append([mine])
     assert ranked(pool) == {mine.id} and withdrawn(pool) == {}
+
+
+def test_no_byte_of_its_vectors_stays_on_the_disk(pool, tmp_path):
+    """Not in the table, nor in an earlier version of it: the files are searched for the bytes."""
+    random = np.random.default_rng(0)
+
+    def secret(node):
+        key, shift, value, h0 = random.standard_normal((4, 64))
+        return create(node, 1, "f", key[None], shift[None], value, h0)
+
+    def found(id_):
+        """Which parts of a row are somewhere in the files."""
+        content = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+        return [part in content for part in parts[id_]]
+
+    mine, theirs, later = secret("bank"), secret("court"), secret("court")
+    pool.append([mine, theirs])
+    pool.append([later])  # in a version of its own
+    parts = {
+        row["id"]: [row["payload"]] + [np.float16(row[kind]).tobytes() for kind in SIGNATURES]
+        for row in pool.rows(COLUMNS)
+    }
+    assert all(sum(map(found, parts), []))
+    withdraw(pool, "bank", {mine.id})
+    assert not any(found(mine.id))
+    assert all(found(theirs.id) + found(later.id))
+
+
+def test_who_has_confirmed_is_written_down_once(pool, tmp_path):
+    mine = mkv(0, "bank")
+    pool.append([mine])
+    assert receipts(pool) == {}
+    withdraw(pool, "bank", {mine.id})
+    for node in ("court", "bank", "court"):
+        confirm(pool, node, {mine.id})
+    confirm(pool, "school", ())
+    assert receipts(MKVPool(str(tmp_path / "pool"))) == {mine.id: ["bank", "court"]}
