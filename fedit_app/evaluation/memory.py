@@ -24,6 +24,10 @@ SCORES_VERSION = 3
 """The version of the arithmetic of `evaluation.scores`; see `tests/mkv/test_numerics.py`."""
 
 
+# Fields that make no difference to a score, as they are without their value.
+_NO_PART: dict[str, Any] = {"id": "-", "slot": None, "question": None, "paraphrase_questions": ()}
+
+
 class ScoreMemory:
     """Caches the scores of the unedited model and of the latest state of the weights.
 
@@ -41,14 +45,14 @@ class ScoreMemory:
 
         Args:
             model: the model, edited or not.
-            requests: the requests; those that differ in id and slot only are the same.
+            requests: the requests; those that differ in id, slot and questions only are the same.
             folder: folder of the scores for other processes, see `ScoreFile`; None: no folder.
         """
         now = (model.fingerprint + str(model.model.dtype), model.edits_hash())
         for other in [key for key in self._known if key != now and key[1]]:
             del self._known[other]
         known = self._known.setdefault(now, {})
-        plain = {request: dataclasses.replace(request, id="-", slot=None) for request in requests}
+        plain = {request: dataclasses.replace(request, **_NO_PART) for request in requests}
         missing = [request for request in dict.fromkeys(plain.values()) if request not in known]
         if folder is not None and missing:
             file = ScoreFile(folder, model)
@@ -105,6 +109,7 @@ class ScoreFile:
 
 
 def _hash(request: EditRequest) -> str:
-    """Hash of a request without its id, slot and relation."""
+    """Hash of a request without its id, slot, relation and questions."""
     asked = dataclasses.asdict(dataclasses.replace(request, id="-", slot=None, relation=None))
+    del asked["question"], asked["paraphrase_questions"]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -13,11 +13,11 @@ SLOT = "{}"
 
 LISTS = (
     *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
-    *("subject_prompts", "generation_prompts"),
+    *("subject_prompts", "generation_prompts", "paraphrase_questions"),
 )
 """Fields that hold several texts."""
 
-OPTIONAL = ("target_true", "relation", "slot", "target_separator")
+OPTIONAL = ("target_true", "relation", "slot", "target_separator", "question")
 """Fields that may be None."""
 
 _TRIMMED = ("subject", "target_new", "target_true", "neighborhood_targets")
@@ -52,6 +52,10 @@ class EditRequest:
             digits, "-", "_" and "."; None: unknown.
         target_separator: what stands between each of the prompts and its target; None: what the
             texts ask for (see `joint`), a space in English.
+        question: the fact as a question that `target_new` answers, as the user of a chat model
+            asks it, with exactly one `{}`, the place of the subject; None: the prompt is given to
+            be completed.
+        paraphrase_questions: complete questions for the same fact in other words, for evaluation.
 
     Raises:
         FedEditError: a field is invalid. Its text is not quoted, because the message may travel to
@@ -71,6 +75,8 @@ class EditRequest:
     slot: int | None = None
     relation: str | None = None
     target_separator: str | None = None
+    question: str | None = None
+    paraphrase_questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         changes: list[str] = []
@@ -96,11 +102,12 @@ class EditRequest:
             raise FedEditError("id is empty; give every request a unique name")
         if not self.subject:
             raise FedEditError("subject is empty; name what the fact is about")
-        if self.prompt.count(SLOT) != 1:
-            raise FedEditError(
-                f"prompt has {self.prompt.count(SLOT)} placeholders; write exactly one {{}} in "
-                "place of the subject"
-            )
+        for name, template in (("prompt", self.prompt), ("question", self.question)):
+            if template is not None and template.count(SLOT) != 1:
+                raise FedEditError(
+                    f"{name} has {template.count(SLOT)} placeholders; write exactly one {{}} in "
+                    "place of the subject"
+                )
         if not self.target_new:
             raise FedEditError("target_new is empty; write the new continuation")
         if self.target_true == "":

@@ -43,7 +43,8 @@ def test_a_row_is_a_request(write, delimiter, encoding):
 def test_every_field_has_its_column_and_lists_have_several(write):
     header = ["slot", *HEADER, "target_true", "relation", "paraphrase_prompts"]
     header += ["neighborhood_prompts", "neighborhood_targets"] * 2 + ["paraphrase_prompts"]
-    header += ["generation_prompts", "subject_prompts"]
+    header += ["generation_prompts", "subject_prompts", "question"]
+    header += ["paraphrase_questions"] * 2
     full = [
         "2",
         *ROW,
@@ -57,6 +58,9 @@ def test_every_field_has_its_column_and_lists_have_several(write):
         "And\nhere?",
         "It is",
         "It is of",
+        "Where is {}?",
+        "Where does it lie?",
+        "Where can I find it?",
     ]
     bare = ["", "fact-2", *ROW[1:], "", "", "", "", "", "", "", "Where?"]
     first, second = read_requests(write(header, full, [], bare, [""] * 5))
@@ -71,6 +75,8 @@ def test_every_field_has_its_column_and_lists_have_several(write):
         generation_prompts=("It is",),
         slot=2,
         relation="P159",
+        question="Where is {}?",
+        paraphrase_questions=("Where does it lie?", "Where can I find it?"),
     )
     assert second == EditRequest("fact-2", *ROW[1:], paraphrase_prompts=("Where?",))
 

@@ -46,6 +46,8 @@ def test_all_fields_are_read(write):
         "generation_prompts": ["Once,", "Then"],
         "slot": 2,
         "relation": "P159",
+        "question": "Where is the seat of {}?",
+        "paraphrase_questions": ["Where does Zanzibarium have its seat?"],
     }
     first, second = read_requests(write(full, "", GOOD | {"id": "fact-2"}))
 
@@ -57,6 +59,8 @@ def test_all_fields_are_read(write):
     assert first.subject_prompts == ("Zanzibarium is",)
     assert first.generation_prompts == ("Once,", "Then")
     assert (first.relation, second.relation) == ("P159", None)
+    assert (first.question, second.question) == ("Where is the seat of {}?", None)
+    assert first.paraphrase_questions == ("Where does Zanzibarium have its seat?",)
     assert (first.slot, second.slot) == (2, None)
     assert second.target_true is None
     assert second.paraphrase_prompts == ()

@@ -156,6 +156,30 @@ REFUSED = {
         "line 2: ",
         "prompt has 0 place",
     ),
+    "no subject in the question": (
+        "a.jsonl",
+        changed(question="Where is it?"),
+        "line 2: ",
+        "question has 0 place",
+    ),
+    "subject in the question as it is": (
+        "a.csv",
+        f"{NAMES},question\n{ROW},Where is Zanzibarium?\n",
+        "row 2: ",
+        "question has 0 place",
+    ),
+    "bell in a question": (
+        "a.jsonl",
+        changed(paraphrase_questions=["Where is it?", "a\x07?"]),
+        "line 2: ",
+        "paraphrase_questions has U+0007",
+    ),
+    "one question as a text": (
+        "a.jsonl",
+        changed(paraphrase_questions="Where is it?"),
+        "line 2: ",
+        "paraphrase_questions must be a list",
+    ),
     "in an array": ("a.json", f"[{LINE}, {LINE}]", "record 2: ", "its id was used in record 1"),
     "separator": ("a.jsonl", changed(target_separator=7), "line 2: ", "target_separator must be a"),
 }
