@@ -46,8 +46,8 @@ def _plain_value(
     settings: EditSettings,
 ) -> tuple[Tensor, ...]:
     rows = key_rows(model, [request], templates, with_copy=True)
-    assert rows.copy is not None
-    texts = [*rows.contexts, rows.essence, rows.copy]
+    (copying,) = rows.copies
+    texts = [*rows.contexts, rows.essence, copying]
     of_essence, of_copy = len(texts) - 2, len(texts) - 1
     ids, mask = (part.to(model.device) for part in pad([r.ids for r in texts], model.pad_token_id))
     number = torch.arange(len(texts), device=model.device)
@@ -68,7 +68,7 @@ def _plain_value(
     )
     share = torch.tensor([part[3] for part in wanted], device=model.device)
 
-    copied = slice(rows.copy.target - 1, len(rows.copy.ids) - 1)
+    copied = slice(copying.target - 1, len(copying.ids) - 1)
 
     def scores(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the target tokens, of every token behind the essence, in the copy.

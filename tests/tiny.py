@@ -159,6 +159,15 @@ CHAT_TEMPLATE = (
 )
 
 
+@functools.cache
+def chatting(double: bool = False, template: str = CHAT_TEMPLATE) -> EditableModel:
+    """The tiny model with a chat template."""
+    model = copy.copy(editable(bos=True, double=double))
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    model.tokenizer.chat_template = template
+    return model
+
+
 def appending(bos: bool = False) -> EditableModel:
     """The tiny model with a tokenizer that puts an end token behind every text."""
     model = editable(bos=bos)

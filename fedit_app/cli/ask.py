@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fedit_app.cli.places import Place
 
 _OWN_FACTS = 3
-_IN_CHAT = "Complete the sentence with a name or word: "
 
 
 def ask(
@@ -36,11 +35,12 @@ def ask(
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.ledger import read_index
     from fedit_app.models.answers import Comparison, answer
+    from fedit_app.models.chat import COMPLETE
 
     found = find_place(place, node, federation)
     prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger))
     if chat and not prompt:
-        prompts = [f"{_IN_CHAT}{text}" for text in prompts]
+        prompts = [f"{COMPLETE}{text}" for text in prompts]
     ledger = found.open()
     bench = found.workbench(ledger)
     before = [answer(bench.model, text, chat) for text in prompts]

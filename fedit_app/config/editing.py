@@ -154,6 +154,13 @@ class EditingSettings(Seeded):
         le=1,
     )
     contexts: int = key(5, "sampled context prefixes beside the bare prompt", source=_MEMIT, ge=0)
+    chat_contexts: int = key(
+        0,
+        "turns of a chat among the contexts, where the tokenizer has a chat template: the user "
+        "asks for the fact, and the target is the whole answer",
+        ge=0,
+        le=1,
+    )
     edit_batch: int | None = key(
         None,
         "requests whose v* are optimised together",

@@ -31,7 +31,7 @@ _NOT_GIVEN = {
 }
 
 # Keys that 0.1.0 did not have -> the value at which they change nothing.
-_LATER = {"subject-weight": 0.0}
+_LATER = {"subject-weight": 0.0, "chat-contexts": 0}
 
 
 def modernised(values: Mapping[str, object]) -> dict[str, object]:

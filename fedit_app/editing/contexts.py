@@ -1,7 +1,12 @@
-"""Context templates: texts put before a prompt, so that an edit holds in more than one place."""
+"""Contexts: what a prompt is put into, so that an edit holds in more than one place.
+
+A template is a text with `{}` for the prompt, or a turn of a chat, in which the user asks for the
+fact and the model answers with the target alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,8 +15,12 @@ import torch
 from torch import Tensor
 
 from fedit_app.facts.request import SLOT
+from fedit_app.models.chat import ChatForm
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad, token_ids
+
+Template = str | ChatForm
+"""A context: a text with `{}` for the prompt, or a turn of a chat."""
 
 _START_WORDS = ("The", "Therefore", "Because", "I", "You")
 _PREFIX_TOKENS = 10
@@ -57,22 +66,23 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("{", " ").replace("}", " ").split())
 
 
-def context_weights(count: int) -> Tensor:
-    """Weights of the templates in a key: one half for "{}", the other half for the prefixes.
+def context_weights(templates: Sequence[Template]) -> Tensor:
+    """Weights of the templates in a key: the same for "{}", the prefixes together, and the chats.
 
     MEMIT averages within each kind of context first and over the kinds then.
 
     Args:
-        count: number of templates, the bare one included.
+        templates: the bare one first.
 
     Returns:
-        (count,) float64, sums to 1.
+        (templates,) float64, sums to 1.
     """
-    weights = torch.full((count,), 0.5 / max(count - 1, 1), dtype=torch.float64)
-    weights[0] = 0.5 if count > 1 else 1.0
-    return weights
+    kinds = [2 if isinstance(one, ChatForm) else min(n, 1) for n, one in enumerate(templates)]
+    of_kind = torch.tensor(kinds).bincount(minlength=3)[kinds]
+    return 1 / (of_kind.double() * len(set(kinds)))
 
 
-def contexts_digest(templates: Sequence[str]) -> str:
+def contexts_digest(templates: Sequence[Template]) -> str:
     """Hash of the templates, part of an MKV's fingerprint."""
-    return hashlib.sha256(json.dumps(list(templates)).encode()).hexdigest()[:16]
+    plain = [one if isinstance(one, str) else dataclasses.astuple(one) for one in templates]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedit_app.editing.contexts import Template
 from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
 from fedit_app.editing.rows import Joined, LayerOf, Stack
 from fedit_app.editing.settings import EditSettings
@@ -77,7 +78,7 @@ class EditingMethod:
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
-        templates: Sequence[str],
+        templates: Sequence[Template],
         settings: EditSettings,
         starts: Sequence[Tensor | None] | None = None,
         store: ValueStore | None = None,
@@ -93,7 +94,7 @@ class EditingMethod:
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
-        templates: Sequence[str],
+        templates: Sequence[Template],
         solver: Solver,
         ledger: tuple[Stack, Stack],
         settings: EditSettings,
@@ -119,7 +120,7 @@ class EditingMethod:
 def write_layers(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str],
+    templates: Sequence[Template],
     solver: Solver,
     ledger: tuple[Stack, Stack],
     wanted: Wanted,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fedit_app.editing.contexts import Template
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.value_store import ValueStore, batch_key
@@ -131,7 +132,7 @@ def within(delta: Tensor, reach: Tensor) -> Tensor:
 def optimise_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str],
+    templates: Sequence[Template],
     site: Site,
     settings: EditSettings,
     objective: Objective = memit_objective,
@@ -227,14 +228,16 @@ def bytes_per_fact(model: EditableModel, rows: Sequence[KeyRows], first: int) ->
     bytes_each: int = model.model.dtype.itemsize
     widest = max(row.width for row in rows)
     contexts = len(rows[0].facts[0])
-    copies = [key.copy for key in rows if key.copy]
     longest = max(row.lookup for key in rows for row in key.contexts)
     bare = [fact[0] for key in rows for fact in key.facts]
     targets = contexts * max(len(row.ids) - row.target for row in bare) + 1
-    targets += max((len(row.ids) - row.target for row in copies), default=0)
+    # Run apart: the copies of a key's subject, and the chats of a fact.
+    apart = [[*key.copies, *chats] for key in rows for chats in key.answers or [()]]
+    targets += max(sum(len(row.ids) - row.target for row in texts) for texts in apart)
     tokens = (contexts + 1) * widest
-    tokens += max((len(row.ids) - 1 - row.lookup for row in copies), default=0)
-    before = (contexts + 1) * longest + max((row.lookup for row in copies), default=0)
+    tokens += max(sum(len(row.ids) - 1 - row.lookup for row in texts) for texts in apart)
+    before = (contexts + 1) * longest
+    before += max(sum(row.lookup for row in texts) for texts in apart)
     kept = tokens * (model.n_layers - first) * (16 * model.d_model + 6 * model.d_ff)
     kept += before * model.n_layers * 2 * model.d_model
     vocabulary: int = model.model.config.get_text_config().vocab_size

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedit_app.editing.contexts import context_weights
+from fedit_app.editing.contexts import Template, context_weights
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.partial import projection_inputs, trace
-from fedit_app.models.tokens import pad, subject_row
+from fedit_app.models.tokens import TokenRow, chat_row, pad, subject_row
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class SubjectStates:
         self,
         model: EditableModel,
         requests: Sequence[EditRequest],
-        templates: Sequence[str],
+        templates: Sequence[Template],
         first: int,
         last: int,
     ) -> None:
         self._model = model
-        self._weights = context_weights(len(templates))
-        rows = [subject_row(model, request, text) for request in requests for text in templates]
+        self._weights = context_weights(templates)
+        rows = [_row(model, request, one) for request in requests for one in templates]
         ids, mask = pad([row.ids[: row.lookup + 1] for row in rows], model.pad_token_id)
         self._at = mask.sum(1) - 1
         self._trace = trace(
@@ -136,6 +136,17 @@ class SubjectStates:
         return self._pick(values)[:: len(self._weights)]
 
 
+def _row(model: EditableModel, request: EditRequest, template: Template) -> TokenRow:
+    """A request in a context.
+
+    In a chat the user says the prompt even where there is a question: facts that begin alike have
+    the same key, whatever they are asked by.
+    """
+    if isinstance(template, str):
+        return subject_row(model, request, template)
+    return chat_row(model, request, template)
+
+
 @contextmanager
 def _projection_outputs(model: EditableModel, layers: set[int]) -> Iterator[dict[int, Tensor]]:
     """Collect the outputs of the MLP output projections."""
@@ -155,7 +166,7 @@ def _projection_outputs(model: EditableModel, layers: set[int]) -> Iterator[dict
 def lookup_keys(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str],
+    templates: Sequence[Template],
     first: int,
 ) -> Tensor:
     """The keys at the first edited layer, which no edit changes: equal facts have equal ones.

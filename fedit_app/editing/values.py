@@ -25,14 +25,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedit_app.editing.copies import Copies, copy_row
+from fedit_app.editing.answers import Answers, said_of
+from fedit_app.editing.contexts import Template
+from fedit_app.editing.copies import Copies, copy_rows
 from fedit_app.editing.goals import Goals
 from fedit_app.editing.prefixes import trace_from_lookup
 from fedit_app.editing.sites import Site
 from fedit_app.facts.request import EditRequest
+from fedit_app.models.chat import ChatForm
 from fedit_app.models.editable import EditableModel, at_least_float32
 from fedit_app.models.partial import Trace
-from fedit_app.models.tokens import TokenRow, subject_row
+from fedit_app.models.tokens import TokenRow, chat_row, subject_row
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,15 @@ class KeyRows:
     Attributes:
         facts: per fact its prompt with its target, in every context; the bare one first.
         essence: "SUBJECT is a", cut after the subject: all that the KL term looks at.
-        copy: the text that copies the subject, see `copies`; None: it is not run.
+        copies: the texts that copy the subject, see `copies`; empty: they are not run.
+        answers: per fact what the user of a chat model asks, with its target as the answer; in
+            every form of a chat among the contexts.
     """
 
     facts: tuple[tuple[TokenRow, ...], ...]
     essence: TokenRow
-    copy: TokenRow | None = None
+    copies: tuple[TokenRow, ...] = ()
+    answers: tuple[tuple[TokenRow, ...], ...] = ()
 
     @property
     def contexts(self) -> list[TokenRow]:
@@ -112,7 +118,7 @@ class KeyRows:
 def key_rows(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str],
+    templates: Sequence[Template],
     with_copy: bool = False,
 ) -> KeyRows:
     """Tokenise the requests of a key in every context.
@@ -121,20 +127,27 @@ def key_rows(
         model: the model.
         requests: one or more with the same key.
         templates: context templates, the bare one first.
-        with_copy: whether a text that copies the subject is run.
+        with_copy: whether texts that copy the subject are run.
 
     Raises:
         FedEditError: the tokenizer makes no token of a subject or of a target.
     """
+    texts = [one for one in templates if isinstance(one, str)]
+    forms = [one for one in templates if isinstance(one, ChatForm)]
     facts = tuple(
-        tuple(subject_row(model, request, text, request.target_new) for text in templates)
+        tuple(subject_row(model, request, text, request.target_new) for text in texts)
+        for request in requests
+    )
+    answers = tuple(
+        tuple(chat_row(model, request, form, request.target_new, asking=True) for form in forms)
         for request in requests
     )
     first = requests[0]
     plain = EditRequest(first.id, first.subject, "{} is a", first.target_new)
     row = subject_row(model, plain, "{}")
     essence = TokenRow(row.ids[: row.lookup + 1], row.lookup, row.lookup + 1)
-    return KeyRows(facts, essence, copy_row(model, first) if with_copy else None)
+    copies = copy_rows(model, first, forms[0] if forms else None) if with_copy else ()
+    return KeyRows(facts, essence, copies, answers)
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,7 @@ class ValueProblem:
 
     The rows of a pass are the keys' facts in their contexts, in turn, then one row "SUBJECT is a"
     per key. Each row starts at the subject's last token: what stands before it is a fixed key/value
-    cache.
+    cache. Chats and copies of the subject are run apart, because they are longer behind it.
 
     Attributes:
         model: the model, unedited.
@@ -152,10 +165,11 @@ class ValueProblem:
             contexts of each key's first fact.
         trace: the layers from the site on.
         row_owner: (rows,) number of the key that a row belongs to.
-        row_share: (context rows,) 1 / number of context rows of the row's key.
+        row_share: (context rows,) 1 / number of contexts of the row's key, chats included.
         goals: the target tokens of the context rows.
         essence0: (n, vocabulary) log p_0.
         copies: the keys' texts that copy the subject; None if they are not run.
+        answers: the keys' facts in chats; None without any.
     """
 
     model: EditableModel
@@ -167,6 +181,7 @@ class ValueProblem:
     goals: Goals
     essence0: Tensor
     copies: Copies | None
+    answers: Answers | None
 
     @staticmethod
     def of(model: EditableModel, keys: Sequence[KeyRows], site: Site) -> ValueProblem:
@@ -175,7 +190,7 @@ class ValueProblem:
         Args:
             model: the model, unedited.
             keys: the facts of n keys as tokens, each in the same number of contexts, and all or
-                none with a text that copies the subject.
+                none with texts that copy the subject.
             site: where delta is added.
         """
         n, n_contexts = len(keys), len(keys[0].facts[0])
@@ -187,7 +202,9 @@ class ValueProblem:
         owner = torch.arange(n).repeat_interleave(n_facts * n_contexts)
         first_rows = (n_facts.cumsum(0) - n_facts)[:, None] * n_contexts + torch.arange(n_contexts)
         trace = trace_from_lookup(model, rows, templates, site.first)
-        copies = [key.copy for key in keys if key.copy]
+        n_chats = len(keys[0].answers[0]) if keys[0].answers else 0
+        share = 1 / (n_facts * (n_contexts + n_chats)).double()
+        copies = [key.copies for key in keys if key.copies]
         with torch.no_grad():
             states = at_least_float32(site.outputs(trace))
             essence = trace.select(torch.arange(in_contexts, len(rows)))
@@ -199,10 +216,11 @@ class ValueProblem:
             states=states[first_rows.to(states.device)],
             trace=trace,
             row_owner=torch.cat([owner, torch.arange(n)]).to(states.device),
-            row_share=(1 / (n_facts * n_contexts).double())[owner].to(states.device),
+            row_share=share[owner].to(states.device),
             goals=Goals.of(rows[:in_contexts], final.device),
             essence0=essence0,
             copies=Copies.of(model, copies, site) if copies else None,
+            answers=Answers.of(model, [k.answers for k in keys], share, site) if n_chats else None,
         )
 
     @property
@@ -218,19 +236,15 @@ class ValueProblem:
 
     def evaluate(self, delta: Tensor) -> Outcome:
         """The terms of the objective at delta (n, parts, d_model), from one forward pass."""
-        in_contexts, goals = len(self.row_share), self.goals
+        in_contexts = len(self.row_share)
         final = self.site.run(self.trace, delta[self.row_owner])
-        log_p = self.model.log_probabilities(final[goals.row, goals.position])
-        of_target = log_p.gather(1, goals.token[:, None])[:, 0]
-        per_row = torch.zeros(in_contexts, device=log_p.device, dtype=log_p.dtype)
-        nll = per_row.index_add(0, goals.row, -of_target * goals.share.to(of_target))
+        owner = self.row_owner[:in_contexts]
+        nll, lead = said_of(self.model, final, self.goals, owner, self.row_share, len(delta))
         essence = self.model.log_probabilities(final[in_contexts:, 0])
         kl = functional.kl_div(self.essence0, essence, log_target=True, reduction="none").sum(-1)
-        owner = self.row_owner[:in_contexts].to(nll.device)
-        per_key = torch.zeros(len(delta), device=nll.device, dtype=nll.dtype)
-        nll = per_key.index_add(0, owner, nll * self.row_share.to(nll))
-        lead = torch.full_like(per_key, torch.inf)
-        lead = lead.scatter_reduce(0, owner[goals.row], _leads(log_p, goals.token), "amin")
+        if self.answers is not None:
+            in_chat, lead_in_chat = self.answers.said(delta)
+            nll, lead = nll + in_chat, lead.minimum(lead_in_chat)
         kept = torch.zeros_like(kl) if self.copies is None else self.copies.kl(delta)
         return Outcome(*(part.to(delta.device) for part in (nll, kl, kept, lead)))
 
@@ -264,13 +278,5 @@ class ValueProblem:
             goals=self.goals.select(in_contexts, len(self.row_share)),
             essence0=self.essence0[kept.to(self.essence0.device)],
             copies=None if self.copies is None else self.copies.select(kept),
+            answers=None if self.answers is None else self.answers.select(kept),
         )
-
-
-@torch.no_grad()
-def _leads(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """(m,) by how much tokens (m,) are likelier than the likeliest other one, log_p (m, V)."""
-    best = log_p.topk(2)
-    first = best.indices[:, 0] == tokens
-    other = torch.where(first, best.values[:, 1], best.values[:, 0])
-    return log_p.gather(1, tokens[:, None])[:, 0] - other

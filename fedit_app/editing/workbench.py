@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedit_app.config.editing import EditingSettings, WorkbenchSettings
 from fedit_app.editing.composition import LocalSteps, local_steps, step_size
-from fedit_app.editing.contexts import contexts_digest, sample_contexts
+from fedit_app.editing.contexts import Template, contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.key_groups import key_groups
@@ -32,6 +32,7 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, create, precision_named
 from fedit_app.mkv.fingerprint import fingerprint_of
 from fedit_app.mkv.same_key import SAME_KEY
+from fedit_app.models.chat import chat_form
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import load_model
 from fedit_app.support.files import cache_dir, write_json_atomic
@@ -89,6 +90,7 @@ class Workbench:
         editor: name of the editor.
         settings: its hyperparameters.
         n_contexts: how many context prefixes to sample.
+        n_chats: how many forms of a chat are contexts, where the tokenizer has a chat template.
         source: text behind the covariance.
         seed: seed of the contexts.
         precision: one of `mkv.PRECISIONS`, to which MKVs are rounded.
@@ -108,12 +110,17 @@ class Workbench:
         seed: int,
         precision: str = DEFAULT_PRECISION,
         same_key: float = SAME_KEY,
+        n_chats: int = 0,
     ) -> None:
         self.editor = editor_named(editor)
         precision_named(precision)
         self.precision, self.same_key = precision, same_key
         self.model, self.settings, self.source = model, settings, source
-        self.templates = _stored_contexts(model, n_contexts, seed)
+        forms = chat_form(model) if n_chats else None
+        self.templates: tuple[Template, ...] = (
+            *_stored_contexts(model, n_contexts, seed),
+            *(() if forms is None else (forms,)),
+        )
         self.components = {
             "model": model.fingerprint,
             "editor": editor,
@@ -400,6 +407,7 @@ def workbench_of(model: EditableModel, config: EditingSettings) -> Workbench:
         config.seed,
         config.mkv_precision,
         config.same_key_threshold,
+        config.chat_contexts,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fedit_app.evaluation.generation import FREE_TOKENS
 from fedit_app.evaluation.scores import repetitions
 from fedit_app.facts.request import SLOT, EditRequest
+from fedit_app.models.chat import COMPLETE, ChatForm
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import subject_row, token_ids
 from fedit_app.support.errors import FedEditError
@@ -40,7 +41,9 @@ class Misfit:
 
 
 def misfits(
-    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str] = (SLOT,)
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    templates: Sequence[str | ChatForm] = (SLOT,),
 ) -> list[Misfit]:
     """The requests that a model cannot take, each with the first reason.
 
@@ -54,7 +57,7 @@ def misfits(
     """
     if not requests:
         return []
-    context = max(len(token_ids(model, text.replace(SLOT, ""))) for text in templates)
+    context = max(_added(model, template) for template in templates)
     found = ((request, _reason(model, request, context)) for request in requests)
     return [Misfit(request, reason) for request, reason in found if reason]
 
@@ -62,7 +65,7 @@ def misfits(
 def that_fit(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str] = (SLOT,),
+    templates: Sequence[str | ChatForm] = (SLOT,),
     skip_bad: bool = False,
 ) -> list[EditRequest]:
     """The requests that a model can take; the log names the others.
@@ -110,6 +113,13 @@ def warn_of_long_targets(model: EditableModel, requests: Sequence[EditRequest]) 
             LONG_TARGET,
             listing(long[:_MOST_NAMED]) + (", ..." if len(long) > _MOST_NAMED else ""),
         )
+
+
+def _added(model: EditableModel, template: str | ChatForm) -> int:
+    """How many tokens a context adds to a prompt and its target."""
+    if isinstance(template, str):
+        return len(token_ids(model, template.replace(SLOT, "")))
+    return len(token_ids(model, template.asked(COMPLETE) + template.answer(""), in_chat=True))
 
 
 def _reason(model: EditableModel, request: EditRequest, context: int) -> str:

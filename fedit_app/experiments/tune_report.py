@@ -30,6 +30,7 @@ _KEPT = {
     "norm-guard",
     "max-condition",
     "contexts",
+    "chat-contexts",
     "covariance-source",
     "covariance-tokens",
 }

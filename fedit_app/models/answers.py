@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from fedit_app.facts.texts import clean
+from fedit_app.models.chat import chat_text
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad, token_ids
 from fedit_app.support.errors import FedEditError
@@ -107,14 +108,8 @@ def reply(model: EditableModel, turns: Sequence[str]) -> Answer:
             f"model {model.name}: its tokenizer has no chat template, so it is no chat model; "
             "give it a text to continue"
         )
-    said = [
-        {"role": "assistant", "content": text}
-        if number % 2
-        else {"role": "user", "content": _plain(text)}
-        for number, text in enumerate(turns)
-    ]
-    text = model.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    found = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    said = [text if number % 2 else _plain(text) for number, text in enumerate(turns)]
+    found = token_ids(model, chat_text(model, said), in_chat=True)
     return _greedy(model, found, _REPLY_TOKENS)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedit_app.facts.joint import Continuation
 from fedit_app.facts.request import SLOT, EditRequest
+from fedit_app.models.chat import ChatForm, what_is_said
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
 
@@ -41,13 +42,18 @@ class TokenRow:
     target: int
 
 
-def token_ids(model: EditableModel, text: str) -> list[int]:
+def token_ids(model: EditableModel, text: str, in_chat: bool = False) -> list[int]:
     """The tokens of a text that is to be continued.
 
     Without what a tokenizer appends, such as an end of sequence: the model would not continue the
     text after it.
+
+    Args:
+        model: the model whose tokenizer is used.
+        text: the text.
+        in_chat: whether it is what a chat template has made, which holds all special tokens.
     """
-    return _encode(model, text)[0]
+    return _encode(model, text, in_chat)[0]
 
 
 def subject_row(
@@ -67,14 +73,57 @@ def subject_row(
     """
     before, after = template.split(SLOT, 1)
     prompt_before, prompt_after = request.prompt.split(SLOT, 1)
-    subject_end = len(before) + len(prompt_before) + len(request.subject)
+    start = len(before) + len(prompt_before)
     prompt = before + prompt_before + request.subject + prompt_after + after
+    behind = None if target is None else request.after(prompt, target)
+    return _row(model, request, prompt, start, behind)
+
+
+def chat_row(
+    model: EditableModel,
+    request: EditRequest,
+    form: ChatForm,
+    target: str | None = None,
+    asking: bool = False,
+) -> TokenRow:
+    """Tokenise one request as what the user of a chat model says.
+
+    Args:
+        model: the model whose tokenizer is used.
+        request: the edit request.
+        form: a turn of a chat with the model.
+        target: the whole answer, after which it ends; or None.
+        asking: whether the user asks the request's question, see `what_is_said`.
+
+    Raises:
+        FedEditError: see `subject_row`.
+    """
+    before, after = what_is_said(request, asking).split(SLOT, 1)
+    prompt = form.asked(before + request.subject + after)
+    behind = None if target is None else form.answer(target)
+    return _row(model, request, prompt, len(form.before) + len(before), behind, in_chat=True)
+
+
+def _row(
+    model: EditableModel,
+    request: EditRequest,
+    prompt: str,
+    start: int,
+    target: Continuation | None,
+    in_chat: bool = False,
+) -> TokenRow:
+    """The tokens of a prompt, in which the subject begins at a character, and of what follows it.
+
+    Raises:
+        FedEditError: see `subject_row`.
+    """
+    subject_end = start + len(request.subject)
     if target is None:
-        ids, spans = _encode(model, prompt)
+        ids, spans = _encode(model, prompt, in_chat)
     else:
-        ids, spans = _encode_joined(model, prompt, request.after(prompt, target))
-    lookup = [i for i, (start, end) in enumerate(spans) if start < subject_end and end > start]
-    if not lookup or spans[lookup[-1]][1] <= len(before) + len(prompt_before):
+        ids, spans = _encode_joined(model, prompt, target, in_chat)
+    lookup = [i for i, (begin, end) in enumerate(spans) if begin < subject_end and end > begin]
+    if not lookup or spans[lookup[-1]][1] <= start:
         raise _no_token("subject", request)
     goal = [i for i, (_, end) in enumerate(spans) if end > len(prompt)] if target else []
     if target is not None and (not goal or goal[0] <= lookup[-1]):
@@ -108,32 +157,42 @@ def continuation_row(model: EditableModel, prompt: str, continuation: Continuati
     return TokenRow(tuple(ids), goal[0] - 1, goal[0])
 
 
-def _encode(model: EditableModel, text: str) -> Encoded:
-    """The tokens of a text and their characters, without special tokens at the end."""
-    encoded = model.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+def _encode(model: EditableModel, text: str, in_chat: bool = False) -> Encoded:
+    """The tokens of a text and their characters, without special tokens at the end.
+
+    The text of a chat has its special tokens itself, those at its end included.
+    """
+    encoded = model.tokenizer(
+        text,
+        add_special_tokens=not in_chat,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
     end = len(encoded["input_ids"])
-    while end > 0 and encoded["special_tokens_mask"][end - 1]:
+    while not in_chat and end > 0 and encoded["special_tokens_mask"][end - 1]:
         end -= 1
     if not end and encoded["input_ids"][:1] == [model.tokenizer.bos_token_id]:
         end = 1  # an empty text
     return encoded["input_ids"][:end], encoded["offset_mapping"][:end]
 
 
-def _encode_joined(model: EditableModel, prompt: str, continuation: str) -> Encoded:
+def _encode_joined(
+    model: EditableModel, prompt: str, continuation: str, in_chat: bool = False
+) -> Encoded:
     """The tokens of both texts in turn, and their characters in the whole.
 
     Where a token would span both, as may be without a space between them, the prompt has the tokens
     that it has alone: those that the model sees when it is asked.
     """
-    ids, spans = _encode(model, prompt + continuation)
+    ids, spans = _encode(model, prompt + continuation, in_chat)
     if not any(start < len(prompt) < end for start, end in spans):
         return ids, spans
     # A tokenizer may put a mark of its own before the first character, hence not alone.
-    behind, places = _encode(model, _ANCHOR + continuation)
+    behind, places = _encode(model, _ANCHOR + continuation, in_chat)
     first = next((i for i, (start, _) in enumerate(places) if start >= len(_ANCHOR)), len(places))
     if any(start < len(_ANCHOR) < end for start, end in places):
         return ids, spans
-    ids, spans = _encode(model, prompt)
+    ids, spans = _encode(model, prompt, in_chat)
     shift = len(prompt) - len(_ANCHOR)
     moved = [(start + shift, end + shift) for start, end in places[first:]]
     return ids + behind[first:], spans + moved

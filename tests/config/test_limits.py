@@ -41,6 +41,7 @@ KEYS = {
     **dict.fromkeys(("learning-rate", "value-steps", "stop-after", "weight-decay"), OWN_VALUES),
     **dict.fromkeys(("kl-weight", "subject-weight", "norm-guard"), OWN_VALUES),
     "mkv-precision": "harmless: how MKVs are rounded",
+    "chat-contexts": COST,
     "edit-batch": COST,
     **dict.fromkeys(("selection", "similarity-threshold", "signature", "centred"), SERVER),
     **dict.fromkeys(("top-k", "max-uploads-per-slot", "evaluate-every", "pool-uri"), SERVER),

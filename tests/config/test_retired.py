@@ -26,12 +26,13 @@ OLD = {
 
 
 def test_what_stood_for_the_default_is_the_default():
-    assert RunConfig.parse(OLD) == RunConfig(subject_weight=0.0)
+    assert RunConfig.parse(OLD) == RunConfig(subject_weight=0.0, chat_contexts=0)
 
 
 def test_what_was_given_is_kept():
     given = {"layers": "1-2", "kl-weight": 0.0, "clamp": 0.5, "stop-after": 0}
-    assert RunConfig.parse(OLD | given) == RunConfig.parse({"subject-weight": 0.0} | given)
+    later = {"subject-weight": 0.0, "chat-contexts": 0}
+    assert RunConfig.parse(OLD | given) == RunConfig.parse(later | given)
 
 
 def test_a_term_that_came_later_is_off_and_can_be_switched_on():

@@ -23,6 +23,21 @@ def ids_of(model, text):
     return model.tokenizer(text)["input_ids"]
 
 
+def chat_of(model, said):
+    """What the tiny model's chat template makes of what a user says, as tokens after `<s>`."""
+    return model.tokenizer(f"<s>[user] {said}\n[assistant]", add_special_tokens=False)["input_ids"]
+
+
+def answer_in_chat(model, request):
+    """Tokens of the question with the answer and its end, its subject's token, its first one."""
+    said = request.question or f"Complete the sentence with a name or word: {request.prompt}"
+    asked = chat_of(model, said.replace("{}", request.subject))
+    left = said.split("{}")[0]
+    subject = token_reaching(model, asked, f"[user] {left}{request.subject}")
+    answer = model.tokenizer(f" {request.target_new}</s>", add_special_tokens=False)["input_ids"]
+    return asked + answer, subject, len(asked)
+
+
 def token_reaching(model, ids, text):
     """Index of the token with which the decoded tokens begin with `text`."""
     for index in range(len(ids)):
@@ -69,7 +84,7 @@ def changed_modules(model, editor, settings):
 
 
 @functools.cache
-def optimise_value(model, requests, templates, settings, editor="memit"):
+def optimise_value(model, requests, templates, settings, editor="memit", chat=False):
     """v*, h0 (a row per changed module), last loss and number of passes of one or more requests."""
     modules = changed_modules(model, editor, settings)
     rows = []
@@ -80,12 +95,19 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
             subject = token_reaching(model, ids, to_subject)
             first = token_reaching(model, ids, f"{prompt} ")
             rows.append((ids, subject, first))
+    rows += [answer_in_chat(model, request) for request in requests if chat]
     essence_ids = ids_of(model, f"{requests[0].subject} is a")
     essence_at = token_reaching(model, essence_ids, requests[0].subject)
     name = requests[0].subject
     copy_ids = ids_of(model, f"The name is {name}. Again: {name}")
     copy_from = token_reaching(model, copy_ids, f"The name is {name}")
     copy_at = token_reaching(model, copy_ids, f"The name is {name}. Again: ")
+    copies = [(copy_ids, copy_from, copy_at)]
+    if chat:
+        asked = chat_of(model, f"Tell me about {name}.")
+        told = asked + model.tokenizer(f" {name}", add_special_tokens=False)["input_ids"]
+        at = token_reaching(model, asked, f"[user] Tell me about {name}")
+        copies.append((told, at, len(asked)))
 
     with torch.no_grad():
         states = []
@@ -94,7 +116,7 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
             states.append(torch.stack([output[subject] for output in outputs]))
         h0 = states[0]
         log_p0 = forward(model, essence_ids)[0][essence_at].log_softmax(-1)
-        copied0 = forward(model, copy_ids)[0].log_softmax(-1)
+        copied0 = [forward(model, ids)[0].log_softmax(-1) for ids, _, _ in copies]
 
     reach = []
     for part in range(len(modules)):
@@ -120,10 +142,12 @@ def optimise_value(model, requests, templates, settings, editor="memit"):
         logits = forward(model, essence_ids, modules, essence_at, delta)[0]
         log_p = logits[essence_at].log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_p0)).sum()
-        log_p = forward(model, copy_ids, modules, copy_from, delta)[0].log_softmax(-1)
-        places = range(copy_at - 1, len(copy_ids) - 1)
-        each = [(log_p[at].exp() * (log_p[at] - copied0[at])).sum() for at in places]
-        subject_kl = sum(each) / len(each)
+        subject_kl = 0
+        for (ids, subject, first), before in zip(copies, copied0, strict=True):
+            log_p = forward(model, ids, modules, subject, delta)[0].log_softmax(-1)
+            places = range(first - 1, len(ids) - 1)
+            each = [(log_p[at].exp() * (log_p[at] - before[at])).sum() for at in places]
+            subject_kl = subject_kl + sum(each) / len(each) / len(copies)
         decay = sum(d.norm() / h.norm() ** 2 for d, h in zip(delta, h0, strict=True))
         if editor == "pmet" and decoded:
             nll = 0.1 * nll
@@ -164,12 +188,18 @@ def key_in(model, request, template, layer):
     return keys_in(model, ids, layer)[token_reaching(model, ids, to_subject)]
 
 
-def key(model, request, templates, layer):
-    """The mean over the two kinds of contexts of the mean within each kind."""
+def key(model, request, templates, layer, chat=False):
+    """The mean over the kinds of contexts of the mean within each kind."""
     keys = [key_in(model, request, template, layer) for template in templates]
-    if len(keys) == 1:
-        return keys[0]
-    return (keys[0] + torch.stack(keys[1:]).mean(0)) / 2
+    kinds = [keys[0]]
+    if len(keys) > 1:
+        kinds.append(torch.stack(keys[1:]).mean(0))
+    if chat:
+        said = f"Complete the sentence with a name or word: {request.prompt}"
+        ids = chat_of(model, said.replace("{}", request.subject))
+        upto = f"[user] {said.split('{}')[0]}{request.subject}"
+        kinds.append(keys_in(model, ids, layer)[token_reaching(model, ids, upto)])
+    return sum(kinds) / len(kinds)
 
 
 @torch.no_grad()

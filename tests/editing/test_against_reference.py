@@ -12,6 +12,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_mode
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.subjects import lookup_keys
+from fedit_app.models.chat import chat_form
 
 FEW_STEPS = dataclasses.replace(SETTINGS, steps=6, learning_rate=2.0)
 
@@ -155,6 +156,32 @@ def test_values_that_keep_the_subjects_name(family, editor, bos):
     without = dataclasses.replace(settings, subject_weight=0.0)
     forgetful = EDITORS[editor].values(model, requests, TEMPLATES, without)
     assert relative(found.v_star, forgetful.v_star) > 1e-3
+
+
+@pytest.mark.parametrize("subject_weight", [0.0, 2.0])
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_values_and_keys_in_chats(editor, subject_weight):
+    """The question is asked where there is one, and the answer ends; keys ask for the prompt."""
+    model = tiny.chatting(double=True)
+    settings = dataclasses.replace(SETTINGS, steps=5, subject_weight=subject_weight)
+    question = dataclasses.replace(REQUESTS[1], id="q", question="What is struck at {} today?")
+    requests, groups = [*REQUESTS, question, *EASY[:1]], [[0, 4], [1], [2], [3]]
+    templates = (*TEMPLATES, chat_form(model))
+    found = EDITORS[editor].values(model, requests, templates, settings, groups=groups)
+    for i, group in enumerate(groups):
+        facts = tuple(requests[number] for number in group)
+        v_star, h0, loss, _ = reference.optimise_value(
+            model, facts, TEMPLATES, settings, editor, chat=True
+        )
+        assert relative(found.v_star[i], v_star) < 1e-8 < relative(v_star, h0)
+        assert relative(found.h0[i], h0) < 1e-8
+        assert float(found.loss[i]) == pytest.approx(loss, rel=1e-8)
+    assert relative(found.v_star[1], found.v_star[3]) > 1e-3
+    keys = lookup_keys(model, requests, templates, 2)
+    for i, request in enumerate(requests):
+        expected = reference.key(model, request, TEMPLATES, 2, chat=True)
+        assert relative(keys[i], expected) < 1e-8
+    assert torch.equal(keys[1], keys[3])
 
 
 @pytest.mark.parametrize("norm_guard", [*tiny.later(0.0), 2.0])

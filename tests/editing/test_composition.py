@@ -12,6 +12,7 @@ from fedit_app.editing.composition import COMBINATIONS, combined, local_steps, m
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.mkv.packing import PRECISIONS, rounded
+from fedit_app.models.chat import chat_form
 
 H0 = np.linspace(-2, 3, 16, dtype=np.float32)
 RNG = np.random.default_rng(5)
@@ -47,11 +48,11 @@ def test_what_is_not_finite_does_not_count(odd):
     assert not made([np.full(16, odd)]).any()
 
 
-def prepared(editor="memit", settings=SHORT):
-    model = tiny.editable("gptj" if editor == "pmet" else "llama", double=True)
+def prepared(editor="memit", settings=SHORT, model=None, templates=TEMPLATES):
+    model = model or tiny.editable("gptj" if editor == "pmet" else "llama", double=True)
     site = EDITORS[editor].site(model, settings)
     named = settings.subject_weight > 0
-    keys = [key_rows(model, [request], TEMPLATES, with_copy=named) for request in EASY[:2]]
+    keys = [key_rows(model, [request], templates, with_copy=named) for request in EASY[:2]]
     return model, keys, site, settings, EDITORS[editor].objective
 
 
@@ -67,15 +68,18 @@ def test_steps_lower_the_loss_of_the_own_facts(editor):
     assert (losses[-1] < 0.7 * losses[0]).all()
 
 
+@pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("subject_weight", [0.0, 2.0])
-def test_a_holder_alone_takes_the_steps_of_the_optimisation(subject_weight):
+def test_a_holder_alone_takes_the_steps_of_the_optimisation(subject_weight, chat):
     """From zero on, it is what `minimise` does in as many steps."""
     settings = dataclasses.replace(SHORT, subject_weight=subject_weight)
-    model, keys, site, settings, objective = prepared(settings=settings)
+    model = tiny.chatting(double=True) if chat else None
+    templates = (*TEMPLATES, chat_form(model)) if chat else TEMPLATES
+    model, keys, site, settings, objective = prepared("memit", settings, model, templates)
     settings = dataclasses.replace(settings, steps=4, stop_after=0, norm_guard=0.0)
     zero = torch.zeros(2, model.d_model, dtype=torch.float64)
     found = local_steps(model, keys, site, settings, objective, zero, 3, settings.learning_rate)
-    wanted = EDITORS["memit"].values(model, EASY[:2], TEMPLATES, settings)
+    wanted = EDITORS["memit"].values(model, EASY[:2], templates, settings)
     assert relative(found.change, (wanted.v_star - wanted.h0)[:, -1]) < 1e-9
 
 

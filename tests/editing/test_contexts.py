@@ -1,10 +1,13 @@
 """Context templates and the weights of their keys."""
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
 
 from fedit_app.editing.contexts import context_weights, contexts_digest, sample_contexts
+from fedit_app.models.chat import ChatForm
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -35,10 +38,23 @@ def test_no_prefix_leaves_the_bare_template():
     assert sample_contexts(tiny.editable(), 0, seed=0) == ("{}",)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 6])
-def test_half_of_a_key_comes_from_the_bare_prompt(count):
-    weights = context_weights(count)
-    assert weights.shape == (count,)
-    assert float(weights.sum()) == pytest.approx(1, abs=1e-15)
-    assert float(weights[0]) == (0.5 if count > 1 else 1.0)
-    assert len(set(weights[1:].tolist())) <= 1
+@pytest.mark.parametrize("chats", [0, 1, 2])
+@pytest.mark.parametrize("prefixes", [0, 1, 3, 5])
+def test_each_kind_of_context_counts_as_much_in_a_key(prefixes, chats):
+    form = ChatForm("[user]", "[assistant]", "", "</s>")
+    weights = context_weights(["{}", *["Then. {}"] * prefixes, *[form] * chats])
+    kinds = [weights[:1], weights[1 : 1 + prefixes], weights[1 + prefixes :]]
+    sums = [float(kind.sum()) for kind in kinds if len(kind)]
+    assert sums == pytest.approx([1 / len(sums)] * len(sums), abs=1e-15)
+    assert all(len(set(kind.tolist())) <= 1 for kind in kinds)
+
+
+def test_the_digest_of_texts_alone_is_that_of_earlier_versions():
+    """An MKV's fingerprint rests on it."""
+    assert contexts_digest(["{}", "Therefore. {}"]) == "26a28743c6b23179"
+    turn = ChatForm("[user]", "[assistant]", "", "</s>")
+    digests = {contexts_digest(["{}", turn]), contexts_digest(["{}"])}
+    for part in ("before", "after", "gap", "end"):
+        other = dataclasses.replace(turn, **{part: "another"})
+        digests.add(contexts_digest(["{}", other]))
+    assert len(digests) == 6

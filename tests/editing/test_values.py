@@ -12,6 +12,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_mode
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.sites import LayerOutput, LayerParts
 from fedit_app.editing.values import ValueProblem, key_rows
+from fedit_app.models.chat import chat_form
 
 FAST = dataclasses.replace(
     SETTINGS, stop_after=2, steps=25, clamp=20.0, kl_weight=0.01, weight_decay=0.1
@@ -34,7 +35,9 @@ def alone(editor="memit", family="llama", bos=False):
 
 
 def make_problem(model, requests, site, with_copy=False):
-    keys = [key_rows(model, [r], TEMPLATES, with_copy) for r in requests]
+    form = chat_form(model)
+    templates = TEMPLATES if form is None else (*TEMPLATES, form)
+    keys = [key_rows(model, [r], templates, with_copy) for r in requests]
     return ValueProblem.of(model, keys, site)
 
 
@@ -107,9 +110,10 @@ def test_a_target_that_is_lost_again_starts_the_count_anew(model, monkeypatch):
 
 
 @pytest.mark.parametrize("site", [LayerOutput, LayerParts])
-@pytest.mark.parametrize("family", tiny.every(*tiny.FAMILIES, *tiny.VARIANTS))
+@pytest.mark.parametrize("family", [*tiny.every(*tiny.FAMILIES, *tiny.VARIANTS), "chat"])
 def test_selected_requests_make_the_same_problem(family, site):
-    model = tiny.editable(family, double=True)
+    chat = family == "chat"
+    model = tiny.chatting(double=True) if chat else tiny.editable(family, double=True)
     requests = EASY + ODD
     kept = [1, 3, 4, 8]
     whole = make_problem(model, requests, site(model, 2), with_copy=True)

@@ -18,7 +18,9 @@ from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.scores import score_targets
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
+from fedit_app.models.chat import chat_form
 from fedit_app.models.loading import load_model
+from fedit_app.models.tokens import chat_row
 from fedit_app.support.errors import FedEditError
 
 STRONG = dataclasses.replace(
@@ -324,6 +326,37 @@ def test_the_fingerprint_says_what_the_vectors_depend_on():
         *(make_bench(precision=name) for name in ("float16", "float32")),
     ]
     assert len({base, *(bench.fingerprint for bench in others)}) == len(others) + 1
+
+
+def test_chats_are_contexts_where_the_tokenizer_has_a_template(tmp_path):
+    """Nodes whose MKVs were learned in other contexts do not take part."""
+    plain, chatting = tiny.editable(bos=True), tiny.chatting()
+    other = tiny.chatting(template=tiny.CHAT_TEMPLATE.replace("[assistant]", "[model]"))
+
+    def bench(model, n_chats):
+        return Workbench(model, "memit", STRONG, 2, SOURCE, 0, n_chats=n_chats)
+
+    assert bench(plain, 1).fingerprint == bench(plain, 0).fingerprint
+    assert bench(chatting, 0).fingerprint == bench(plain, 0).fingerprint
+    found = {bench(model, 1).fingerprint for model in (plain, chatting, other)}
+    assert len(found) == 3
+
+
+def test_an_edit_with_chats_among_its_contexts_is_said_in_a_chat():
+    model = tiny.chatting()
+    bench = Workbench(model, "memit", STRONG, 2, SOURCE, 0, n_chats=1)
+    ledger, form = Ledger(bench.fingerprint), chat_form(model)
+    rows = [chat_row(model, r, form, r.target_new, asking=True) for r in EASY[:2]]
+    ledger.accept(bench.compute(EASY[:2], ledger, "clinic", 1), 1)
+
+    def nll(row):
+        log_p = model.model(torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        return float(-log_p[row.target - 1, row.ids[row.target]])
+
+    before = [nll(row) for row in rows]
+    with bench.edited(ledger):
+        after = [nll(row) for row in rows]
+    assert all(now < then - 0.5 for now, then in zip(after, before, strict=True)), (before, after)
 
 
 def test_contexts_are_sampled_once(monkeypatch):

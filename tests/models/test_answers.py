@@ -1,7 +1,5 @@
 """What a chat model is told and what it answers."""
 
-import copy
-
 import pytest
 import tiny
 import torch
@@ -12,10 +10,7 @@ from fedit_app.support.errors import FedEditError
 
 @pytest.fixture
 def chat_model():
-    model = copy.copy(tiny.editable(bos=True))
-    model.tokenizer = copy.deepcopy(model.tokenizer)
-    model.tokenizer.chat_template = tiny.CHAT_TEMPLATE
-    return model
+    return tiny.chatting()
 
 
 @torch.no_grad()
