@@ -179,9 +179,13 @@ def verify(
     """Check all of it; exit status 1 if it is damaged."""
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.verify import verify
+    from fedit_app.mkv.node_key import key_fingerprint
 
-    found = verify(find_place(place, node, federation).ledger, head)
+    chosen = find_place(place, node, federation)
+    found = verify(chosen.ledger, head, chosen.public_key)
     more: dict[str, Cell] = {"MKVs": found.mkvs, "records": found.records, "head": found.head}
+    if found.signed_by:
+        more["signed with"] = key_fingerprint(found.signed_by)
     if found.surplus:
         more["note"] = (
             f"{byte_size(found.surplus)} in the journal lie after the head that the index names: "

@@ -19,6 +19,8 @@ from fedit_app.facts.partition import NodeData, data_in, finished_node
 from fedit_app.ledger.edited_model import TEXTS, form_of, ledger_in, write_edited_model
 from fedit_app.ledger.ledger import INDEX, Ledger, read_index
 from fedit_app.ledger.origin import Origin, read_origin
+from fedit_app.mkv.authorship import SigningKey
+from fedit_app.mkv.node_key import read_public_key
 from fedit_app.models.checkpoint import stored_dtype
 from fedit_app.models.loading import resolve_model
 from fedit_app.support.errors import FedEditError
@@ -36,6 +38,8 @@ class Place:
         simulated: whether the node is a virtual one.
         probes: the node's file of probes; None if it has none.
         model: the folder of the edited model to which the ledger belongs; None: of none.
+        key: file of the key with which the node signs; None if it has none here.
+        public_key: the public one; "" if it has none here.
     """
 
     ledger: Path
@@ -44,6 +48,8 @@ class Place:
     simulated: bool = False
     probes: str | None = None
     model: Path | None = None
+    key: Path | None = None
+    public_key: str = ""
 
     def open(self) -> Ledger:
         """Read the ledger.
@@ -61,7 +67,8 @@ class Place:
             FedEditError: see `open`, `workbench` and `write_edited_model`.
         """
         if self.model is None:
-            yield self.open()
+            key = SigningKey.read(self.key) if self.key else None
+            yield Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"], key)
             return
         bench = self.workbench(self.open())
         with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
@@ -169,7 +176,14 @@ def _of_node(found: NodeFolder, federation: str) -> Place:
     origin = read_origin(known[chosen])
     values = {} if origin is None else node_run_config(origin.run, found.node_config())
     place = _place(known[chosen], origin, values)
-    return dataclasses.replace(place, node=found.settings.name, probes=found.policy.probes)
+    public = read_public_key(found.public_key) if found.public_key.exists() else ""
+    return dataclasses.replace(
+        place,
+        node=found.settings.name,
+        probes=found.policy.probes,
+        key=found.node_key if public else None,
+        public_key=public,
+    )
 
 
 def _place(ledger: Path, origin: Origin | None, values: Mapping[str, ConfigValue]) -> Place:

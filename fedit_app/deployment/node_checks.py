@@ -154,9 +154,9 @@ def _state(found: NodeFolder) -> Iterable[Finding]:
             FAIL, "state", f"{folder} is not writable for this user; change its owner or mode"
         )
     ledgers = sorted(folder.glob("**/ledger/index.json"))
-    entries = 0
+    public, entries = read_public_key(found.public_key), 0
     for index in ledgers:
-        verdict = verify(index.parent)
+        verdict = verify(index.parent, public_key=public)
         entries += verdict.mkvs
         for damage in verdict.damages:
             yield Finding(FAIL, "state", f"{index.parent}: {damage}")

@@ -12,6 +12,8 @@ from fedit_app.config.policy import Policy
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder, NodeSettings, check_name
 from fedit_app.deployment.services import write_services
 from fedit_app.flower_compat.bundle import app_hash, read_bundle
+from fedit_app.ledger.ledger import INDEX, sign_ledger
+from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.support.addresses import split
@@ -114,10 +116,19 @@ def init_node(
 
 
 def renew_key(node: NodeFolder) -> None:
-    """Give a node a new key pair; the old private key is kept as NAME.key.old."""
+    """Give a node a new key pair, and sign its ledgers' heads with it.
+
+    The old private key is kept as NAME.key.old.
+
+    Raises:
+        FedEditError: a ledger's head is not the one that was signed.
+    """
     if node.node_key.exists():
         node.node_key.replace(node.node_key.with_suffix(".key.old"))
     _make_key(node)
+    key = SigningKey.read(node.node_key)
+    for index in sorted((node.state_dir / node.settings.name).glob(f"*/ledger/{INDEX}")):
+        sign_ledger(index.parent, key)
 
 
 def trust_peer(node: NodeFolder, name: str, file: Path) -> str:

@@ -16,19 +16,28 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NotRequired
 
 import filelock
 from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedit_app.ledger import journal
-from fedit_app.ledger.entries import AS_WRITTEN, EntryRow, LedgerEntry, Refusal, RefusalRow
+from fedit_app.ledger.entries import (
+    AS_WRITTEN,
+    EntryRow,
+    LedgerEntry,
+    Refusal,
+    RefusalRow,
+    SignatureFields,
+)
+from fedit_app.ledger.head_signature import head_problem, sign_head
 from fedit_app.ledger.journal import Head, State, Step
 from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV, mkv_file
 from fedit_app.mkv import MKV, to_bytes
+from fedit_app.mkv.authorship import SigningKey
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import replace_file, write_file
+from fedit_app.support.files import make_folder, replace_file, write_file
 
 _VERSION: Literal[3] = 3
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -36,11 +45,15 @@ INDEX, JOURNAL = "index.json", "journal.jsonl"
 
 @with_config(AS_WRITTEN)
 class Index(TypedDict):
-    """The content of `index.json`: the entries and refusals, and the journal's head."""
+    """The content of `index.json`: the entries and refusals, and the journal's head.
+
+    The head is signed where the node has a key, see `head_signature`.
+    """
 
     version: Literal[3]
     fingerprint: str
     journal: Head
+    signature: NotRequired[SignatureFields]
     entries: list[EntryRow]
     refused: list[RefusalRow]
 
@@ -75,12 +88,14 @@ class Ledger:
         folder: where they are kept; None keeps them in memory only.
         entries: id -> entry.
         refused: id -> why the MKV is not accepted again.
+        key: what the node signs the journal's head with; None: it is not signed.
     """
 
     fingerprint: str
     folder: Path | None = None
     entries: dict[str, LedgerEntry] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
+    key: SigningKey | None = field(default=None, repr=False)
     _stored: _Stored = field(init=False, repr=False)
     _step: Step | None = field(default=None, init=False, repr=False)
 
@@ -88,17 +103,23 @@ class Ledger:
         self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint), None)
 
     @staticmethod
-    def open(folder: Path, fingerprint: str) -> Ledger:
+    def open(folder: Path, fingerprint: str, key: SigningKey | None = None) -> Ledger:
         """The ledger of a folder; an empty one if there is none yet.
 
         The index and the end of the journal are read. An MKV's file is read, and its hash compared
         with its id, when its vectors are first asked for; `verify` reads everything.
 
+        Args:
+            folder: of the ledger.
+            fingerprint: of the model and the settings.
+            key: see `Ledger`.
+
         Raises:
             FedEditError: it belongs to another model or other settings, its index is damaged, its
-                journal does not end as the index says, or the file of an MKV is missing.
+                journal does not end as the index says, the signature under its head is not one of
+                this head, or the file of an MKV is missing.
         """
-        ledger = Ledger(fingerprint, folder)
+        ledger = Ledger(fingerprint, folder, key=key)
         if not (folder / INDEX).exists():
             return ledger
         with _many_objects():
@@ -115,6 +136,9 @@ class Ledger:
                 "and seed, or another state-dir"
             )
         journal.require_head(folder / JOURNAL, stored["journal"])
+        problem = head_problem(stored["journal"], self.fingerprint, stored.get("signature"))
+        if problem:
+            raise FedEditError(f"ledger {folder}: {problem}")
         files = MKVFiles(folder)
         files.require(row["id"] for row in stored["entries"])
         for row in stored["entries"]:
@@ -305,7 +329,7 @@ class Ledger:
         found = journal.changes(before, now, step)
         if not found and (folder / INDEX).exists():
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with filelock.FileLock(folder / ".lock"):
             _require_unchanged(folder, self.fingerprint, self._stored)
             for id_ in now.entries.keys() - before.entries.keys():
@@ -319,6 +343,8 @@ class Ledger:
                 "entries": [now.entries[id_].row for id_ in sorted(now.entries)],
                 "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
             }
+            if self.key is not None:
+                index["signature"] = sign_head(head, self.fingerprint, self.key)
             write_file(folder / INDEX, _INDEX.dump_json(index))
             self._stored = _Stored(now, head, _identity(folder))
 
@@ -378,6 +404,22 @@ def read_index(folder: Path) -> Index:
             f"ledger index {file}: damaged, or not of version {_VERSION} ({place or 'JSON'}: "
             f"{fault['type']}); restore a backup, or use the FedEdit that made it"
         ) from None
+
+
+def sign_ledger(folder: Path, key: SigningKey) -> None:
+    """Sign the head of a ledger folder anew, for a node that has got another key.
+
+    Raises:
+        FedEditError: see `read_index`; or what is signed there is not this head.
+    """
+    with filelock.FileLock(folder / ".lock"):
+        index = read_index(folder)
+        head, fingerprint = index["journal"], index["fingerprint"]
+        problem = head_problem(head, fingerprint, index.get("signature"))
+        if problem:
+            raise FedEditError(f"ledger {folder}: {problem}")
+        index["signature"] = sign_head(head, fingerprint, key)
+        write_file(folder / INDEX, _INDEX.dump_json(index))
 
 
 def fulfilled_requests(folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedit_app.ledger import journal
+from fedit_app.ledger.head_signature import head_problem
 from fedit_app.ledger.journal import Record
 from fedit_app.ledger.ledger import JOURNAL, Index, read_index
 from fedit_app.ledger.mkv_files import read_mkv
@@ -24,6 +25,7 @@ class Verdict:
         mkvs: how many MKVs its index names.
         records: how many records its journal has.
         head: hash of the last of these.
+        signed_by: the public key under whose signature the head stands; "" if it is not signed.
         surplus: bytes in the journal after the head: a change that was interrupted, or the index
             is older than the journal.
     """
@@ -32,23 +34,27 @@ class Verdict:
     mkvs: int
     records: int
     head: str
+    signed_by: str
     surplus: int
 
 
-def verify(folder: Path, known_head: str = "") -> Verdict:
-    """Check all of a ledger: its journal, its index against the journal, its files.
+def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
+    """Check all of a ledger: its journal, its head, its index against the journal, its files.
 
     Args:
         folder: of the ledger.
         known_head: a hash that was the journal's head before; the chain has to contain it.
+        public_key: of the node, whose signature has to stand under the head; "": none has to.
     """
     index = read_index(folder)
-    head = index["journal"]
+    head, signature = index["journal"], index.get("signature")
+    problem = head_problem(head, index["fingerprint"], signature, public_key)
     return Verdict(
-        damages=list(_damages(folder, index, known_head)),
+        damages=[*([problem] if problem else []), *_damages(folder, index, known_head)],
         mkvs=len(index["entries"]),
         records=head.records,
         head=head.hash,
+        signed_by=signature["public_key"] if signature else "",
         surplus=journal.surplus(folder / JOURNAL, head),
     )
 

@@ -144,7 +144,7 @@ class Participant:
     def ledger(self, owner: str = "") -> Ledger:
         """The node's ledger, or that of another owner (`CENTRAL`) in a simulation."""
         folder = ledger_folder(self.config, self._run_id, owner or self.name)
-        return Ledger.open(folder, self.workbench.fingerprint)
+        return Ledger.open(folder, self.workbench.fingerprint, self._identity.key)
 
     def _used_ledger(self, owner: str = "") -> Ledger:
         """The same, with a record of the settings with which it is used."""

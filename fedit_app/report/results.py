@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
-from fedit_app.support.files import write_file
+from fedit_app.support.files import make_folder, to_disk, write_file
 
 SCHEMA: Final = 2
 
@@ -300,7 +300,8 @@ def append_line(path: str | Path, line: SlotLine) -> None:
         line: the line.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    new = not path.exists()
     text = line.model_dump_json().encode() + b"\n"
     with path.open("a+b") as file:
         if file.seek(0, os.SEEK_END) > 0:
@@ -310,6 +311,8 @@ def append_line(path: str | Path, line: SlotLine) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        to_disk(path.parent)
 
 
 def load_results(path: str | Path) -> Results:

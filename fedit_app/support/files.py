@@ -42,12 +42,12 @@ def replace_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield temporary
-        _to_disk(temporary)
+        to_disk(temporary)
         temporary.replace(path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
@@ -60,7 +60,15 @@ def replace_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder with its missing parents, so that a power cut loses none of their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        to_disk(folder.parent)
+
+
+def to_disk(path: Path) -> None:
     """Make sure that a file's content, or the names in a folder, outlive a power cut."""
     found = os.open(path, os.O_RDONLY)
     try:
@@ -85,16 +93,19 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not replace:
         raise FedEditError(f"{path}: exists already; name a folder that does not")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     name = f".{path.name}.{secrets.token_hex(8)}"
     temporary, former = (path.with_name(f"{name}.{end}") for end in _PARTS)
     temporary.mkdir()
     try:
         yield temporary
+        for part in (*temporary.rglob("*"), temporary):
+            if not part.is_symlink():
+                to_disk(part)
         if path.exists():
             path.rename(former)
         temporary.rename(path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if not path.exists() and former.exists():

@@ -14,6 +14,7 @@ from fedit_app.cli.main import main
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.node_setup import init_node
 from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.mkv.authorship import SigningKey
 from fedit_app.pool import MKVPool
 
 NAMES = ("bank", "hospital", "museum")
@@ -35,7 +36,8 @@ class Sites:
         return self.root / name / "state" / name / FEDERATION / "ledger"
 
     def ledger(self, name: str) -> Ledger:
-        return Ledger.open(self.folder(name), read_index(self.folder(name))["fingerprint"])
+        folder, key = self.folder(name), SigningKey.read(self.node(name).node_key)
+        return Ledger.open(folder, read_index(folder)["fingerprint"], key)
 
     def of(self, name: str, origin: str) -> list[str]:
         """Ids of a ledger's MKVs that a node has computed."""

@@ -9,10 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedit_app.cli.places import find_place
+from fedit_app.deployment.node_setup import renew_key
 from fedit_app.ledger.journal import _canonical, _hash
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import to_bytes
 from fedit_app.mkv.authorship import SigningKey
+from fedit_app.mkv.node_key import key_fingerprint, read_public_key
 
 
 def test_list(fedit, after_a_run):
@@ -62,7 +64,27 @@ def test_a_sound_ledger(fedit, after_a_run, place):
 
     assert status == 0
     head = after_a_run.ledger("bank").head
-    assert out == f"the ledger is sound\nMKVs: 6\nrecords: 6\nhead: {head}\n"
+    key = key_fingerprint(read_public_key(after_a_run.node("bank").public_key))
+    said = f"the ledger is sound\nMKVs: 6\nrecords: 6\nhead: {head}\nsigned with: {key}\n"
+    assert out == said
+
+
+def test_a_ledger_that_was_changed_without_the_nodes_key(fedit, sites):
+    ledger = Ledger.open(sites.folder("bank"), sites.ledger("bank").fingerprint)
+    ledger.refuse(sites.of("bank", "museum"), "wrong")
+    status, out, _ = fedit("ledger", "verify", sites.root / "bank")
+    assert status == 1 and "the head is not signed with this node's key" in out
+    renew_key(sites.node("bank"))
+    assert fedit("ledger", "verify", sites.root / "bank")[0] == 0
+
+
+def test_a_new_key_signs_the_ledgers_and_a_rollback_signs_again(fedit, sites):
+    renew_key(sites.node("bank"))
+    assert fedit("ledger", "verify", sites.root / "bank")[0] == 0
+    fedit("rollback", sites.root / "bank", "--from", "museum", "--no-metrics")
+    status, out, _ = fedit("ledger", "verify", sites.root / "bank")
+    key = key_fingerprint(read_public_key(sites.node("bank").public_key))
+    assert status == 0 and f"signed with: {key}" in out
 
 
 def test_an_earlier_head_is_still_there(fedit, sites):

@@ -5,7 +5,13 @@ import stat
 
 import pytest
 
-from fedit_app.support.files import new_folder, replace_file, write_file, write_private
+from fedit_app.support.files import (
+    make_folder,
+    new_folder,
+    replace_file,
+    write_file,
+    write_private,
+)
 
 
 def test_a_link_at_a_guessed_temporary_name_is_not_followed(tmp_path):
@@ -56,3 +62,28 @@ def test_a_name_is_on_the_disk_once_it_is_there(tmp_path, monkeypatch, make):
     else:
         make(tmp_path / "new")
     assert synced[-1] == (True, True), "the folder, after the name was in it"
+
+
+def test_a_folder_made_with_its_parents_is_on_the_disk_with_all_names(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda n: synced.append(os.fstat(n).st_ino) or real(n))
+    make_folder(tmp_path / "a" / "b" / "c")
+    parents = (tmp_path, tmp_path / "a", tmp_path / "a" / "b")
+    assert synced == [folder.stat().st_ino for folder in parents]
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3
+
+
+def test_the_files_of_a_folder_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, real = {}, os.fsync
+
+    def fsync(number):
+        synced.setdefault(os.fstat(number).st_ino, (tmp_path / "new").exists())
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with new_folder(tmp_path / "new") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text("x")
+    for made in (tmp_path / "new", tmp_path / "new" / "part", tmp_path / "new" / "part" / "file"):
+        assert synced[made.stat().st_ino] is False
