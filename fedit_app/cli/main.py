@@ -19,6 +19,7 @@ from fedit_app.cli import (
     doctor,
     edit,
     export,
+    keys,
     ledger,
     node,
     pool,
@@ -69,6 +70,7 @@ for group, panel in (
     (ledger.app, LOOKING),
     (server.app, DEPLOYING),
     (node.app, DEPLOYING),
+    (keys.app, DEPLOYING),
 ):
     app.add_typer(group, rich_help_panel=panel)
 

@@ -66,18 +66,12 @@ def init(
 
 
 @app.command()
-def register(
-    folder: Folder,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make a new key pair first.")] = False,
-) -> None:
+def register(folder: Folder) -> None:
     """Show what the server's operator needs."""
     from fedit_app.deployment.node_folder import NodeFolder
-    from fedit_app.deployment.node_setup import handover, renew_key
+    from fedit_app.deployment.node_setup import handover
 
-    node = NodeFolder.open(folder)
-    if new_key:
-        renew_key(node)
-    say(handover(node))
+    say(handover(NodeFolder.open(folder)))
 
 
 @app.command()

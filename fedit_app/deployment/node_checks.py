@@ -34,7 +34,7 @@ from fedit_app.models.checkpoint import DTYPES, check_checkpoint, weight_files
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import resolve_device, resolve_model
 from fedit_app.node.adoption import texts_of
-from fedit_app.node.identity import read_peers
+from fedit_app.node.peers import read_peers
 from fedit_app.support.addresses import is_free
 from fedit_app.support.files import cache_dir, check_private
 from fedit_app.support.formats import plural
@@ -70,7 +70,7 @@ def _key(found: NodeFolder) -> Iterable[Finding]:
         yield Finding(OK, "key", f"{found.public_key.name} {key_fingerprint(public)}")
     else:
         text = f"{found.public_key} does not belong to {found.node_key}; make a new pair: "
-        yield Finding(FAIL, "key", f"{text}fedit node register DIR --new-key")
+        yield Finding(FAIL, "key", f"{text}fedit keys rotate DIR")
     if found.ca_cert is not None:
         left = expires(found.ca_cert) - datetime.now(UTC)
         if left < SOON:

@@ -16,6 +16,7 @@ from fedit_app.ledger.ledger import INDEX, sign_ledger
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
+from fedit_app.node.peers import PeerKey, read_peer, write_peer
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file, write_private
@@ -148,9 +149,8 @@ def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
     check_name(name, "NAME")
     public = read_public_key(file.expanduser())
     listed = node.peers / f"{name}.pub"
-    before = listed.read_text(encoding="ascii") if listed.exists() else ""
-    if public not in before.splitlines():
-        write_file(listed, f"{before}{public}\n")
+    before = read_peer(listed) if listed.exists() else []
+    write_peer(listed, [*(key for key in before if key.public != public), PeerKey(public)])
     return key_fingerprint(public)
 
 

@@ -84,7 +84,7 @@ def register_node(superlink: SuperLink, key_file: Path, name: str) -> str:
             if node.public_key == public:
                 raise FedEditError(
                     f"--node-key {key_file}: was unregistered, and Flower takes no key twice; its "
-                    "operator makes a new one: fedit node register DIR --new-key"
+                    "operator makes a new one: fedit keys rotate DIR"
                 )
             continue
         if (node.name, node.public_key) == (name, public):

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedit_app.support.errors import FedEditError
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-_REMEDY = "make a new key pair with `fedit node register DIR --new-key`, and have it registered"
+_REMEDY = "make a new key pair with `fedit keys rotate DIR`, and have it registered"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fedit_app.config.policy import Policy
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.mkv import MKV
 from fedit_app.mkv.authorship import SigningKey, is_signed_by
-from fedit_app.support.errors import FedEditError
+from fedit_app.node.peers import read_peers
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,3 @@ def signing_key(node_config: Mapping[str, ConfigValue]) -> SigningKey | None:
     """
     file = node_config.get("node-key")
     return SigningKey.read(Path(str(file)).expanduser()) if file else None
-
-
-def read_peers(folder: Path) -> dict[str, frozenset[str]]:
-    """The public keys of a folder: node -> its keys, the lines of NAME.pub.
-
-    Raises:
-        FedEditError: a file cannot be read, or a line is no public key.
-    """
-    found = {}
-    for file in sorted(folder.glob("*.pub")):
-        try:
-            lines = file.read_text(encoding="ascii").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise FedEditError(f"peer {file}: cannot be read; take the node's NAME.pub") from None
-        keys = {" ".join(line.split()[:2]) for line in lines if line.strip()}
-        if not keys or not all(key.startswith("ecdsa-sha2-nistp") for key in keys):
-            raise FedEditError(
-                f"peer {file}: has to hold public keys as in NAME.pub of `fedit node init`, one a "
-                "line"
-            )
-        found[file.stem] = frozenset(keys)
-    return found

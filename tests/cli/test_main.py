@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "Edit and federate": ("edit", "run", "ask", "chat", "config"),
     "Look and undo": ("table", "pool", "ledger", "rollback", "export"),
-    "Deploy": ("server", "node", "doctor"),
+    "Deploy": ("server", "node", "keys", "doctor"),
     "Research": ("compare", "sweep", "tune", "stats"),
 }
 

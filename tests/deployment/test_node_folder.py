@@ -13,7 +13,8 @@ from fedit_app.deployment.node_folder import NodeFolder, NodeSettings
 from fedit_app.deployment.node_setup import init_node, renew_key
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, read_public_key
-from fedit_app.node.identity import identity_of, read_peers
+from fedit_app.node.identity import identity_of
+from fedit_app.node.peers import read_peers
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import tool
 
@@ -174,7 +175,7 @@ def test_register_shows_what_the_operator_needs(fedit, node):
 
 def test_a_new_key(fedit, node):
     old = node.node_key.read_bytes(), read_public_key(node.public_key)
-    _, out, _ = fedit("node", "register", node.folder, "--new-key")
+    _, out, _ = fedit("keys", "rotate", node.folder)
 
     assert Path(f"{node.node_key}.old").read_bytes() == old[0]
     assert node.node_key.read_bytes() != old[0]

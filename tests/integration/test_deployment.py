@@ -169,7 +169,7 @@ def test_registering_twice_and_wrongly(deployment):
         register_node(server, nodes["stranger"].public_key, "bank")
     unregister_node(server, "misled")
     assert sorted(deployment.known()) == sorted(NODES)
-    with pytest.raises(FedEditError, match="takes no key twice.*--new-key"):
+    with pytest.raises(FedEditError, match="takes no key twice.*fedit keys rotate"):
         register_node(server, nodes["misled"].public_key, "misled")
     with pytest.raises(FedEditError, match="no node of that name; registered are: bank"):
         unregister_node(server, "misled")
