@@ -56,7 +56,7 @@ def read_private_key(file: Path) -> ec.EllipticCurvePrivateKey:
         raise FedEditError(
             f"node key {file}: cannot be read ({error.strerror}); {_REMEDY}"
         ) from None
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError) as error:
         raise FedEditError(f"node key {file}: not a private key ({error}); {_REMEDY}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise FedEditError(
@@ -98,7 +98,7 @@ def load_public_key(text: str) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = serialization.load_ssh_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last: a short point
         raise ValueError("holds no public key") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
         raise ValueError("must be an elliptic curve key (NIST P-384)")

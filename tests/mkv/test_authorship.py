@@ -1,5 +1,6 @@
 """Signatures: whose an MKV is."""
 
+import base64
 import dataclasses
 
 import pytest
@@ -8,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedit_app.mkv import mkv_from_bytes, to_bytes
 from fedit_app.mkv.authorship import SigningKey, is_signed_by
 from fedit_app.mkv.federation_key import FederationKey
+from fedit_app.mkv.node_key import load_public_key
 from fedit_app.mkv.open_form import decode_open, encode_open
 from fedit_app.mkv.record import Authorship
 from fedit_app.mkv.sealer import Sealer
@@ -77,3 +79,15 @@ def test_a_key_that_cannot_sign(tmp_path):
     file.chmod(0o600)
     with pytest.raises(FedEditError, match="node.key: not a private key"):
         SigningKey.read(file)
+
+
+def test_a_key_of_a_short_point_is_no_key(signed):
+    """The library raises no ValueError for it; it may stand in an MKV that somebody sends."""
+    curve, point = b"nistp384", b"\x02" + bytes(48)
+    parts = [b"ecdsa-sha2-nistp384", curve, point]
+    packed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    short = f"ecdsa-sha2-nistp384 {base64.b64encode(packed).decode()}"
+    with pytest.raises(ValueError, match="holds no public key"):
+        load_public_key(short)
+    author = Authorship(short, signed.author.signature)
+    assert not is_signed_by(dataclasses.replace(signed, author=author), {short})

@@ -1,0 +1,16 @@
+"""Every parser of bytes from outside takes or refuses 100,000 inputs, and none costs much."""
+
+import pytest
+from fuzz.conftest import EXAMPLES
+from fuzz.parsers import FOUND, tried
+
+EACH = max(EXAMPLES, -(-100_000 // len(FOUND)))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_parser_takes_or_refuses_and_neither_costs_much(name, tmp_path, record_property):
+    found = tried(name, tmp_path, EACH)
+    for what, number in found.items():
+        record_property(what, number)
+    assert found["inputs"] >= EACH
+    assert (found["slow"], found["large"]) == (0, 0), found
