@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,14 +19,11 @@ if TYPE_CHECKING:
     from fedit_app.experiments.plan import Plan
 
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Virtual nodes, as in fedit run.")]
-Strategies = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help=r"Such as fedit,fedit\[selection=majority],fedavg; in brackets run-config keys in "
-        "which this one differs from the rest.",
-    ),
-]
+_STRATEGIES = typer.Option(
+    metavar="LIST",
+    help=r"Such as fedit,fedit\[selection=majority],fedavg; in brackets run-config keys in "
+    "which this one differs from the rest.",
+)
 Editors = Annotated[
     str | None, typer.Option(metavar="LIST", help="Written alike; default: the run config's.")
 ]
@@ -42,13 +40,32 @@ ReportOnly = Annotated[
 ]
 
 
+class Preset(StrEnum):
+    """Sets of methods."""
+
+    FIELD = "field"
+
+
 def compare(
     output_dir: OutputDir,
     config: ConfigFile = None,
     overrides: Overrides = None,
     nodes: Nodes = None,
-    strategies: Strategies = "fedit,fedavg,local,central",
+    strategies: Annotated[str | None, _STRATEGIES] = None,
     editors: Editors = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Methods that are no editors, in one place: ft-m, locft-bf, lora, in-context.",
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(
+            help="field: all strategies with memit, all editors with fedit, and all baselines."
+        ),
+    ] = None,
     seeds: Seeds = None,
     metrics: Metrics = None,
     dry_run: DryRun = False,
@@ -57,11 +74,24 @@ def compare(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Run strategies, editors and seeds in simulation, compare them in tables."""
+    from fedit_app.experiments.field import FIELD
+
     folder = output_dir.absolute()
     plan = None
     if not report_only:
         values = run_config(config, overrides)
-        plan = _plan(folder, values, nodes, strategies, editors, seeds)
+        given = {"strategies": strategies, "editors": editors, "baselines": baselines}
+        chosen = {**(FIELD if preset else {}), **{k: v for k, v in given.items() if v is not None}}
+        plan = _plan(
+            folder,
+            values,
+            nodes,
+            chosen.get("strategies", "fedit,fedavg,local,central"),
+            chosen.get("editors"),
+            seeds,
+            baselines=chosen.get("baselines", ""),
+            star=preset is not None,
+        )
     return _compare(plan, folder, metrics, dry_run, app, form)
 
 
@@ -77,7 +107,7 @@ def sweep(
     config: ConfigFile = None,
     overrides: Overrides = None,
     nodes: Nodes = None,
-    strategies: Strategies = "fedit",
+    strategies: Annotated[str, _STRATEGIES] = "fedit",
     editors: Editors = None,
     seeds: Seeds = None,
     metrics: Metrics = None,
@@ -105,6 +135,8 @@ def _plan(
     editors: str | None,
     seeds: str | None,
     axis: str | None = None,
+    baselines: str = "",
+    star: bool = False,
 ) -> Plan:
     from fedit_app.config.run_config import RunConfig
     from fedit_app.experiments.plan import joined, make_plan, parse_axis
@@ -119,6 +151,8 @@ def _plan(
             editors or str(values.get("editor", default.editor)),
             seeds or str(values.get("seed", default.seed)),
             parse_axis(axis) if axis else None,
+            baselines,
+            star,
         )
     )
 
@@ -132,6 +166,7 @@ def _compare(
     form: Format,
 ) -> int:
     """Do the runs of a plan that are not done yet and compare all; None: those of the folder."""
+    from fedit_app.experiments.evidence import better_text, gather, intervals_table
     from fedit_app.experiments.plan import load_plan
     from fedit_app.experiments.runner import prepare
     from fedit_app.experiments.summary import summarise, write_comparison
@@ -148,8 +183,14 @@ def _compare(
         failures = _execute(plan, app)
     comparison = summarise(plan, failures)
     columns = metrics.split(",") if metrics else METRICS
-    files = write_comparison(comparison, folder, columns)
-    parts: dict[str, Part] = {"methods": methods_table(comparison, columns)}
+    evidence = gather(plan)
+    files = write_comparison(comparison, folder, columns, evidence)
+    parts: dict[str, Part] = {}
+    if evidence and evidence.findings:
+        parts["ahead"] = better_text(evidence)
+    parts["methods"] = methods_table(comparison, columns)
+    if evidence and evidence.findings:
+        parts["intervals"] = intervals_table(evidence)
     failed = [(run.name, run.reason) for run in comparison.failed]
     if failed:
         parts["failed"] = Table(("Failed run", "Reason"), failed)

@@ -43,6 +43,11 @@ def ledger_folder(config: StorageSettings, run_id: int, node: str) -> Path:
     return node_folder(config, run_id, node) / "ledger"
 
 
+def scores_file(run_folder: Path, node: str) -> Path:
+    """Where a virtual node keeps the last scores of the federation's facts, one by one."""
+    return run_folder / "facts" / f"{node}.json"
+
+
 def simulated_key_file(config: StorageSettings, run_id: int) -> Path:
     """Where the nodes of a simulation keep their federation key, beside their ledgers."""
     return _nodes_root(config, run_id) / "federation.key"

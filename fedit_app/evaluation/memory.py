@@ -95,21 +95,44 @@ class ScoreFile:
 
     def get(self, request: EditRequest) -> RequestScore | None:
         """The score of a request; None if it has not been computed yet."""
-        kept = self._kept.get(_hash(request))
+        kept = self._kept.get(request_hash(request))
         return None if kept is None else RequestScore(**kept)
 
     def add(self, scores: Mapping[EditRequest, RequestScore]) -> None:
         """Add scores to the file; a score with a value that is not finite is dropped."""
         self._kept |= {
-            _hash(request): vars(score)
+            request_hash(request): vars(score)
             for request, score in scores.items()
-            if all(math.isfinite(v) for v in vars(score).values() if isinstance(v, float))
+            if _is_finite(score)
         }
         write_json_atomic(self._file, self._kept)
 
 
-def _hash(request: EditRequest) -> str:
-    """Hash of a request without its id, slot, relation and questions."""
+def _is_finite(score: RequestScore) -> bool:
+    return all(math.isfinite(v) for v in vars(score).values() if isinstance(v, float))
+
+
+def request_hash(request: EditRequest) -> str:
+    """Hash of a request without its id, slot, relation and questions: 64 hex digits."""
     asked = dataclasses.asdict(dataclasses.replace(request, id="-", slot=None, relation=None))
     del asked["question"], asked["paraphrase_questions"]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def write_scores(file: Path, scores: Mapping[EditRequest, RequestScore]) -> None:
+    """Write the score of each fact, without any text: JSON, `request_hash` -> its figures.
+
+    A score with a value that is not finite is left out.
+    """
+    finite = {request: score for request, score in scores.items() if _is_finite(score)}
+    write_json_atomic(file, {request_hash(r): vars(score) for r, score in finite.items()})
+
+
+def read_scores(file: Path) -> dict[str, RequestScore]:
+    """What `write_scores` has written.
+
+    Raises:
+        OSError, ValueError, TypeError: the file cannot be read, or is another one.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {name: RequestScore(**figures) for name, figures in found.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,20 +49,37 @@ class TargetScore:
         return self.correct == 1
 
 
-def score_requests(model: EditableModel, requests: Sequence[EditRequest]) -> list[RequestScore]:
+Before = Callable[[str], str]
+"""What is put before a complete prompt: a text to be read first, or nothing."""
+
+
+def nothing(_: str) -> str:
+    """Nothing before any prompt."""
+    return ""
+
+
+def score_requests(
+    model: EditableModel, requests: Sequence[EditRequest], before: Before = nothing
+) -> list[RequestScore]:
     """Score requests on the model in its present state, edited or not.
 
     The subject prompts and those that ask to repeat the subject are asked of the unedited model as
-    well.
+    well, with nothing before them.
+
+    Args:
+        model: the model.
+        requests: the requests.
+        before: what the model in its present state reads before each prompt.
     """
     unique = list(dict.fromkeys(pair for request in requests for pair in _pairs(request)))
-    scores = dict(zip(unique, score_targets(model, unique), strict=True))
+    read = [(before(prompt) + prompt, text) for prompt, text in unique]
+    scores = dict(zip(unique, score_targets(model, read), strict=True))
     prompts = list(
         dict.fromkeys(itertools.chain.from_iterable(r.subject_prompts for r in requests))
     )
-    stays = dict(zip(prompts, unchanged(model, prompts), strict=True))
+    stays = dict(zip(prompts, unchanged(model, prompts, before), strict=True))
     subjects = list(dict.fromkeys(request.subject for request in requests))
-    given = dict(zip(subjects, still_given(model, subjects), strict=True))
+    given = dict(zip(subjects, still_given(model, subjects, before), strict=True))
     return [
         dataclasses.replace(
             _score(request, scores),
@@ -181,7 +198,7 @@ def score_targets(
     return [result[number] for number in range(len(rows))]
 
 
-def unchanged(model: EditableModel, prompts: Sequence[str]) -> list[bool]:
+def unchanged(model: EditableModel, prompts: Sequence[str], before: Before = nothing) -> list[bool]:
     """Whether the most likely next token after each prompt is still that of the unedited model.
 
     Both models process the same batches, so every prompt is unchanged without an edit.
@@ -189,13 +206,14 @@ def unchanged(model: EditableModel, prompts: Sequence[str]) -> list[bool]:
     Args:
         model: the model, edited or not.
         prompts: complete prompts.
+        before: see `score_requests`.
     """
     if not prompts:
         return []
-    now = _next_tokens(model, prompts)
+    now = _next_tokens(model, [before(prompt) + prompt for prompt in prompts])
     with model.unedited():
-        before = _next_tokens(model, prompts)
-    return [one == other for one, other in zip(now, before, strict=True)]
+        base = _next_tokens(model, prompts)
+    return [one == other for one, other in zip(now, base, strict=True)]
 
 
 def repetitions(subject: str) -> list[tuple[str, Continuation]]:
@@ -204,7 +222,9 @@ def repetitions(subject: str) -> list[tuple[str, Continuation]]:
     return [(prompt, Continuation(joint(prompt, subject) + subject)) for prompt in prompts]
 
 
-def still_given(model: EditableModel, subjects: Sequence[str]) -> list[float | None]:
+def still_given(
+    model: EditableModel, subjects: Sequence[str], before: Before = nothing
+) -> list[float | None]:
     """Subject fidelity: how often the model repeats a name where the unedited model does.
 
     A name is given if each of its tokens is the argmax after the prompt and the ones before, which
@@ -214,19 +234,20 @@ def still_given(model: EditableModel, subjects: Sequence[str]) -> list[float | N
     Args:
         model: the model, edited or not.
         subjects: n names.
+        before: see `score_requests`.
 
     Returns:
         Per subject the share of the prompts to which the model gives it, of those to which the
         unedited model does; None if the unedited model gives it to none.
     """
     pairs = [pair for subject in subjects for pair in repetitions(subject)]
-    now = score_targets(model, pairs)
+    now = score_targets(model, [(before(prompt) + prompt, text) for prompt, text in pairs])
     with model.unedited():
-        before = score_targets(model, pairs)
-    outcomes = list(zip(now, before, strict=True))
+        base = score_targets(model, pairs)
+    outcomes = list(zip(now, base, strict=True))
     size = len(_REPEATING)
     return [
-        mean([after.decoded for after, base in outcomes[at : at + size] if base.decoded])
+        mean([after.decoded for after, plain in outcomes[at : at + size] if plain.decoded])
         for at in range(0, len(outcomes), size)
     ]
 

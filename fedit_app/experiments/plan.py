@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from pydantic import (
 from fedit_app.config.overrides import toml_value
 from fedit_app.config.retired import modernised
 from fedit_app.config.run_config import ConfigValue, RunConfig
+from fedit_app.experiments.baselines.methods import BASELINES
 from fedit_app.experiments.variants import Variant, parse_variants
 from fedit_app.support.errors import FedEditError, shown
 from fedit_app.support.files import write_json_atomic
@@ -57,7 +58,7 @@ class PlannedRun:
 
     Attributes:
         name: of its folder.
-        strategy, editor: labels of the variants.
+        strategy, editor: labels of the variants; no editor for a baseline.
         seed: the run's seed.
         value: on the axis; None without one.
         nodes: number of virtual nodes; None for one per data file.
@@ -78,16 +79,22 @@ class PlannedRun:
         return Path(str(self.values["output-dir"]))
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is no federation, but what `experiments.baselines` has."""
+        return not self.editor
+
+    @property
     def title(self) -> str:
         """The run in words."""
         value = "" if self.value is None else f", {self.value}"
-        return f"{self.strategy}, {self.editor}, seed {self.seed}{value}"
+        method = self.strategy if self.is_baseline else f"{self.strategy}, {self.editor}"
+        return f"{method}, seed {self.seed}{value}"
 
 
 def _from_labels(found: object) -> object:
     """The variants of a list of labels, as `plan.json` holds them."""
     if isinstance(found, list) and all(isinstance(label, str) for label in found):
-        return tuple(parse_variants(",".join(found), "plan", ()))
+        return tuple(parse_variants(",".join(found), "plan", ())) if found else ()
     return found
 
 
@@ -111,6 +118,9 @@ class Plan(BaseModel):
         strategies, editors: the variants.
         seeds: the seeds.
         axis: what a sweep varies; None for a comparison.
+        baselines: variants of `experiments.baselines`.
+        star: whether only the first strategy meets every editor, and only the first editor every
+            strategy, instead of each the other.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -123,6 +133,8 @@ class Plan(BaseModel):
     editors: Variants
     seeds: tuple[int, ...]
     axis: Axis | None = None
+    baselines: Variants = ()
+    star: bool = False
 
     @property
     def runs(self) -> list[PlannedRun]:
@@ -132,8 +144,16 @@ class Plan(BaseModel):
             FedEditError: two of them would share a folder.
         """
         values: Sequence[ConfigValue | None] = self.axis.values if self.axis else (None,)
-        parts = itertools.product(self.seeds, self.editors, values, self.strategies)
-        runs = [self._run(strategy, editor, seed, value) for seed, editor, value, strategy in parts]
+        runs: list[PlannedRun] = []
+        for seed in self.seeds:
+            parts = itertools.product(self.editors, values, self.strategies)
+            runs += [
+                self._run(strategy, editor, seed, value)
+                for editor, value, strategy in parts
+                if not self.star or editor == self.editors[0] or strategy == self.strategies[0]
+            ]
+            pairs = itertools.product(values, self.baselines)
+            runs += [self._run(baseline, None, seed, value) for value, baseline in pairs]
         names = [run.name for run in runs]
         for run in runs:
             if names.count(run.name) > 1:
@@ -144,9 +164,10 @@ class Plan(BaseModel):
         return runs
 
     def _run(
-        self, strategy: Variant, editor: Variant, seed: int, value: ConfigValue | None
+        self, strategy: Variant, editor: Variant | None, seed: int, value: ConfigValue | None
     ) -> PlannedRun:
-        parts = [strategy.label, editor.label]
+        label = editor.label if editor else ""
+        parts = [strategy.label, *([label] if editor else ["baseline"])]
         nodes, on_axis = self.nodes, {}
         if self.axis and value is not None:
             parts.append(f"{self.axis.key}={value}")
@@ -157,15 +178,15 @@ class Plan(BaseModel):
         name = "_".join(map(_slug, [*parts, f"seed={seed}"]))
         values = {
             **self.config,
-            **editor.changes,
+            **(editor.changes if editor else {}),
             **strategy.changes,
             **on_axis,
             "strategy": strategy.name,
-            "editor": editor.name,
+            **({"editor": editor.name} if editor else {}),
             "seed": seed,
             "output-dir": str(self.folder / name),
         }
-        return PlannedRun(name, strategy.label, editor.label, seed, value, nodes, values)
+        return PlannedRun(name, strategy.label, label, seed, value, nodes, values)
 
 
 def make_plan(
@@ -176,6 +197,8 @@ def make_plan(
     editors: str,
     seeds: str,
     axis: Axis | None = None,
+    baselines: str = "",
+    star: bool = False,
 ) -> Plan:
     """Make a plan from the options of the command line.
 
@@ -189,6 +212,8 @@ def make_plan(
         strategies, editors: lists of variants, see `parse_variants`.
         seeds: comma-separated integers.
         axis: what a sweep varies.
+        baselines: list of variants of `experiments.baselines`; empty: none.
+        star: see `Plan`.
 
     Raises:
         FedEditError: an option or a run-config value is invalid.
@@ -211,6 +236,8 @@ def make_plan(
         editors=tuple(parse_variants(editors, "--editors", taken)),
         seeds=_seeds(seeds),
         axis=axis,
+        baselines=_baselines(baselines, taken) if baselines else (),
+        star=star,
     )
     if axis and axis.key == NODES and nodes is not None:
         raise FedEditError(f"--nodes {nodes} cannot be given together with --axis nodes=...")
@@ -220,6 +247,16 @@ def make_plan(
         except FedEditError as error:
             raise FedEditError(f"{run.title}: {error}") from None
     return plan
+
+
+def _baselines(text: str, taken: Collection[str]) -> tuple[Variant, ...]:
+    found = tuple(parse_variants(text, "--baselines", taken))
+    for variant in found:
+        if variant.name not in BASELINES:
+            raise FedEditError(
+                f"--baselines: {variant.name!r} must be one of {', '.join(BASELINES)}"
+            )
+    return found
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -335,6 +372,8 @@ def _joined(begun: Plan, wanted: Plan) -> Plan:
         for key, value in sorted(wanted.config.items())
         if key not in _MAY_CHANGE and before[key] != value
     ]
+    if begun.star != wanted.star:
+        differences.append("strategies and editors that meet each other in another way")
     if begun.nodes != wanted.nodes:
         differences.append(f"--nodes {wanted.nodes} (begun with {begun.nodes})")
     old, new = (plan.axis.key if plan.axis else "none" for plan in (begun, wanted))
@@ -352,6 +391,7 @@ def _joined(begun: Plan, wanted: Plan) -> Plan:
         update={
             "strategies": _united(begun.strategies, wanted.strategies),
             "editors": _united(begun.editors, wanted.editors),
+            "baselines": _united(begun.baselines, wanted.baselines),
             "seeds": tuple(dict.fromkeys([*begun.seeds, *wanted.seeds])),
             "axis": axis,
         }

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from fedit_app.config.run_config import RunConfig
+from fedit_app.experiments.baselines import run_baseline
 from fedit_app.experiments.plan import Plan, PlannedRun
 from fedit_app.experiments.preflight import check_simulation
 from fedit_app.facts.partition import take_over_partition
@@ -76,6 +77,8 @@ def _checked(run: PlannedRun) -> Step:
             return Step(run, todo, run.nodes or 0)
         if todo is Todo.RESTART:  # the folder is deleted only when the run starts
             config = RunConfig.parse({**run.values, "output-dir": f"{run.folder}.new"})
+        if run.is_baseline:  # not known to the server, where such a run is none
+            config = config.model_copy(update={"strategy": "central"})
         nodes = check_simulation(config, run.nodes)
     except FedEditError as error:
         raise FedEditError(f"{run.title}: {error}") from None
@@ -97,7 +100,7 @@ def what_is_left(run: PlannedRun) -> Todo:
     complete = results.slots_complete
     if complete >= int(run.values["num-slots"]):
         return Todo.DONE
-    if not complete or not keeps_its_state(str(run.values["strategy"])):
+    if not complete or run.is_baseline or not keeps_its_state(str(run.values["strategy"])):
         return Todo.RESTART
     resumable_results(RunConfig.parse(_values(run, Todo.RESUME)), folder)
     return Todo.RESUME
@@ -138,6 +141,8 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
         shutil.rmtree(folder)
     if step.todo is not Todo.RESUME:
         _share_partition(step, all_runs)
+    if step.run.is_baseline:
+        return _baseline(step)
     log.parent.mkdir(parents=True, exist_ok=True)
     last_error = ""
     with log.open("a" if step.todo is Todo.RESUME else "w", encoding="utf-8") as stream:
@@ -156,6 +161,15 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
     if status == _COMPLETED:
         return ""
     return f"{last_error or status} (log: {LOGS}/{log.name})"
+
+
+def _baseline(step: Step) -> str:
+    """Execute a baseline in this process; the reason if it fails, else an empty text."""
+    try:
+        run_baseline(_values(step.run, step.todo), step.nodes)
+    except FedEditError as error:
+        return str(error)
+    return ""
 
 
 def _share_partition(step: Step, all_runs: Sequence[PlannedRun]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fedit_app.experiments.evidence import Evidence, better_text, findings_csv, intervals_table
 from fedit_app.experiments.plan import Plan, PlannedRun
 from fedit_app.experiments.runner import Todo, what_is_left
 from fedit_app.protocol.metrics import mean_metrics
@@ -29,31 +30,39 @@ def summarise(plan: Plan, failures: Mapping[str, str]) -> Comparison:
     """
     runs = [_run(run, failures.get(run.name, "")) for run in plan.runs]
     for run in runs:
-        run.retention = _ratio(run, _counterpart(run, runs, _CENTRAL))
-        run.ratio_to_fedavg = _ratio(run, _counterpart(run, runs, _FEDAVG))
+        editor = run.editor or plan.editors[0].label
+        run.retention = _ratio(run, _counterpart(run, editor, runs, _CENTRAL))
+        run.ratio_to_fedavg = _ratio(run, _counterpart(run, editor, runs, _FEDAVG))
     rows = [*_unedited(runs), *map(_row, _groups(runs))]
     planned = plan.model_dump(mode="json", exclude={"version"})
     return Comparison(schema=SCHEMA, **planned, runs=runs, rows=rows)
 
 
 def write_comparison(
-    comparison: Comparison, folder: Path, metrics: Sequence[str] = METRICS
+    comparison: Comparison,
+    folder: Path,
+    metrics: Sequence[str] = METRICS,
+    evidence: Evidence | None = None,
 ) -> list[Path]:
-    """Write comparison.json, .csv, .md, .tex and .html.
+    """Write comparison.json, .csv, .md, .tex and .html, and tests.csv.
 
     Args:
         comparison: what `summarise` returns.
         folder: the comparison's folder.
         metrics: columns of the tables, see `methods_table`.
+        evidence: of its facts, for comparison.md and tests.csv; None: there is none.
 
     Returns:
         The files.
     """
     table = methods_table(comparison, metrics)
+    tested = evidence if evidence and evidence.findings else None
+    ahead = [better_text(tested), ""] if tested else []
+    spans = ["", intervals_table(tested).markdown()] if tested else []
     texts = {
         "json": comparison.model_dump_json(indent=2, by_alias=True) + "\n",
         "csv": figures_csv(comparison),
-        "md": table.markdown() + "\n",
+        "md": "\n".join([*ahead, table.markdown(), *spans]) + "\n",
         "tex": table.latex() + "\n",
         "html": render_comparison(comparison, metrics),
     }
@@ -61,6 +70,9 @@ def write_comparison(
     for kind, text in texts.items():
         files.append(folder / f"comparison.{kind}")
         write_file(files[-1], text)
+    if tested:
+        files.append(folder / "tests.csv")
+        write_file(files[-1], findings_csv(tested))
     return files
 
 
@@ -106,10 +118,10 @@ def _costs(results: Results) -> dict[str, int | float]:
 
 
 def _counterpart(
-    run: ComparedRun, runs: Iterable[ComparedRun], strategy: str
+    run: ComparedRun, editor: str, runs: Iterable[ComparedRun], strategy: str
 ) -> ComparedRun | None:
-    """The run of a plain strategy with the same editor, seed and value."""
-    same = (strategy, run.editor, run.seed, run.value)
+    """The run of a plain strategy with an editor and the same seed and value."""
+    same = (strategy, editor, run.seed, run.value)
     for other in runs:
         if (other.strategy, other.editor, other.seed, other.value) == same:
             return other

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedit_app.evaluation.generation import written_metrics
-from fedit_app.evaluation.memory import ScoreMemory
+from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.facts.federation_facts import that_share_a_subject
@@ -26,6 +26,7 @@ def measure(
     known: Sequence[EditRequest],
     full: bool,
     folder: Path | None,
+    by_fact: Path | None = None,
 ) -> dict[str, Metrics | None]:
     """Metrics of the edited model by scope.
 
@@ -36,11 +37,16 @@ def measure(
         known: the facts of the run that the node knows, among which some share a subject.
         full: also what the model writes itself.
         folder: where scores are kept for other processes; None: nowhere.
+        by_fact: file for the scores of each fact of the last scope, see `write_scores`; None: none.
     """
     with model.edited(deltas):
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)
         written = written_metrics(model, scopes) if full else {}
+
+    if by_fact is not None:
+        *_, last = scopes.values()
+        write_scores(by_fact, {request: scores[request] for request in last})
 
     def scores_of(requests: Sequence[EditRequest]) -> list[RequestScore]:
         return [scores[request] for request in requests]

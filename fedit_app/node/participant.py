@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from fedit_app.config.folders import ledger_folder, run_folder
+from fedit_app.config.folders import ledger_folder, run_folder, scores_file
 from fedit_app.config.limits import site_limits
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import site_policy
@@ -324,7 +324,10 @@ class Participant:
         scopes = {scope: that_must_stay(asked, edited) for scope, asked in scopes.items()}
         known = [request for requests in facts.values() for request in requests]
         cache = self._work_cache("scores")
-        measured = measure(bench.model, deltas, scopes, known, full, cache)
+        by_fact = None
+        if self._peers and slot == self.config.num_slots:
+            by_fact = scores_file(run_folder(self.config, self._run_id), self.name)
+        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact)
         neutral = measure_neutral(bench.model, deltas) if full and slot else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 

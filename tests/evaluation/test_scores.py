@@ -121,7 +121,7 @@ def told(monkeypatch):
         return [TargetScore(*table.get(pair, (1.0, 0.0))) for pair in plain]
 
     monkeypatch.setattr(module, "score_targets", score)
-    monkeypatch.setattr(module, "still_given", lambda _, subjects: [None] * len(subjects))
+    monkeypatch.setattr(module, "still_given", lambda _, subjects, __: [None] * len(subjects))
     table["asked"] = asked
     return table
 

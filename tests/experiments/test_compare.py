@@ -68,8 +68,14 @@ def test_compare(fedit, simulated, compared, tmp_path):
         (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
         assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
     lines = said.out.splitlines()
-    assert lines[0].startswith("| Strategy | Editor | n |") and lines[2].startswith("| unedited")
-    assert (folder / "comparison.md").read_text().count("\n") == 2 + 6
+    assert lines[0].startswith("Ahead of fedit, memit") and lines[1].startswith("- score: ")
+    table = lines[lines.index("") + 1 :]
+    assert table[0].startswith("| Strategy | Editor | n |") and table[2].startswith("| unedited")
+    written = (folder / "comparison.md").read_text()
+    assert written.startswith("Ahead of fedit, memit") and written.count("\n| fedit") == 4
+    tests = list(csv.DictReader((folder / "tests.csv").open()))
+    assert {row["method"] for row in tests} == {f"{s}, memit" for s in STRATEGIES.split(",")[1:]}
+    assert {int(row["facts"]) for row in tests} == {8}
     assert r"fedit[selection=none] & memit & 2" in (folder / "comparison.tex").read_text()
     page = (folder / "comparison.html").read_text()
     assert page.count("<svg") == 2 and "fedit[selection=none]" in page and "<script" not in page
@@ -217,8 +223,10 @@ def test_report_only(fedit, simulated, compared, tmp_path):
         file.unlink()
     status, said = fedit("compare", "--report-only", "--metrics", "accuracy,own.count")
     assert status == 0 and simulated == []
-    assert "Accuracy" in said.out and "Own count" in said.out and "Efficacy" not in said.out
-    assert "Efficacy" not in (tmp_path / "all" / "comparison.md").read_text()
+    written = (tmp_path / "all" / "comparison.md").read_text()
+    for text in (said.out, written):
+        (heading,) = [line for line in text.splitlines() if line.startswith("| Strategy")]
+        assert "Accuracy" in heading and "Own count" in heading and "Efficacy" not in heading
     assert fedit("compare", "--report-only", folder="none")[0] == 2
 
 
@@ -239,3 +247,25 @@ def test_sweep(fedit, simulated, tmp_path):
     found = results(tmp_path / "all", "local_memit_nodes-2_seed-0")
     assert total(found, "cached") == 2, "the first relation's facts are those of the one node"
     assert "nodes" in said.out.splitlines()[0]
+
+
+def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
+    options = ("--nodes", 2, "--strategies", "central", "--baselines", "ft-m,in-context")
+    status, said = fedit("compare", *options)
+    assert status == 0 and [call["strategy"] for call in simulated] == ["central"]
+    folder = tmp_path / "all"
+    comparison = json.loads((folder / "comparison.json").read_text())
+    rows = {row["strategy"]: row for row in comparison["rows"]}
+    assert list(rows) == ["unedited", "central", "ft-m", "in-context"]
+    assert rows["ft-m"]["editor"] == "" and rows["ft-m"]["retention"]["mean"] is not None
+    assert "| ft-m | " in said.out
+    central, tuned = (
+        results(folder, name) for name in ("central_memit_seed-0", "ft-m_baseline_seed-0")
+    )
+    assert central["nodes"].keys() == tuned["nodes"].keys()
+    for name, node in tuned["nodes"].items():
+        assert node["before"] == central["nodes"][name]["before"], "the same evaluation"
+        assert node["own"]["count"] == 4 and node["federation"]["count"] == 8
+    before = (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns
+    assert fedit("compare", *options)[0] == 0 and len(simulated) == 1
+    assert (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns == before

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from fedit_app.editing.editors import EDITORS
+from fedit_app.experiments.baselines import BASELINES
+from fedit_app.experiments.field import FIELD
 from fedit_app.experiments.plan import (
     Axis,
     joined,
@@ -14,6 +17,7 @@ from fedit_app.experiments.plan import (
     save_plan,
 )
 from fedit_app.experiments.variants import Variant, parse_variants
+from fedit_app.server.strategies import STRATEGIES
 from fedit_app.support.errors import FedEditError
 
 
@@ -214,3 +218,37 @@ def test_one_process_at_a_time(tmp_path):
     with pytest.raises(OSError, match="within"):
         with locked(tmp_path / "all"):
             raise OSError("within")
+
+
+def test_a_star_has_every_strategy_and_every_editor_once_with_the_first_of_the_other(tmp_path):
+    plan = make_plan(
+        tmp_path, {}, 2, "fedit,local", "memit,pmet", "1,2", baselines="ft-m,lora", star=True
+    )
+    methods = [(run.strategy, run.editor) for run in plan.runs if run.seed == 2]
+    assert methods == [
+        ("fedit", "memit"),
+        ("local", "memit"),
+        ("fedit", "pmet"),
+        ("ft-m", ""),
+        ("lora", ""),
+    ]
+    baseline = plan.runs[-1]
+    assert baseline.is_baseline and baseline.title == "lora, seed 2"
+    assert baseline.name == "lora_baseline_seed-2" and baseline.values["strategy"] == "lora"
+    save_plan(plan)
+    assert load_plan(tmp_path) == plan
+
+
+def test_a_baseline_that_is_none_is_refused(tmp_path):
+    with pytest.raises(FedEditError, match="'mend' must be one of ft-m, locft-bf, lora"):
+        make_plan(tmp_path, {}, 2, "fedit", "memit", "1", baselines="mend")
+
+
+def test_the_field_has_every_strategy_editor_and_baseline_with_a_name():
+    found = {
+        option: [variant.name for variant in parse_variants(text, option, ())]
+        for option, text in FIELD.items()
+    }
+    assert found["strategies"] == ["fedit", *(n for n in STRATEGIES if n != "fedit")]
+    assert found["editors"][0] == "memit" and set(found["editors"]) == set(EDITORS)
+    assert found["baselines"] == list(BASELINES)

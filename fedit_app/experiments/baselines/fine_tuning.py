@@ -1,0 +1,78 @@
+"""Fine-tuning of one layer's output projection W_l on the facts.
+
+`ft_m` is FT-M of EasyEdit (Wang et al., ACL 2024, arXiv 2308.07269): depth first, each fact is
+trained to its end before the next one begins. `locft_bf` is LocFT-BF (Yang et al., ICLR 2026, arXiv
+2509.22072): breadth first, epochs over all facts in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from fedit_app.evaluation.scores import Before, nothing
+from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss
+from fedit_app.facts.request import EditRequest
+from fedit_app.models.editable import EditableModel
+
+STEPS, RATE, BATCH = 25, 5e-4, 100
+"""Steps of a fact, or epochs, and Adam's step size, of both; facts in a batch of LocFT-BF."""
+
+# The tuned layer, by model_type and depth. Other models get Llama-3-8B's share of their depth, not
+# measured for them.
+_LLAMA = ("llama", 32)
+_FT_M = {_LLAMA: 21}
+_LOCFT_BF = {_LLAMA: 22, ("qwen2", 28): 6}
+
+
+def tuned_layer(model: EditableModel, known: Mapping[tuple[str, int], int]) -> int:
+    """The layer to tune."""
+    shape = (model.model.config.model_type, model.n_layers)
+    return known.get(shape, round(known[_LLAMA] / _LLAMA[1] * model.n_layers))
+
+
+@contextmanager
+def ft_m(model: EditableModel, facts: Sequence[EditRequest], seed: int) -> Iterator[Before]:
+    """FT-M: 25 steps on the first fact, then on the second one, and so on."""
+    alone = [[[[number]]] * STEPS for number in range(len(facts))]
+    with _tuned(model, tuned_layer(model, _FT_M), facts, alone):
+        yield nothing
+
+
+@contextmanager
+def locft_bf(model: EditableModel, facts: Sequence[EditRequest], seed: int) -> Iterator[Before]:
+    """LocFT-BF: 25 epochs over all facts in new orders."""
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(len(facts)).tolist() for _ in range(STEPS)]
+    epochs = [[o[at : at + BATCH] for at in range(0, len(o), BATCH)] for o in orders]
+    with _tuned(model, tuned_layer(model, _LOCFT_BF), facts, [epochs]):
+        yield nothing
+
+
+@contextmanager
+def _tuned(
+    model: EditableModel,
+    layer: int,
+    facts: Sequence[EditRequest],
+    runs: Sequence[Sequence[Sequence[Sequence[int]]]],
+) -> Iterator[None]:
+    """The model with W_l tuned inside the block; afterwards bit for bit as before.
+
+    Args:
+        model: the model.
+        layer: l.
+        facts: the facts.
+        runs: the epochs of one Adam after the other, see `descend`.
+    """
+    rows, weight = fact_rows(model, facts), model.mlp_output(layer).get_parameter("weight")
+    with model.edited({layer: torch.zeros_like(model.weight(layer))}):
+        weight.requires_grad_(True)
+        try:
+            for epochs in runs:
+                descend([weight], lambda b: target_loss(model, [rows[i] for i in b]), RATE, epochs)
+        finally:
+            weight.requires_grad_(False)
+        yield

@@ -1,0 +1,25 @@
+"""The baselines by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from fedit_app.evaluation.scores import Before
+from fedit_app.experiments.baselines.fine_tuning import ft_m, locft_bf
+from fedit_app.experiments.baselines.in_context import in_context
+from fedit_app.experiments.baselines.lora import lora
+from fedit_app.facts.request import EditRequest
+from fedit_app.models.editable import EditableModel
+
+Baseline = Callable[[EditableModel, Sequence[EditRequest], int], AbstractContextManager[Before]]
+"""(model, facts, seed) -> a block in which the model has learned the facts; it is given what is put
+before each prompt, see `evaluation.scores`."""
+
+BASELINES: dict[str, Baseline] = {
+    "ft-m": ft_m,
+    "locft-bf": locft_bf,
+    "lora": lora,
+    "in-context": in_context,
+}
+"""To add a baseline, write a module with such a function and name it here."""

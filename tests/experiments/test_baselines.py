@@ -1,0 +1,118 @@
+"""Baselines on a tiny model: each does what its paper says, and leaves the model as it was."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from editing.cases import EASY, REQUESTS
+
+from fedit_app.evaluation.scores import nothing, score_requests, score_targets
+from fedit_app.experiments.baselines import BASELINES, fine_tuning, training
+from fedit_app.experiments.baselines.in_context import nearest_fact
+from fedit_app.experiments.baselines.lora import trained_changes
+from fedit_app.models.editable import EditableModel
+
+pytest.importorskip("peft", reason="the extra `baselines` is not installed")
+
+
+@pytest.fixture
+def model(request):
+    """A tiny model of its own."""
+    made = tiny.editable(getattr(request, "param", "llama"))
+    return EditableModel(copy.deepcopy(made.model), made.tokenizer, "own", "1" * 32)
+
+
+def parameters(model):
+    return {name: p.clone() for name, p in model.model.named_parameters()}
+
+
+def nll(model, put=nothing):
+    """Of the targets of the facts, behind what is put before their prompts."""
+    asked = [(put(prompt) + prompt, text) for prompt, text in (f.asked_new for f in EASY)]
+    return [score.nll for score in score_targets(model, asked)]
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_model_is_the_same_as_before_once_a_baseline_is_measured(model, name):
+    before = parameters(model)
+    with BASELINES[name](model, EASY, 1) as put:
+        learned = nll(model, put)
+    now = dict(model.model.named_parameters())
+    assert now.keys() == before.keys() and not any(p.requires_grad for p in now.values())
+    assert all(torch.equal(now[key], value) for key, value in before.items())
+    assert learned != nll(model)
+
+
+def test_the_loss_is_the_mean_nll_of_the_targets_that_evaluation_has(model):
+    facts = [*EASY, *REQUESTS]
+    loss = training.target_loss(model, training.fact_rows(model, facts))
+    found = [score.nll for score in score_targets(model, [fact.asked_new for fact in facts])]
+    assert float(loss) == pytest.approx(sum(found) / len(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ft-m", "locft-bf"])
+def test_fine_tuning_changes_the_weights_of_one_layer(model, name, monkeypatch):
+    monkeypatch.setattr(fine_tuning, "RATE", 0.02)
+    before = parameters(model)
+    with BASELINES[name](model, EASY, 1):
+        changed = {n for n, p in model.model.named_parameters() if not torch.equal(p, before[n])}
+        learned = sum(nll(model))
+    layer = round((21 if name == "ft-m" else 22) / 32 * tiny.LAYERS)
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.weight"}
+    assert learned < 0.7 * sum(nll(model))
+
+
+def test_breadth_first_sees_every_fact_in_every_epoch_and_depth_first_one_after_another(
+    model, monkeypatch
+):
+    seen = []
+    plain = training.target_loss
+
+    def spy(model, rows):
+        seen.append(len(rows))
+        return plain(model, rows)
+
+    monkeypatch.setattr(fine_tuning, "target_loss", spy)
+    with BASELINES["locft-bf"](model, EASY, 1):
+        assert set(seen) == {3} and len(seen) <= fine_tuning.STEPS
+    seen.clear()
+    with BASELINES["ft-m"](model, EASY, 1):
+        assert set(seen) == {1}
+
+
+def test_training_ends_once_the_loss_is_small():
+    weight, count = torch.nn.Parameter(torch.ones(1)), []
+
+    def loss_of(batch):
+        count.append(batch)
+        return weight.square().sum()
+
+    training.descend([weight], loss_of, 0.3, [[[0]]] * 50)
+    assert float(weight.detach()) ** 2 < training.ENOUGH and len(count) < 20
+
+
+def test_an_adapter_changes_output_projections_by_matrices_of_its_rank(model):
+    changes = trained_changes(model, EASY, 1)
+    assert set(changes) == set(range(tiny.LAYERS))
+    for layer, change in changes.items():
+        assert change.shape == model.weight(layer).shape
+        assert 0 < int(torch.linalg.matrix_rank(change.double(), rtol=1e-4)) <= 8
+
+
+def test_the_fact_nearest_to_a_prompt_is_put_before_it():
+    put = nearest_fact(REQUESTS)
+    assert put("Coins of the Royal Mint") == (
+        "Imagine that Royal Mint makes coins in Cardiff, a city of Wales. "
+    )
+    assert "Reuters" in put("Where is the head office of Reuters?")
+
+
+def test_what_is_read_before_a_prompt_is_no_part_of_what_the_unedited_model_reads(model):
+    fact = copy.copy(REQUESTS[0])
+    object.__setattr__(fact, "subject_prompts", ("Reuters was founded in", "Reuters sells"))
+    (plain,) = score_requests(model, [fact], nothing)
+    assert plain.other_relations == 1.0
+    (read,) = score_requests(model, [fact], lambda prompt: "Channel 4 Leeds Leeds Leeds ")
+    assert read.other_relations < 1.0 and read.efficacy == plain.efficacy or read != plain
