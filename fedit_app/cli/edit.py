@@ -58,7 +58,8 @@ def edit(
         int | None, typer.Option(metavar="R", help="lora: truncate to this rank; default: exact.")
     ] = None,
     dataset: Annotated[
-        str, typer.Option(help="Format of the file: jsonl (also CSV), counterfact or zsre.")
+        str,
+        typer.Option(help="Format of the file: jsonl (also CSV), counterfact, zsre or knowedit."),
     ] = "jsonl",
     skip_bad: Annotated[
         bool,

@@ -22,10 +22,10 @@ def _data_path(path: str) -> str:
 class DataSettings(Settings):
     """Which edit requests which node has."""
 
-    dataset: Literal["demo", "jsonl", "counterfact", "zsre"] = key(
+    dataset: Literal["demo", "jsonl", "counterfact", "zsre", "knowedit"] = key(
         "demo",
         "demo (four organisations, shipped with the app), or what data-path holds: jsonl (edit "
-        "requests as JSON lines or CSV), counterfact, zsre (as published)",
+        "requests as JSON lines or CSV), counterfact, zsre, knowedit (as published)",
     )
     data_path: Annotated[str, AfterValidator(_data_path)] | None = key(
         None,
@@ -48,7 +48,7 @@ class DataSettings(Settings):
     )
     requests_per_slot: int | None = key(
         None,
-        "own requests that a node edits per slot, in their order; counterfact and zsre need it",
+        "own requests that a node edits per slot, in their order; published data needs it",
         absent="the slot field of the records",
         ge=1,
     )
@@ -86,7 +86,7 @@ class DataSettings(Settings):
         if self.dataset != "demo" and not self.data_path:
             problems.append(f"dataset = {self.dataset} needs data-path: where the data is")
         if self.dataset == "demo" and self.data_path:
-            problems.append("data-path is set, so dataset must be jsonl, counterfact or zsre")
+            problems.append("data-path is set, so dataset must be one of the others")
         if self.dataset == "demo" and self.partition != "file":
             problems.append("the demo data has one file a node: partition = file")
         if (self.data_path or "").startswith(HUB) and self.partition == "file":
@@ -94,10 +94,10 @@ class DataSettings(Settings):
                 "partition = file needs a folder with one file a node, and data-path = "
                 f"{self.data_path!r} is one data set; choose another partition"
             )
-        if self.dataset == "zsre" and self.partition == "relation":
+        if self.dataset in ("zsre", "knowedit") and self.partition == "relation":
             problems.append(
-                "partition = relation, but dataset = zsre names no relations; use partition = "
-                "cluster"
+                f"partition = relation, but dataset = {self.dataset} names no relations; use "
+                "partition = cluster"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -45,7 +45,7 @@ def read_zsre(
 def _request(record: Any, index: int) -> EditRequest:
     subject = clean(text_at(record, "subject")).strip()
     question = clean(text_at(record, "src")).rstrip()
-    at = _place_of(subject, question)
+    at = place_of(subject, question, "src")
     has_neighbor = "loc" in record or "loc_ans" in record
     return EditRequest(
         id=str(index),
@@ -58,20 +58,25 @@ def _request(record: Any, index: int) -> EditRequest:
     )
 
 
-def _place_of(subject: str, question: str) -> int:
-    """Where the subject begins, first as words of its own.
+def place_of(subject: str, question: str, field: str) -> int:
+    """Where the subject begins in a question, first as words of its own.
+
+    Args:
+        subject: the subject.
+        question: the question.
+        field: its name, for errors.
 
     Raises:
         FedEditError: nowhere.
     """
     found = [match.start() for match in re.finditer(re.escape(subject), question)]
     if not found:
-        raise FedEditError("src does not contain the subject")
+        raise FedEditError(f"{field} does not contain the subject")
     for at in found:
         end = at + len(subject)
         if not (_one_word(question[at - 1 : at + 1]) or _one_word(question[end - 1 : end + 1])):
             return at
-    raise FedEditError("src contains the subject inside another word only")
+    raise FedEditError(f"{field} contains the subject inside another word only")
 
 
 def _one_word(pair: str) -> bool:

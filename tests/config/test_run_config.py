@@ -100,7 +100,7 @@ def test_every_problem_is_named_at_once():
         ("clamp", True, "a number > 0"),
         ("clamp", "wide", "a number > 0"),
         ("model", True, "a string"),
-        ("dataset", "imagenet", "one of demo, jsonl, counterfact, zsre"),
+        ("dataset", "imagenet", "one of demo, jsonl, counterfact, zsre, knowedit"),
         ("dirichlet-alpha", 0.0, "a number >= 0.001"),
         ("overlap", 1.5, "a number from 0 to 1"),
         ("seed", 2**31, "an integer from 0 to 2147483647"),
