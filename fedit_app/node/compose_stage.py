@@ -22,7 +22,7 @@ from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import SameFact, key_cosines
-from fedit_app.protocol.schema import Said
+from fedit_app.protocol.schema import MOST_LEAD, Said
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,14 @@ class ComposeOutcome:
     """What a node did in a round.
 
     Attributes:
-        said: for each key, see `schema.ComposeAnswer`.
+        said, leads: see `schema.ComposeAnswer`.
         changes: for each key that was not declined v - h0 after the node's steps, (d_model,).
         made: MKVs of settled keys.
         supersedes: id of each of these -> ids of those in whose place it holds.
     """
 
     said: list[Said] = field(default_factory=list)
+    leads: list[float] = field(default_factory=list)
     changes: list[np.ndarray] = field(default_factory=list)
     made: list[MKV] = field(default_factory=list)
     supersedes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -69,6 +70,21 @@ class _Part:
     facts: list[EditRequest]
     h0: np.ndarray
     v_star: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A node's round of a key.
+
+    Attributes:
+        holds: whether the value with which the round began says the node's facts.
+        lead: by how much it does, patched in, in nats, to a tenth.
+        change: (d_model,) v - h0 after the node's steps.
+    """
+
+    holds: bool
+    lead: float
+    change: np.ndarray
 
 
 class ComposeStage:
@@ -106,15 +122,17 @@ class ComposeStage:
         for part, mkv in zip(parts, again, strict=True):
             if mkv is not None:
                 outcome.said.append("holds")
+                outcome.leads.append(0.0)  # it held before it was made
                 outcome.changes.append(mkv.delta)
                 outcome.made.append(mkv)
             elif part is None:
                 outcome.said.append("declined")
             else:
-                holds, change = next(steps)
-                outcome.said.append("holds" if holds else "not yet")
-                outcome.changes.append(change)
-                if holds and part.key.settled:
+                step = next(steps)
+                outcome.said.append("holds" if step.holds else "not yet")
+                outcome.leads.append(step.lead)
+                outcome.changes.append(step.change)
+                if step.holds and part.key.settled:
                     finished.append(part)
         outcome.made += self._make(ledger, slot, finished)
         outcome.supersedes = {mkv.id: ledger.entries[mkv.id].supersedes for mkv in outcome.made}
@@ -149,14 +167,11 @@ class ComposeStage:
         facts = {self._texts[id_].fact: self._texts[id_] for id_ in own}
         return _Part(key, list(facts.values()), mkvs[0].h0, v_star)
 
-    def _steps(
-        self, ledger: Ledger, slot: int, parts: Sequence[_Part]
-    ) -> list[tuple[bool, np.ndarray]]:
-        """For every part whether its value holds here, and v - h0 after the node's steps."""
+    def _steps(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> list[_Step]:
+        """For every part what its value says here, and where the node's steps lead."""
         if not parts:
             return []
-        holds: dict[int, bool] = {}
-        changes: dict[int, np.ndarray] = {}
+        found: dict[int, _Step] = {}
         written = self._leads_written(ledger, slot, parts)
         kinds = sorted({(part.key.round, part.key.settled) for part in parts})
         for kind in kinds:
@@ -173,9 +188,11 @@ class ComposeStage:
             least = 0.0 if settled else margin(round_, self._config.compose_rounds)
             patched = steps.lead.double().cpu().numpy()
             lead = np.where(np.isnan(written[chosen]), patched, written[chosen])
-            holds |= zip(chosen, ((patched > 0) & (lead > least)).tolist(), strict=True)
-            changes |= zip(chosen, steps.change.float().cpu().numpy(), strict=True)
-        return [(holds[i], changes[i]) for i in range(len(parts))]
+            holds = ((patched > 0) & (lead > least)).tolist()
+            told = patched.clip(-MOST_LEAD, MOST_LEAD).round(1).tolist()
+            change = steps.change.float().cpu().numpy()
+            found |= zip(chosen, map(_Step, holds, told, change), strict=True)
+        return [found[i] for i in range(len(parts))]
 
     def _leads_written(self, ledger: Ledger, slot: int, parts: Sequence[_Part]) -> np.ndarray:
         """By how much the model says the own facts of each part, with all values written into it.

@@ -178,6 +178,7 @@ def compose(content: RecordDict, participant: Participant) -> RecordDict:
     answered = ComposeAnswer(
         node=participant.name,
         said=outcome.said,
+        leads=outcome.leads,
         received_from=accepted.received_from,
         rejections={**accepted.rejections, **offered.rejections},
         quarantined=accepted.quarantined,

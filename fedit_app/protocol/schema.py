@@ -59,6 +59,9 @@ MOST_LAYERS, MOST_WIDTH = 4096, 2**20
 
 Said = Literal["holds", "not yet", "declined"]
 
+MOST_LEAD = 100.0
+"""The largest lead of a target that a holder reports, either way, in nats."""
+
 
 def _printable(text: str) -> str:
     if not text.isprintable():
@@ -96,6 +99,7 @@ Counts = Annotated[dict[str, int], _object(Name, Count)]
 CountsById = Annotated[dict[str, int], _object(Id, Count)]
 IdsById = Annotated[dict[str, list[str]], _object(Id, Ids)]
 NamesById = Annotated[dict[str, list[str]], _object(Id, Names)]
+Lead = Annotated[float, Strict(), Field(ge=-MOST_LEAD, le=MOST_LEAD, allow_inf_nan=False)]
 Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
 
 
@@ -390,12 +394,15 @@ class ComposeAnswer(Answer):
         said: for each key that was asked for: whether the value with which the round began says all
             targets of the node's facts ("holds", "not yet"), or "declined", if the node takes no
             part. Values come for those that are not declined.
+        leads: for each key that is not declined by how much, patched in, that value says these
+            targets, in nats, see `values.Outcome`; at most `MOST_LEAD` either way.
         received_from, rejections, quarantined, conflicts: see `ReeditAnswer`, for the MKVs of
             settled keys.
         supersedes: id of an MKV that comes with it -> ids of those in whose place it holds.
     """
 
     said: Annotated[list[Said], FailFast()]
+    leads: Annotated[list[Lead], FailFast()]
     received_from: Counts
     rejections: Counts
     quarantined: Count

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -14,15 +13,13 @@ from fedit_app.mkv import Form, Record, SealedMKV
 from fedit_app.pool import MKVPool
 from fedit_app.pool.superseded import supersede, superseded_by
 from fedit_app.protocol.messages import COMPOSE, unpack_mkvs, unpack_values, with_values
-from fedit_app.protocol.schema import ComposeAnswer, ComposeAsk, Said
-from fedit_app.server.contests import Contest
+from fedit_app.protocol.schema import ComposeAnswer, ComposeAsk
+from fedit_app.server.contests import Contest, Told
 from fedit_app.server.slot import Slot
 from fedit_app.server.uploads import check_origin
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Composition:
@@ -110,26 +107,26 @@ class Composition:
             Ids of the new MKVs.
         """
         grid, number = self._slot.grid, self._slot.number
-        said: dict[str, dict[tuple[str, ...], Said]] = {}
-        values: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
+        told: dict[str, dict[tuple[str, ...], Told]] = {}
         new: dict[str, Record] = {}
         for message in replies:
             name = grid.name_of(message)
             asked = [contest for contest in keys if name in contest.asked]
             try:
                 answer = ComposeAnswer.read(message.content)
-                found = self._values_of(message.content, answer, asked)
+                found = self._told(message.content, answer, asked)
                 new |= self._made(name, message.content, answer, asked)
             except FedEditError as error:
                 grid.failed(name, number, "compose", str(error))
                 continue
-            said[name], values[name] = found
+            told[name] = found
             grid.record.received(number, name, answer.received_from, answer.rejections)
             self._slot.note_conflicts(name, answer.conflicts)
         self._pool.append([new[id_] for id_ in sorted(new)])
         for contest in keys:
             if not contest.made:
-                contest.close_round(_of_key(said, contest), _of_key(values, contest))
+                answers = {name: of[contest.ids] for name, of in told.items() if contest.ids in of}
+                contest.close_round(answers, self._config.compose_rounds)
         return sorted(new)
 
     def _made(
@@ -162,21 +159,22 @@ class Composition:
                 record.count(self._slot.number, holder, composed=1, compose_rounds=contest.rounds)
         return {mkv.id: mkv for mkv in mkvs}
 
-    def _values_of(
+    def _told(
         self, content: RecordDict, answer: ComposeAnswer, keys: Sequence[Contest]
-    ) -> tuple[dict[tuple[str, ...], Said], dict[tuple[str, ...], np.ndarray]]:
-        """What a node says of the keys that it was asked for, and the values that it returns.
+    ) -> dict[tuple[str, ...], Told]:
+        """What a node answers of the keys in which it takes part.
 
         Raises:
-            FedEditError: there are not as many as were asked for, or they are damaged.
+            FedEditError: there are not as many answers as were asked for, or values are damaged.
         """
         if len(answer.said) != len(keys):
             raise FedEditError(f"{len(keys)} keys asked for, {len(answer.said)} answered")
-        said = {contest.ids: word for contest, word in zip(keys, answer.said, strict=True)}
-        taken = [ids for ids, word in said.items() if word != "declined"]
+        pairs = zip(keys, answer.said, strict=True)
+        taken = [(contest.ids, word == "holds") for contest, word in pairs if word != "declined"]
+        if len(answer.leads) != len(taken):
+            raise FedEditError(f"{len(taken)} keys not declined, {len(answer.leads)} leads")
         rows = unpack_values(content, len(taken), self._form.d_model, self._sealed)
-        return said, dict(zip(taken, rows, strict=True))
-
-
-def _of_key(found: Mapping[str, Mapping[tuple[str, ...], T]], contest: Contest) -> dict[str, T]:
-    return {name: of[contest.ids] for name, of in found.items() if contest.ids in of}
+        return {
+            ids: Told(holds, lead, row)
+            for (ids, holds), lead, row in zip(taken, answer.leads, rows, strict=True)
+        }

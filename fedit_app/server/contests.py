@@ -12,9 +12,30 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey, Said
+from fedit_app.protocol.schema import MOST_HOLDERS, ConflictIds, ContestedKey
 
 _DEVIATIONS = 6
+
+_LOOKS = 5
+"""Values that a key gets before it can be given up: of 24 keys of two relations, the last of those
+that came together had both facts leading, taken together, by the fifth."""
+
+_PACE_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a holder answered in a round.
+
+    Attributes:
+        holds: whether it says that the value with which the round began holds.
+        lead: by how much this value says the holder's facts, in nats.
+        value: the value that it returned.
+    """
+
+    holds: bool
+    lead: float
+    value: np.ndarray
 
 
 @dataclass
@@ -29,6 +50,9 @@ class Contest:
         settled: whether all holders have said that the value holds.
         made: id of the MKV of the settled value.
         rounds: rounds of local steps so far.
+        leads: of each value so far, the sum of the two least leads of its holders' facts, in nats.
+            Two targets for the same words never lead together: where one is ahead of all other
+            tokens, the other one is behind it by as much.
     """
 
     ids: tuple[str, ...]
@@ -37,6 +61,7 @@ class Contest:
     settled: bool = False
     made: str = ""
     rounds: int = 0
+    leads: list[float] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
@@ -56,26 +81,38 @@ class Contest:
         )
         return asked, list(values.values())
 
-    def close_round(self, said: Mapping[str, Said], values: Mapping[str, np.ndarray]) -> None:
+    def close_round(self, told: Mapping[str, Told], most_rounds: int) -> None:
         """Note what the holders made of the round.
 
         If one is missing or has declined, the key stays contested: an MKV in the place of its own
-        would not say its facts.
+        would not say its facts. So does a key whose facts will not lead together in time.
 
         Args:
-            said: node -> what it says of the value with which the round began.
-            values: node -> the value that it returned.
+            told: node -> what it answered; one that is missing has failed or declined.
+            most_rounds: how many rounds there are.
         """
         if self.settled:  # no MKV came of it: the next holder is to make it
             self.holders = self.holders[1:]
             return
-        if any(said.get(name, "declined") == "declined" for name in self.holders):
+        if not told.keys() >= set(self.holders):
             self.holders = []
             return
-        self.settled = all(said[name] == "holds" for name in self.holders)
-        if not self.settled:
-            self.sent = {name: values[name] for name in self.holders}
-            self.rounds += 1
+        self.settled = all(told[name].holds for name in self.holders)
+        self.leads.append(sum(sorted(told[name].lead for name in self.holders)[:2]))
+        if self.settled:
+            return
+        if self._hopeless(most_rounds):
+            self.holders = []
+            return
+        self.sent = {name: told[name].value for name in self.holders}
+        self.rounds += 1
+
+    def _hopeless(self, most_rounds: int) -> bool:
+        """Whether no value has led with all facts, nor will one at the pace of the last rounds."""
+        if len(self.leads) < _LOOKS or max(self.leads) > 0:
+            return False
+        pace = (self.leads[-1] - self.leads[-1 - _PACE_ROUNDS]) / _PACE_ROUNDS
+        return self.leads[-1] + max(pace, 0.0) * (most_rounds - self.rounds) <= 0
 
 
 def contests(reports: Mapping[str, Sequence[ConflictIds]]) -> list[Contest]:

@@ -87,7 +87,7 @@ def test_without_rounds_every_contested_key_is_a_conflict(run):
 
 def rubbish(message):
     answer = {"node": "court", "quarantined": 0, "conflicts": [], "received_from": {}}
-    answer |= {"rejections": {}, "supersedes": {}, "said": ["holds"]}
+    answer |= {"rejections": {}, "supersedes": {}, "said": ["holds"], "leads": [1.0]}
     return answer
 
 
@@ -97,10 +97,16 @@ SABOTAGE = {
     "of another type": lambda answer: with_values(pack(answer), np.ones((1, 16), np.float32)),
     "as if sealed": lambda answer: with_values(pack(answer), np.ones((1, 60), np.int8)),
     "too many": lambda answer: with_values(
-        pack({**answer, "said": ["holds"] * 9}), np.ones((9, 16), np.float16)
+        pack({**answer, "said": ["holds"] * 9, "leads": [1.0] * 9}), np.ones((9, 16), np.float16)
     ),
-    "declined": lambda answer: pack({**answer, "said": ["declined"]}),
+    "declined": lambda answer: pack({**answer, "said": ["declined"], "leads": []}),
     "an unknown word": lambda answer: pack({**answer, "said": ["maybe"]}),
+    "leads missing": lambda answer: with_values(
+        pack({**answer, "leads": []}), np.ones((1, 16), np.float16)
+    ),
+    "a lead that is no number": lambda answer: with_values(
+        pack({**answer, "leads": [float("nan")]}), np.ones((1, 16), np.float16)
+    ),
     "nothing of use": lambda answer: pack({"node": "court"}),
     "not finite": lambda answer: with_values(pack(answer), np.full((1, 16), np.nan, np.float16)),
     "far away": lambda answer: with_values(pack(answer), np.full((1, 16), 6e4, np.float16)),
@@ -128,6 +134,7 @@ def test_one_saboteur_of_four_takes_nobodys_own_fact(run, combination):
         asked = len(unpack_info(message.content)["keys"])
         values = np.random.default_rng(0).normal(size=(asked, 16)).astype(np.float16)
         answer = rubbish(message) | {"node": "eve", "said": ["holds"] * asked}
+        answer["leads"] = [1.0] * asked
         return Message(with_values(pack(answer), values), reply_to=message)
 
     results, _, folder = run(at_compose(eve, act), names=names, combination=combination)

@@ -109,7 +109,7 @@ def fitting(content, asked):
     said = json.loads(content["info"]["json"])
     if len(said["said"]) == len(asked.keys):
         return content
-    return pack({**said, "said": ["declined"] * len(asked.keys)})
+    return pack({**said, "said": ["declined"] * len(asked.keys), "leads": []})
 
 
 def config_of(small, folder, **changes):

@@ -65,7 +65,10 @@ ANSWERED = {
     | {"warm_started": 0, "reused": ["0" * 32], "again": []}
     | {"gone": ["1" * 32]},
     REEDIT: RECEIVED | ACCEPTED | {"contested": [CONFLICT], "agreed": ["0" * 32]},
-    COMPOSE: RECEIVED | ACCEPTED | SUPERSEDES | {"said": ["holds", "not yet", "declined"]},
+    COMPOSE: RECEIVED
+    | ACCEPTED
+    | SUPERSEDES
+    | {"said": ["holds", "not yet", "declined"], "leads": [1.5, -0.5]},
     EVALUATE: {"own": METRICS, "received": None, "federation": None, "neutral": None},
     TRAIN: TRAINED,
 }

@@ -23,7 +23,7 @@ from fedit_app.protocol.messages import (
     with_values,
 )
 from fedit_app.protocol.schema import ComposeAnswer, ComposeAsk
-from fedit_app.server.contests import Contest
+from fedit_app.server.contests import Contest, Told
 from fedit_app.support.errors import FedEditError
 
 FINGERPRINT = "f" * 32
@@ -309,6 +309,7 @@ def test_a_contested_key_costs_each_holder_few_bytes(sealed):
             answer = ComposeAnswer(
                 node="bank",
                 said=["not yet"] * keys,
+                leads=[-12.5] * keys,
                 received_from={},
                 rejections={},
                 quarantined=0,
@@ -318,7 +319,7 @@ def test_a_contested_key_costs_each_holder_few_bytes(sealed):
             with_values(answer, np.stack([value] * keys))
             total += content_bytes(ask) + content_bytes(answer)
             for contest in contests:
-                contest.close_round(dict.fromkeys(names, "not yet"), dict.fromkeys(names, value))
+                contest.close_round(dict.fromkeys(names, Told(False, 1.0, value)), rounds + 1)
         return total
 
     assert (both_ways(30) - both_ways(10)) / 20 <= 10 * d_model * 4
