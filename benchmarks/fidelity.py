@@ -1,14 +1,18 @@
-"""What edits do to the names of their subjects, by the weight of the term that keeps them.
+"""What edits do to the names of their subjects, and what is said of them in chats.
 
-CounterFact records, all of them edited in one batch for each weight and editor. *Generated* is the
-share of records whose target is the beginning of what the model writes after the prompt. Seconds
-per edit hold everything that an edit costs once model and covariance are there.
+CounterFact records, each with the question of its relation, all of them edited in one batch for
+each editor, weight of the term that keeps names, and mix of contexts: so many sampled prefixes and
+so many chats. *Generated* is the share of records whose target is the beginning of what the model
+writes after the prompt. The questions in other words are the paraphrase prompts, to be completed.
+Seconds per edit hold everything that an edit costs once model and covariance are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import re
 from collections.abc import Sequence
 
 from benchmarks.harness import (
@@ -24,7 +28,8 @@ from benchmarks.harness import (
     records,
     workbench,
 )
-from fedit_app.evaluation.generation import exact_matches
+from benchmarks.questions import with_questions
+from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.models.editable import EditableModel
@@ -36,7 +41,10 @@ _COLUMNS = {
     "score": "score",
     "paraphrase": "paraphrase",
     "neighborhood": "neighborhood",
-    "generated": "generated",
+    "generated": "exact_match",
+    "WILD": "wild_match",
+    "chat": "chat_match",
+    "chat, paraphrase": "paraphrase_chat_match",
     "subject fidelity": "subject_fidelity",
     "other relations": "other_relations",
     "s/edit": "seconds_per_edit",
@@ -47,28 +55,35 @@ _COLUMNS = {
     count("--records", 40, "edited in one batch"),
     option("--editors", "separated by commas", default="memit"),
     option("--weights", "of the term, separated by commas", default="0,0.25,1,4"),
+    option("--mixes", "PREFIXES+CHATS, separated by commas", default="5+0"),
 )
 def run(options: argparse.Namespace) -> Figures:
-    """Edit with every weight and print the metrics side by side."""
+    """Edit with every weight and mix, and print the metrics side by side."""
     weights, names = _numbers(options.weights), options.editors.split(",")
-    requests, model = records(options, options.records), loaded(options)
+    mixes = _mixes(options.mixes)
+    requests = [with_questions(request) for request in records(options, options.records)]
+    model = loaded(options)
     figures: Figures = {}
     lines = {}
-    for name in names:
-        for weight in weights:
-            found = _edit(model, name, weight, requests)
-            line = f"{name}, weight {weight:g}"
-            lines[line] = f"fidelity/{line}"
-            figures |= {f"fidelity/{line}/{key}": value for key, value in found.items()}
-            logger.info("%s: %s", line, found)
+    for name, weight, mix in itertools.product(names, weights, mixes):
+        found = _edit(model, name, weight, mix, requests)
+        line = f"{name}, weight {weight:g}" + (f", {mix[0]}+{mix[1]}" if len(mixes) > 1 else "")
+        lines[line] = f"fidelity/{line}"
+        figures |= {f"fidelity/{line}/{key}": value for key, value in found.items()}
+        logger.info("%s: %s", line, found)
     print_figures(f"{len(requests)} records", _COLUMNS, figures, lines)
     return figures
 
 
 def _edit(
-    model: EditableModel, editor: str, weight: float, requests: Sequence[EditRequest]
+    model: EditableModel,
+    editor: str,
+    weight: float,
+    mix: tuple[int, int],
+    requests: Sequence[EditRequest],
 ) -> Figures:
-    bench = workbench(model, editor, subject_weight=weight)
+    contexts, chats = mix
+    bench = workbench(model, editor, contexts=contexts, chats=chats, subject_weight=weight)
     ledger = Ledger(bench.fingerprint)
     solver = bench.solver  # made before the clock starts
     measured = measure(
@@ -76,11 +91,16 @@ def _edit(
     )
     with bench.edited(ledger):
         metrics = counterfact_metrics(model, requests)
-        generated = exact_matches(model, requests)
-    return metrics | {
-        "generated": sum(generated) / len(generated),
-        "seconds_per_edit": measured.seconds / len(requests),
-    }
+        answered = answer_metrics(model, {"all": requests})["all"]
+    known = {name: value for name, value in answered.items() if value is not None}
+    return metrics | known | {"seconds_per_edit": measured.seconds / len(requests)}
+
+
+def _mixes(text: str) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"(\d+)\+([01])", part.strip()) for part in text.split(",")]
+    if None in found:
+        raise FedEditError(f"--mixes: {text!r} must be PREFIXES+CHATS, such as 5+0,5+1")
+    return [(int(mix[1]), int(mix[2])) for mix in found if mix]
 
 
 def _numbers(text: str) -> list[float]:

@@ -235,20 +235,26 @@ def workbench(
     model: EditableModel,
     editor: str = "memit",
     precision: str = DEFAULT_PRECISION,
+    contexts: int = CONTEXTS,
+    chats: int = 0,
     **given: float,
 ) -> Workbench:
-    """A model with an editor's own settings and as many contexts as a run has by default.
+    """A model with an editor's own settings and as many context prefixes as a run has by default.
 
     Args:
         model: the model.
         editor: name of the editor.
         precision: of the MKVs.
+        contexts: number of context prefixes.
+        chats: number of chats among the contexts.
         given: settings that are not the editor's own, see `EditSettings`.
     """
     kind = model.model.config.model_type
     settings = edit_settings(kind, model.n_layers, model.d_model, editor, **given)
     source = CovarianceSource()
-    return Workbench(model, editor, settings, CONTEXTS, source, seed=0, precision=precision)
+    return Workbench(
+        model, editor, settings, contexts, source, seed=0, precision=precision, n_chats=chats
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _PARTS = (
     *("efficacy", "paraphrase", "neighborhood"),
     *("other_relations", "subject_fidelity", "score"),
 )
+_ANSWERED = ("wild_match", "chat_match", "paraphrase_chat_match")
 
 app = typer.Typer(
     name="ledger",
@@ -152,16 +153,20 @@ def _said(record: Record) -> str:
 
 
 def metrics_table(rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Table:
-    """Metrics before and after.
+    """Metrics before and after; what a model answered itself, where that was measured.
 
     Args:
         rows: what was asked, metrics before, metrics after.
     """
+    answered = [
+        name for name in _ANSWERED if any(after.get(name) is not None for *_, after in rows)
+    ]
+    names = [*_PARTS, *answered]
     cells = [
-        (what, before["count"], *(Change(before.get(name), after.get(name)) for name in _PARTS))
+        (what, before["count"], *(Change(before.get(name), after.get(name)) for name in names))
         for what, before, after in rows
     ]
-    titles = [name.replace("_", " ") for name in _PARTS]
+    titles = [name.replace("_", " ") for name in names]
     return Table(("measured on", "facts", *titles), cells)
 
 

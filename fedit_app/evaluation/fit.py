@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fedit_app.evaluation.generation import FREE_TOKENS
+from fedit_app.evaluation.generation import ANSWER_TOKENS, FREE_TOKENS
 from fedit_app.evaluation.scores import repetitions
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.chat import COMPLETE, ChatForm
@@ -168,6 +168,10 @@ def _texts(request: EditRequest) -> Iterator[tuple[str, str, int]]:
         yield "subject", prompt + name, 1
     for prompt in request.generation_prompts:
         yield "generation_prompts", prompt, FREE_TOKENS
+    if request.question:
+        yield "question", request.question + request.subject, ANSWER_TOKENS
+    for question in request.paraphrase_questions:
+        yield "paraphrase_questions", question, ANSWER_TOKENS
 
 
 def _positions(model: EditableModel) -> int | None:

@@ -1,29 +1,53 @@
 """Free generation: whether the model generates the target, and whether its text is fluent.
 
-With teacher forcing, the model sees the beginning of the target; here it sees the prompt only.
+With teacher forcing, the model sees the beginning of the target, and how long it is; here it sees
+the prompt only. Editors keep 38.5 % of what they show with teacher forcing (WILD, arXiv
+2502.11177).
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from fedit_app.evaluation.metrics import mean
-from fedit_app.facts.request import EditRequest
+from fedit_app.facts.request import SLOT, EditRequest
+from fedit_app.models.chat import ChatForm, chat_form, ends, what_is_said
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import continuation_row, pad, token_ids
+from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
 
 _ROWS_PER_PASS = 64
 FREE_TOKENS = 100
+ANSWER_TOKENS = 32
 _LIKELIEST = 5
 _MOST_TEXTS = 16
 _SEED = 0
 _WORD = re.compile(r"\w+|[^\w\s]")
+# Where an answer stops by itself: the end of its sentence or line, behind a quote or bracket.
+_STOP = re.compile(r"""["'”’»)\]]*\s*(\n|[.!?…。！？](?![^\W_]))""")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a model has written.
+
+    Attributes:
+        text: without special tokens.
+        ended: whether the model ended it by itself.
+    """
+
+    text: str
+    ended: bool
 
 
 def written_metrics(
@@ -36,45 +60,162 @@ def written_metrics(
         scopes: name -> requests; a request of several groups is processed once.
 
     Returns:
-        name -> exact_match, the share of requests whose target the model generates (see
-        `exact_matches`), and generation_entropy, the mean `n_gram_entropy` in bits of the text
-        after the first generation prompt of at most 16 requests, evenly spaced in the group; None
-        without requests or prompts.
+        name -> the figures of `answer_metrics`, and generation_entropy, the mean `n_gram_entropy`
+        in bits of the text after the first generation prompt of at most 16 requests, evenly spaced
+        in the group; None without prompts.
     """
-    requests = list(dict.fromkeys(itertools.chain.from_iterable(scopes.values())))
-    exact = dict(zip(requests, exact_matches(model, requests), strict=True))
+    answered = answer_metrics(model, scopes)
     prompts = {name: _spread(_free_prompts(group)) for name, group in scopes.items()}
     asked = sorted(set(itertools.chain.from_iterable(prompts.values())))
     entropies = dict(zip(asked, map(n_gram_entropy, free_texts(model, asked)), strict=True))
     return {
+        name: figures | {"generation_entropy": mean([entropies[text] for text in prompts[name]])}
+        for name, figures in answered.items()
+    }
+
+
+def answer_metrics(
+    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]]
+) -> dict[str, dict[str, float | None]]:
+    """Whether the model generates the targets of several groups of requests.
+
+    Args:
+        model: the model, edited or not.
+        scopes: name -> requests; a request of several groups is processed once.
+
+    Returns:
+        name -> exact_match, the share of requests whose target the model generates, and
+        wild_match, the share of those where it ends there (see `matches`); chat_match and
+        paraphrase_chat_match, the share of questions that a chat model answers with the target
+        (see `chat_matches`). None without requests or a chat template.
+    """
+    requests = list(dict.fromkeys(itertools.chain.from_iterable(scopes.values())))
+    said = dict(zip(requests, matches(model, requests), strict=True))
+    chats = dict(zip(requests, chat_matches(model, requests), strict=True))
+    return {
         name: {
-            "exact_match": mean([exact[request] for request in group]),
-            "generation_entropy": mean([entropies[prompt] for prompt in prompts[name]]),
+            "exact_match": mean([said[request].exact for request in group]),
+            "wild_match": mean([said[request].wild for request in group]),
+            "chat_match": _known_mean(chats[request].question for request in group),
+            "paraphrase_chat_match": _known_mean(chats[request].paraphrase for request in group),
         }
         for name, group in scopes.items()
     }
 
 
-def exact_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[bool]:
-    """Whether the model generates the new target of each request, as complete words.
+@dataclass(frozen=True)
+class Match:
+    """Whether a model generates a target.
 
-    Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris".
+    Attributes:
+        exact: whether its text begins with the target, as complete words.
+        wild: whether, in addition, its sentence or text ends there: the target is the answer.
+    """
+
+    exact: bool
+    wild: bool
+
+
+def matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[Match]:
+    """Whether the model generates the new target of each request.
+
+    Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris",
+    and "Paris, and" is one that goes on.
     """
     wanted = [request.asked_new for request in requests]
     rows = [continuation_row(model, prompt, text) for prompt, text in wanted]
     lengths = [len(row.ids) - row.target + 1 for row in rows]
-    prompts = [prompt for prompt, _ in wanted]
-    texts = continuations(model, prompts, lengths, do_sample=False)
-    return [_says(text, said) for text, (_, said) in zip(texts, wanted, strict=True)]
+    asked = [token_ids(model, prompt) for prompt, _ in wanted]
+    texts = texts_after(model, asked, lengths, do_sample=False)
+    return [_match(text, said) for text, (_, said) in zip(texts, wanted, strict=True)]
 
 
-def _says(text: str, target: str) -> bool:
-    """Whether a text begins with a target, which is not a part of a longer word."""
-    text, target = text.lstrip(), target.lstrip()
-    following = text[len(target) : len(target) + 1]
+def _match(written: Text, target: str) -> Match:
+    text, target = written.text.lstrip(), target.lstrip()
+    exact = text.startswith(target) and not _joined(target, text[len(target) :])
+    rest = text[len(target) :]
+    return Match(exact, exact and bool(_STOP.match(rest) or (written.ended and not rest.strip())))
+
+
+def _joined(word: str, following: str) -> bool:
+    """Whether a word goes on in the text behind it."""
     # Letters without case (Chinese, Arabic) do not show where a word ends.
-    goes_on = following.isdigit() or following.lower() != following.upper()
-    return text.startswith(target) and not (goes_on and target[-1].isalnum())
+    char = following[:1]
+    return word[-1].isalnum() and (char.isdigit() or char.lower() != char.upper())
+
+
+@dataclass(frozen=True)
+class ChatMatch:
+    """How a chat model answers for a fact; None where nothing was asked.
+
+    Attributes:
+        question: whether the answer to the question is a match, see `chat_matches`.
+        paraphrase: share of the questions in other words whose answer is one.
+    """
+
+    question: float | None = None
+    paraphrase: float | None = None
+
+
+def chat_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[ChatMatch]:
+    """Whether a chat model answers with the new target of each request.
+
+    The user asks the question, or without one for the prompt to be completed. The greedy answer of
+    at most 32 tokens is a match if it ends by itself, and names the target as complete words, and
+    not the true one; where the subject holds one of them, that does not count.
+
+    Returns:
+        One per request; without answers if the tokenizer has no chat template, or one that fails.
+    """
+    try:
+        form = chat_form(model)
+    except FedEditError as error:
+        logger.warning("%s; nothing is asked in chats", error)
+        form = None
+    if form is None:
+        return [ChatMatch() for _ in requests]
+    asked = [
+        [what_is_said(request).replace(SLOT, request.subject), *request.paraphrase_questions]
+        for request in requests
+    ]
+    unique = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
+    answers = dict(zip(unique, chat_answers(model, form, unique), strict=True))
+    found = []
+    for request, questions in zip(requests, asked, strict=True):
+        first, *others = (float(_answers(answers[text], request)) for text in questions)
+        found.append(ChatMatch(first, mean(others)))
+    return found
+
+
+def chat_answers(model: EditableModel, form: ChatForm, questions: Sequence[str]) -> list[Text]:
+    """The greedy answers of a chat model, each of at most 32 tokens.
+
+    Args:
+        model: the model, edited or not.
+        form: a turn of a chat with it.
+        questions: what the user says, one chat each.
+    """
+    rows = [token_ids(model, form.asked(text), in_chat=True) for text in questions]
+    lengths = [ANSWER_TOKENS] * len(rows)
+    return texts_after(model, rows, lengths, ends(model, form), do_sample=False)
+
+
+def _answers(written: Text, request: EditRequest) -> bool:
+    """Whether an answer is a match, see `chat_matches`."""
+    text = written.text.replace(request.subject, "")
+    if not (written.ended and _names(text, request.target_new)):
+        return False
+    truth = request.target_true
+    return truth is None or not _names(text.replace(request.target_new, ""), truth)
+
+
+def _names(text: str, target: str) -> bool:
+    """Whether a text holds a target that is not a part of a longer word."""
+    found = (match.start() for match in re.finditer(re.escape(target), text))
+    return any(
+        not _joined(target, text[at + len(target) :]) and not _joined(target[::-1], text[:at][::-1])
+        for at in found
+    )
 
 
 def free_texts(model: EditableModel, prompts: Sequence[str]) -> list[str]:
@@ -99,21 +240,34 @@ def free_texts(model: EditableModel, prompts: Sequence[str]) -> list[str]:
         )
 
 
-@torch.no_grad()
 def continuations(
     model: EditableModel, prompts: Sequence[str], lengths: Sequence[int], **how: bool | float
 ) -> list[str]:
-    """Continue prompts in batches with a key/value cache.
+    """The texts with which a model continues prompts; see `texts_after`."""
+    rows = [token_ids(model, prompt) for prompt in prompts]
+    return [written.text for written in texts_after(model, rows, lengths, (), **how)]
+
+
+@torch.no_grad()
+def texts_after(
+    model: EditableModel,
+    rows: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    stops: Sequence[int] = (),
+    **how: bool | float,
+) -> list[Text]:
+    """Continue token rows in batches with a key/value cache.
 
     Args:
         model: the model, edited or not.
-        prompts: n prompts.
-        lengths: largest number of new tokens for each prompt.
+        rows: n rows.
+        lengths: largest number of new tokens for each row.
+        stops: tokens that end a text; empty: the model's own.
         how: arguments of `generate` of transformers; at least `do_sample`.
     """
-    rows = [tuple(token_ids(model, prompt)) for prompt in prompts]
-    order = sorted(range(len(rows)), key=lambda i: (lengths[i], len(rows[i]), rows[i]))
-    texts: dict[int, str] = {}
+    stops = list(stops) or ends(model)
+    order = sorted(range(len(rows)), key=lambda i: (lengths[i], len(rows[i]), list(rows[i])))
+    texts: dict[int, Text] = {}
     for begin in range(0, len(order), _ROWS_PER_PASS):
         chosen = order[begin : begin + _ROWS_PER_PASS]
         ids, mask = pad([rows[i] for i in chosen], model.pad_token_id, side="left")
@@ -122,13 +276,16 @@ def continuations(
             attention_mask=mask.to(model.device),
             max_new_tokens=max(lengths[i] for i in chosen),
             pad_token_id=model.pad_token_id,
+            eos_token_id=stops or None,
             # Overrides the checkpoint's generation_config.json, which is meant for chat.
             num_beams=1,
             repetition_penalty=1.0,
             **how,
         )
         for i, row in zip(chosen, written[:, ids.shape[1] :].tolist(), strict=True):
-            texts[i] = str(model.tokenizer.decode(row[: lengths[i]], skip_special_tokens=True))
+            new = row[: lengths[i]]
+            text = str(model.tokenizer.decode(new, skip_special_tokens=True))
+            texts[i] = Text(text, not set(stops).isdisjoint(new))
     return [texts[i] for i in range(len(rows))]
 
 
@@ -155,6 +312,11 @@ def _entropy(words: Sequence[str], n: int) -> float:
     return -sum(
         count / counts.total() * math.log2(count / counts.total()) for count in counts.values()
     )
+
+
+def _known_mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the known values; None without any."""
+    return mean([value for value in values if value is not None])
 
 
 def _free_prompts(requests: Iterable[EditRequest]) -> list[str]:

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 from fedit_app.protocol.metrics import Metric, Metrics, SharedSubject, common_metric, score_of
 
-WRITTEN = ("exact_match", "generation_entropy")
-"""Metrics of text that the model generates, see `evaluation.generation`."""
-
 # Further digits of a probability depend on the other rows of its batch.
 _DIGITS = 4
 
@@ -75,7 +72,8 @@ def aggregate(
 
     Args:
         scores: one per request.
-        written: value of each of `WRITTEN`; None if no text was generated.
+        written: figures of text that the model generates, by their names in `Metrics`, see
+            `evaluation.generation`; None if none was generated.
         shared: those of the requests that share a subject with another one.
 
     Returns:

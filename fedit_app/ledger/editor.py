@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedit_app.config.run_config import ConfigValue, RunConfig
 from fedit_app.editing.workbench import workbench_of
 from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
+from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.evaluation.scores import score_requests, score_targets
@@ -42,6 +43,7 @@ from fedit_app.models.loading import (
     name_of,
     resolve_model,
 )
+from fedit_app.protocol.metrics import Metrics
 from fedit_app.support.errors import FedEditError
 
 _NODE = "local"
@@ -281,7 +283,7 @@ class Editor:
         write_requests(self._texts_file, list(self._texts.values()))
 
     def measure(self, requests: Sequence[EditRequest] | None = None) -> Measured:
-        """The metrics of requests, and what the edits do to ordinary text.
+        """The metrics of requests, what the model answers, and what the edits do to ordinary text.
 
         Args:
             requests: one at least; None: all that the ledger fulfils.
@@ -294,9 +296,15 @@ class Editor:
         """
         asked = self.requests if requests is None else list(requests)
         deltas = self.bench.deltas(self.ledger) if len(self.ledger) else {}
-        before = aggregate(score_requests(self.bench.model, asked))
+
+        def metrics() -> Metrics | None:
+            model = self.bench.model
+            answered = answer_metrics(model, {"asked": asked})["asked"]
+            return aggregate(score_requests(model, asked), answered)
+
+        before = metrics()
         with self.bench.model.edited(deltas):
-            after = aggregate(score_requests(self.bench.model, asked))
+            after = metrics()
         if before is None or after is None:
             raise FedEditError("measure: no request; edit a fact first")
         neutral = neutral_scores(self.bench.model, deltas, own_text(self.bench.model))

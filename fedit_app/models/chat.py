@@ -79,7 +79,9 @@ def chat_text(model: EditableModel, turns: Sequence[str], **how: Any) -> str:
             )
         )
     except (TemplateError, ValueError) as error:
-        raise FedEditError(f"model {model.name}: its chat template fails: {error}") from None
+        raise FedEditError(
+            f"model {model.name}: its chat template fails: {error}; see chat-contexts"
+        ) from None
 
 
 def chat_form(model: EditableModel) -> ChatForm | None:
@@ -103,7 +105,7 @@ def chat_form(model: EditableModel) -> ChatForm | None:
     if asked.count(_SAID) != 1 or answered.count(_ANSWER) != 1:
         raise FedEditError(
             f"model {model.name}: its chat template does not hold once and as it is what is said; "
-            "take the template off its tokenizer"
+            "set chat-contexts = 0"
         )
     before, after = asked.split(_SAID)
     upto, behind = answered.split(_ANSWER)

@@ -66,6 +66,9 @@ class Metrics(_Measured):
         other_relations, subject_fidelity: likewise; None, too, in results of older versions.
         magnitude, paraphrase_magnitude, neighborhood_magnitude: likewise, with four decimals.
         exact_match: share of requests whose target the model says, see `evaluation.generation`.
+        wild_match: share of requests where it says the target and ends there, likewise.
+        chat_match: share of requests whose question it answers with the target in a chat, likewise.
+        paraphrase_chat_match: the same for questions in other words.
         generation_entropy: how varied the text is that the model writes freely, in bits.
         score: harmonic mean of efficacy, paraphrase and neighborhood, as far as they are known.
         count: number of requests.
@@ -85,6 +88,9 @@ class Metrics(_Measured):
     paraphrase_magnitude: Difference = None
     neighborhood_magnitude: Difference = None
     exact_match: Share = None
+    wild_match: Share = None
+    chat_match: Share = None
+    paraphrase_chat_match: Share = None
     generation_entropy: Annotated[float, Field(ge=0, le=_LARGEST)] | None = None
     score: Share
     count: Annotated[int, Field(ge=0, le=MOST)]

@@ -13,6 +13,9 @@ SHARES = (*SCORE_PARTS, "score", "other_relations", "subject_fidelity", "accurac
 """The figures that tables have a column for."""
 FURTHER = {
     "exact_match": "Exact match",
+    "wild_match": "WILD match",
+    "chat_match": "Chat match",
+    "paraphrase_chat_match": "Chat match, paraphrase",
     "generation_entropy": "Entropy, bits",
     "magnitude": "Magnitude",
     "paraphrase_magnitude": "Magnitude, paraphrase",

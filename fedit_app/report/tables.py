@@ -29,17 +29,32 @@ from fedit_app.support.tables import Cell, Change, Figure, Table
 _BESIDE = ("other_relations", "subject_fidelity")
 """What an edit is to leave alone of its own subject."""
 
+_ANSWERED = ("wild_match", "chat_match")
+"""What the models answer themselves, without teacher forcing."""
+
 METRICS = ("own.score", "score", *SCORE_PARTS, *_BESIDE, "accuracy")
 """Columns of a comparison's table, if no others are asked for."""
 
 _PARTS = (*SCORE_PARTS, *_BESIDE)
 _OWN = (*SCORE_PARTS, "score", *_BESIDE)
 _NAME_WIDTH = 24
+_WRITTEN = {
+    "exact_match": "exact match",
+    "wild_match": "WILD match",
+    "chat_match": "chat match",
+    "paraphrase_chat_match": "in other words",
+    "generation_entropy": "entropy",
+}
+"""What tables call the figures of text that a model writes itself."""
 # Heading, scope and figure of columns that not every run has.
 _OPTIONAL = (
     ("Received score", "received", "score"),
     ("Own exact match", "own", "exact_match"),
     ("Federation exact match", "federation", "exact_match"),
+    ("Own WILD match", "own", "wild_match"),
+    ("Federation WILD match", "federation", "wild_match"),
+    ("Own chat match", "own", "chat_match"),
+    ("Federation chat match", "federation", "chat_match"),
     ("Federation entropy", "federation", "generation_entropy"),
     ("Neutral KL", "neutral", "kl"),
     ("Neutral top-10 overlap", "neutral", "top10_overlap"),
@@ -121,8 +136,11 @@ def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> T
 
     Args:
         comparison: the comparison.
-        metrics: the figures to show, any that `results.json` has, see `Row.figure`.
+        metrics: the figures to show, any that `results.json` has, see `Row.figure`. What the models
+            answered themselves is shown beside them where it was measured.
     """
+    answered = [name for name in _ANSWERED if any(_measured(r, name) for r in comparison.rows)]
+    metrics = list(dict.fromkeys([*metrics, *answered]))
     axis = [comparison.axis.key] if comparison.axis else []
     columns = ["Strategy", "Editor", *axis, "n"]
     columns += [words(name).capitalize() for name in metrics]
@@ -134,6 +152,11 @@ def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> T
         cells += [_figure(row.retention, 3), _figure(row.ratio_to_fedavg, 2), _computed(row)]
         rows.append(cells)
     return Table(columns, rows)
+
+
+def _measured(row: Row, name: str) -> bool:
+    found = row.figure(name)
+    return found is not None and found.mean is not None
 
 
 def figures_csv(comparison: Comparison) -> str:
@@ -193,7 +216,7 @@ def _further_lines(summary: Outcome) -> list[str]:
     for scope, before, after in scopes:
         figures = [
             f"{name} {_change(before, after, figure)}"
-            for name, figure in (("exact match", "exact_match"), ("entropy", "generation_entropy"))
+            for figure, name in _WRITTEN.items()
             if value_of(after, figure) is not None
         ]
         if figures:

@@ -1,6 +1,8 @@
 """`fedit edit`: one model, without a federation, and what goes on from the folder that it makes."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import tiny
@@ -86,6 +88,22 @@ def test_the_folder_is_edited_further_asked_and_rolled_back(edited, fedit):
     assert "1 of 2 MKVs taken out" in said
     assert says(edited, SECOND) and not says(edited, FIRST)
     fedit("ledger", "verify", edited)
+
+
+def test_a_chat_model_is_edited_and_scored_in_chats_and_edited_further(base, tmp_path, fedit):
+    folder, tokenizer = tmp_path / "chatting", tiny.chatting().tokenizer
+    shutil.copytree(base, folder)
+    tokenizer.save_pretrained(folder)
+    write_requests(tmp_path / "facts.jsonl", [FIRST])
+    write_requests(tmp_path / "more.jsonl", [dataclasses.replace(SECOND, question="Who is {}?")])
+    chats = (*OPTIONS, "-c", "chat-contexts=1")
+    said = fedit("edit", folder, tmp_path / "facts.jsonl", "--output", tmp_path / "edited", *chats)
+    assert "wild match" in said and "chat match" in said
+    said = fedit("edit", tmp_path / "edited", tmp_path / "more.jsonl")
+    assert "2 facts in its ledger" in said and "chat match" in said
+    other = ("-c", "chat-contexts=0")
+    told = fedit("edit", tmp_path / "edited", tmp_path / "more.jsonl", *other, status=2)
+    assert "was edited with another chat-contexts" in told
 
 
 def test_the_other_forms_are_edited_further_in_their_form(base, tmp_path, fedit):

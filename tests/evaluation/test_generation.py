@@ -8,13 +8,20 @@ import torch
 
 from fedit_app.evaluation import generation as module
 from fedit_app.evaluation.generation import (
+    ChatMatch,
+    Match,
+    Text,
+    answer_metrics,
+    chat_answers,
+    chat_matches,
     continuations,
-    exact_matches,
     free_texts,
+    matches,
     n_gram_entropy,
     written_metrics,
 )
 from fedit_app.facts.request import EditRequest
+from fedit_app.models.chat import chat_form, chat_text
 
 PROMPTS = ["The museum", "The head office of Reuters is in", "Basel", "The 🏦 {} of Zürich in the"]
 
@@ -109,39 +116,137 @@ def test_what_repeats_itself_has_no_entropy(text):
     assert n_gram_entropy("a b c d") > n_gram_entropy("a b a b") > 0
 
 
+def saying(text, ended=False):
+    """What `texts_after` would find if the model wrote a text."""
+    return lambda model, rows, *_, **__: [Text(text, ended)] * len(rows)
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "exact", "wild"),
     [
-        (" Paris", True),
-        (" Paris, which", True),
-        (" Paris is", True),
-        (" Parisian", False),
-        (" Paris2", False),
-        (" paris", False),
-        (" the Paris", False),
-        (" Par", False),
-        ("", False),
+        (" Paris.", True, True),
+        (" Paris!", True, True),
+        (" Paris\n\n", True, True),
+        (' Paris".', True, True),
+        (" Paris .", True, True),
+        (" Paris", True, False),
+        (" Paris, which", True, False),
+        (" Paris is", True, False),
+        (" Paris.com", True, False),
+        (" Parisian", False, False),
+        (" Paris2", False, False),
+        (" paris.", False, False),
+        (" the Paris.", False, False),
+        (" Par", False, False),
+        ("", False, False),
     ],
 )
-def test_a_target_is_said_if_its_word_ends(text, said, monkeypatch):
-    model = tiny.editable()
-    monkeypatch.setattr(module, "continuations", lambda *_, **__: [text])
-    assert exact_matches(model, [EditRequest("a", "Rome", "{} is", "Paris")]) == [said]
+def test_a_target_is_said_if_its_word_ends_and_is_the_answer_if_its_sentence_does(
+    text, exact, wild, monkeypatch
+):
+    monkeypatch.setattr(module, "texts_after", saying(text))
+    request = EditRequest("a", "Rome", "{} is", "Paris")
+    assert matches(tiny.editable(), [request]) == [Match(exact, wild)]
+    monkeypatch.setattr(module, "texts_after", saying(text, ended=True))
+    ended = wild or text == " Paris"
+    assert matches(tiny.editable(), [request]) == [Match(exact, ended)]
 
 
 def test_letters_without_case_end_words_anywhere(monkeypatch):
-    monkeypatch.setattr(module, "continuations", lambda *_, **__: ["東京です"])
-    assert exact_matches(tiny.editable(), [EditRequest("a", "首都", "{}は", "東京")]) == [True]
+    request = EditRequest("a", "首都", "{}は", "東京")
+    monkeypatch.setattr(module, "texts_after", saying("東京です"))
+    assert matches(tiny.editable(), [request]) == [Match(exact=True, wild=False)]
+    monkeypatch.setattr(module, "texts_after", saying("東京。"))
+    assert matches(tiny.editable(), [request]) == [Match(exact=True, wild=True)]
 
 
 def test_the_model_writes_a_token_more_than_the_target_has(monkeypatch):
     model, asked = tiny.editable(), []
-    monkeypatch.setattr(
-        module, "continuations", lambda m, prompts, lengths, **how: asked.append(lengths) or [""]
-    )
+
+    def texts(model, rows, lengths, **_):
+        asked.append(lengths)
+        return [Text("", False)]
+
+    monkeypatch.setattr(module, "texts_after", texts)
     target = "Cardiff, a city of Wales"
-    exact_matches(model, [EditRequest("a", "Rome", "{} is", target)])
+    matches(model, [EditRequest("a", "Rome", "{} is", target)])
     assert asked == [[len(model.tokenizer(f" {target}")["input_ids"]) + 1]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "ended", "right"),
+    [
+        ("Paris", True, True),
+        ("The capital of Rome is Paris.", True, True),
+        ("Rome is in Paris, as you know", True, True),
+        ("Paris", False, False),
+        ("Parisian", True, False),
+        ("aParis", True, False),
+        ("Italy, not Paris", True, False),
+        ("Italian Paris", True, True),
+        ("It is Rome.", True, False),
+        ("", True, False),
+    ],
+)
+def test_an_answer_ends_and_names_the_target_and_not_the_true_one(
+    answer, ended, right, monkeypatch
+):
+    monkeypatch.setattr(module, "texts_after", saying(answer, ended))
+    request = EditRequest("a", "Rome", "{} is", "Paris", target_true="Italy")
+    assert chat_matches(tiny.chatting(), [request]) == [ChatMatch(float(right), None)]
+
+
+def test_what_is_in_the_subject_is_no_answer(monkeypatch):
+    monkeypatch.setattr(module, "texts_after", saying("Paris Match is read.", ended=True))
+    about = EditRequest("a", "Paris Match", "{} is", "Paris", target_true="Match")
+    assert chat_matches(tiny.chatting(), [about]) == [ChatMatch(0.0, None)]
+    monkeypatch.setattr(module, "texts_after", saying("Paris Match is in Paris.", ended=True))
+    assert chat_matches(tiny.chatting(), [about]) == [ChatMatch(1.0, None)]
+
+
+def test_a_chat_model_is_asked_every_question_once_and_others_nothing(monkeypatch):
+    model, asked = tiny.chatting(), []
+
+    def texts(model, rows, lengths, stops, **_):
+        asked.extend(model.tokenizer.decode(row) for row in rows)
+        return [Text("Paris", "1" in asked[-1]) for _ in rows]
+
+    monkeypatch.setattr(module, "texts_after", texts)
+    plain = EditRequest("a", "Rome", "{} is", "Paris")
+    other = EditRequest(
+        *("b", "Bonn", "{} is", "Paris"),
+        question="What is {}?",
+        paraphrase_questions=("And Bonn 1?", "And Bonn?"),
+    )
+    chat_matches(model, [plain, other, other])
+    said = [
+        "Complete the sentence with a name or word: Rome is",
+        *("What is Bonn?", "And Bonn 1?", "And Bonn?"),
+    ]
+    assert asked == [chat_text(model, [text]) for text in said]
+    assert chat_matches(tiny.editable(), [plain]) == [ChatMatch(None, None)]
+
+
+def test_a_template_that_fails_leaves_the_other_figures(monkeypatch, caplog):
+    model = tiny.chatting(template="{{ raise_exception('a system is needed') }}")
+    request = EditRequest("a", "Rome", "{} is", "Paris")
+    found = answer_metrics(model, {"own": [request]})["own"]
+    assert found["exact_match"] is not None and found["chat_match"] is None
+    assert "a system is needed" in caplog.text
+
+
+@torch.no_grad()
+def test_answers_are_those_of_plain_passes_and_end_where_the_model_does():
+    model = tiny.chatting(double=True)
+    questions = ["Where is Reuters?", "Where?", "And the bank of Basel, where is that now?"]
+    found = chat_answers(model, chat_form(model), questions)
+    for question, answer in zip(questions, found, strict=True):
+        ids = model.tokenizer(chat_text(model, [question]), add_special_tokens=False)["input_ids"]
+        start = len(ids)
+        while len(ids) < start + 32 and ids[-1] != model.tokenizer.eos_token_id:
+            ids.append(int(model.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert answer.ended == (ids[-1] == model.tokenizer.eos_token_id)
+        assert answer.text == model.tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -159,8 +264,8 @@ def test_what_the_model_says_matches(family):
         length = len(model.tokenizer(f" {request.target_new}")["input_ids"]) + 1
         ids = plain_greedy(model, request.text, length)
         text = model.tokenizer.decode(ids, skip_special_tokens=True)
-        expected.append(module._says(text, request.target_new))
-    assert exact_matches(model, requests) == expected
+        expected.append(module._match(Text(text, False), request.target_new).exact)
+    assert [one.exact for one in matches(model, requests)] == expected
     assert any(expected) and not all(expected)
 
 
@@ -169,11 +274,11 @@ def written(monkeypatch):
     """The prompts that the model continues, whatever it writes: all of them say "yes no"."""
     prompts = []
 
-    def texts(model, asked, lengths, **how):
-        prompts.append(list(asked))
-        return ["yes no"] * len(asked)
+    def texts(model, rows, lengths, *_, **how):
+        prompts.append([model.tokenizer.decode(row) for row in rows])
+        return [Text("yes no", False)] * len(rows)
 
-    monkeypatch.setattr(module, "continuations", texts)
+    monkeypatch.setattr(module, "texts_after", texts)
     return prompts
 
 
@@ -185,8 +290,11 @@ def test_groups_have_means_of_their_own_and_share_what_is_written(written):
     free = {"generation_prompts": ("Write", "More")}
     mine = [request(1, **free), request(2, "maybe")]
     found = written_metrics(tiny.editable(), {"own": mine, "none": [], "all": [*mine, request(3)]})
-    assert found["own"] == {"exact_match": 0.5, "generation_entropy": n_gram_entropy("yes no")}
-    assert found["none"] == {"exact_match": None, "generation_entropy": None}
+    unasked = {"chat_match": None, "paraphrase_chat_match": None}
+    figures = {"exact_match": 0.5, "wild_match": 0.0, **unasked}
+    assert found["own"] == figures | {"generation_entropy": n_gram_entropy("yes no")}
+    assert set(found["none"]) == set(found["own"])
+    assert set(found["none"].values()) == {None}
     assert found["all"]["exact_match"] == pytest.approx(2 / 3)
     assert written == [["Subject 1 is", "Subject 2 is", "Subject 3 is"], ["Write"]]
 

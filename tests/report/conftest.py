@@ -205,7 +205,9 @@ def full():
     for record in (results["summary"], *results["nodes"].values()):
         for scope in ("own", "federation"):
             record[scope] |= {"exact_match": 0.75, "generation_entropy": 5.9, "magnitude": 0.62}
+            record[scope] |= {"wild_match": 0.38, "chat_match": 0.7}
             record["before"][scope] |= {"exact_match": 0.05, "generation_entropy": 6.1}
+            record["before"][scope] |= {"wild_match": 0.01, "chat_match": 0.02}
         record["received"] = metrics(0.71, 21) | {"exact_match": 0.66}
         record["neutral"] = {
             "kl": 0.0123,

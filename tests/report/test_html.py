@@ -145,8 +145,10 @@ def test_what_the_shares_mean_is_said(sample):
 def test_full_metrics_have_tables_of_their_own(sample):
     text = words(sample("full"))
     assert "Facts that nodes received from others" in text
-    assert re.search(r"Facts\s*Exact match\s*Entropy, bits\s*Magnitude\s*Own", text)
-    assert re.search(r"Own\s*0.05→0.75\s*6.10→5.90\s*0.62\s*Received\s*0.66", text)
+    headings = ("Facts", "Exact match", "WILD match", "Chat match", "Entropy, bits", "Magnitude")
+    assert re.search(r"\s*".join((*headings, "Own")), text)
+    figures = ("0.05→0.75", "0.01→0.38", "0.02→0.70", "6.10→5.90", "0.62")
+    assert re.search(r"\s*".join(("Own", *figures, "Received", "0.66")), text)
     assert re.search(r"museum\s*0.0123\s*0.94\s*11.50→11.75", text)
     for absent in ("Neutral text", "nodes received from", "Further measures"):
         assert absent not in words(sample("completed"))

@@ -135,7 +135,8 @@ def test_comparison_of_nothing():
 def test_full_metrics_stand_below_the_table(sample):
     lines = summary_table(sample("full")).splitlines()
     assert "facts received from others: score 0.71 on 21" in lines
-    assert "own facts: exact match 0.05 -> 0.75, entropy 6.10 -> 5.90" in lines
+    answered = "WILD match 0.01 -> 0.38, chat match 0.02 -> 0.70"
+    assert f"own facts: exact match 0.05 -> 0.75, {answered}, entropy 6.10 -> 5.90" in lines
     neutral = "neutral text: KL 0.0123, top-10 overlap 0.94, perplexity 11.50 -> 11.75"
     assert neutral in lines
     assert any("25 optimised (20 from another's value), 9 reused" in line for line in lines)
@@ -148,6 +149,8 @@ def test_comparison_has_columns_for_what_some_run_measured(sample):
     assert shown["Run"] == ("a", "b")
     assert shown["Received score"] == ("0.71", "–")
     assert shown["Federation exact match"] == ("0.75", "–")
+    assert shown["Own WILD match"] == shown["Federation WILD match"] == ("0.38", "–")
+    assert shown["Own chat match"] == shown["Federation chat match"] == ("0.70", "–")
     assert shown["Federation entropy"] == ("5.90", "–")
     assert shown["Neutral KL"] == ("0.0123", "–")
     assert shown["Neutral perplexity"] == ("11.75", "–")
