@@ -90,8 +90,13 @@ def test_fidelity(figures, tiny_folder, data):
     for name in ("memit", "pmet"):
         for weight in (0, 2):
             line = f"fidelity/{name}, weight {weight}"
-            assert 0 <= found[f"{line}/generated"] <= 1
+            assert 0 <= found[f"{line}/exact_match"] <= 1
             assert found[f"{line}/seconds_per_edit"] > 0
+    mixes = ("--weights", 1, "--mixes", "1+0,2+1")
+    found = figures(fidelity.run, "--model", tiny_folder, "--data", data, "--records", 2, *mixes)
+    assert {"fidelity/memit, weight 1, 2+1/wild_match"} < set(found)
+    with pytest.raises(FedEditError, match="--mixes: '5' must be PREFIXES"):
+        fidelity.run(["--mixes", "5", "--data", str(data)])
     with pytest.raises(FedEditError, match="--weights: 'much' must be numbers"):
         fidelity.run(["--weights", "much", "--data", str(data)])
     with pytest.raises(FedEditError, match="--weights: -1 must be at least 0"):
