@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fedit_app.facts.joint import Continuation, joint
-from fedit_app.facts.texts import clean
+from fedit_app.facts.texts import clean, places_of
 from fedit_app.support.errors import FedEditError
 
 SLOT = "{}"
@@ -36,7 +36,8 @@ class EditRequest:
     Attributes:
         id: name of the request, unique at its node; it never leaves the node.
         subject: what the fact is about.
-        prompt: template with exactly one `{}`, the place of the subject.
+        prompt: template with exactly one `{}`, the place of the subject; or a text in which the
+            subject stands once, as words of their own, which becomes such a template.
         target_new: the new continuation.
         target_true: the present continuation, for evaluation.
         paraphrase_prompts: complete prompts that ask for the same fact in other words.
@@ -53,8 +54,8 @@ class EditRequest:
         target_separator: what stands between each of the prompts and its target; None: what the
             texts ask for (see `joint`), a space in English.
         question: the fact as a question that `target_new` answers, as the user of a chat model
-            asks it, with exactly one `{}`, the place of the subject; None: the prompt is given to
-            be completed.
+            asks it, with the place of the subject as in the prompt; None: the prompt is given to be
+            completed.
         paraphrase_questions: complete questions for the same fact in other words, for evaluation.
 
     Raises:
@@ -85,6 +86,9 @@ class EditRequest:
                 object.__setattr__(self, name, _plain_list(name, value, changes))
             elif name != "slot" and not (value is None and name in OPTIONAL):
                 object.__setattr__(self, name, _plain(name, value, changes))
+        for name in ("prompt", "question"):
+            if getattr(self, name) is not None and self.subject:
+                object.__setattr__(self, name, _marked(getattr(self, name), self.subject))
         object.__setattr__(self, "_changes", tuple(changes))
         self._check_texts()
         self._check_lists()
@@ -106,7 +110,7 @@ class EditRequest:
             if template is not None and template.count(SLOT) != 1:
                 raise FedEditError(
                     f"{name} has {template.count(SLOT)} placeholders; write exactly one {{}} in "
-                    "place of the subject"
+                    "place of the subject, or the subject itself once"
                 )
         if not self.target_new:
             raise FedEditError("target_new is empty; write the new continuation")
@@ -166,6 +170,14 @@ class EditRequest:
     def asked(self) -> tuple[str, ...]:
         """The complete prompts that ask for the fact: the text, then the paraphrases."""
         return (self.text, *self.paraphrase_prompts)
+
+
+def _marked(text: str, subject: str) -> str:
+    """A text with `{}` in place of the subject, where it is certain which place that is."""
+    places = [] if SLOT in text else places_of(subject, text)
+    if len(places) != 1:
+        return text
+    return text[: places[0]] + SLOT + text[places[0] + len(subject) :]
 
 
 def _plain_list(name: str, value: object, changes: list[str]) -> tuple[str, ...]:

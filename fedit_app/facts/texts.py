@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from fedit_app.facts.joint import script
+from fedit_app.facts.joint import SPACELESS, script
 from fedit_app.support.errors import FedEditError
 
 _BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
@@ -120,6 +120,23 @@ def _refuse(text: str) -> None:
             why = "which cannot be seen"
         if why and char not in "\n\t":
             raise FedEditError(f"has {code_point(char)}, {why}; write it without")
+
+
+def places_of(words: str, text: str) -> list[int]:
+    """Where words stand in a text, but not inside another word: where each place begins."""
+    found = [match.start() for match in re.finditer(re.escape(words), text)]
+    ends = ((at, at + len(words)) for at in found)
+    return [
+        at
+        for at, end in ends
+        if not (_one_word(text[at - 1 : at + 1]) or _one_word(text[end - 1 : end + 1]))
+    ]
+
+
+def _one_word(pair: str) -> bool:
+    """Whether two characters are inside a word, in a script that separates words by spaces."""
+    scripts = {script(char) for char in pair}
+    return len(pair) == 2 and pair.isalnum() and not scripts & (SPACELESS | {"HANGUL"})
 
 
 def look_alikes(text: str) -> Iterator[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from fedit_app.facts.joint import SPACELESS, script
 from fedit_app.facts.reading import Source, member, read_records, text_at
 from fedit_app.facts.request import SLOT, EditRequest
-from fedit_app.facts.texts import clean
+from fedit_app.facts.texts import clean, places_of
 from fedit_app.support.errors import FedEditError
 
 
@@ -69,20 +67,12 @@ def place_of(subject: str, question: str, field: str) -> int:
     Raises:
         FedEditError: nowhere.
     """
-    found = [match.start() for match in re.finditer(re.escape(subject), question)]
-    if not found:
+    if subject not in question:
         raise FedEditError(f"{field} does not contain the subject")
-    for at in found:
-        end = at + len(subject)
-        if not (_one_word(question[at - 1 : at + 1]) or _one_word(question[end - 1 : end + 1])):
-            return at
-    raise FedEditError(f"{field} contains the subject inside another word only")
-
-
-def _one_word(pair: str) -> bool:
-    """Whether two characters are inside a word, in a script that separates words by spaces."""
-    scripts = {script(char) for char in pair}
-    return len(pair) == 2 and pair.isalnum() and not scripts & (SPACELESS | {"HANGUL"})
+    found = places_of(subject, question)
+    if not found:
+        raise FedEditError(f"{field} contains the subject inside another word only")
+    return found[0]
 
 
 def _answer(record: dict[str, Any]) -> str:

@@ -178,7 +178,7 @@ def test_wrong_settings(fedit, started, overrides, told):
 @pytest.mark.parametrize(
     ("records", "told"),
     [
-        ([GOOD | {"prompt": "Zanzibarium is in"}], "line 1: prompt has 0 placeholders"),
+        ([GOOD | {"prompt": "Zanzibariums are in"}], "line 1: prompt has 0 placeholders"),
         ([GOOD | {"target_new": " "}], "line 1: target_new is empty"),
         ([GOOD, GOOD], "line 2: its id was used in line 1"),
         ([], "holds no edit request"),

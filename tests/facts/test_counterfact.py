@@ -162,7 +162,7 @@ FAULTS = {
         "requested_rewrite.subject must be a non-empty string, found int",
     ),
     "no placeholder": (
-        changed("requested_rewrite.prompt", "The seat of Zanzibarium is in"),
+        changed("requested_rewrite.prompt", "Zanzibarium and Zanzibarium are in"),
         "prompt has 0 placeholders",
     ),
     "relation": (

@@ -116,7 +116,7 @@ FAULTS = {
     "null": (GOOD | {"prompt": None}, "prompt must be a string, found NoneType"),
     "id number": (GOOD | {"id": 7}, "id must be a string, found int"),
     "id empty": (GOOD | {"id": " "}, "id is empty"),
-    "no placeholder": (GOOD | {"prompt": "The seat of Zanzibarium is in"}, "0 placeholders"),
+    "no placeholder": (GOOD | {"prompt": "The seat of Qualverin is in"}, "0 placeholders"),
     "two placeholders": (GOOD | {"prompt": "The seat of {} is in {}"}, "2 placeholders"),
     "empty subject": (GOOD | {"subject": ""}, "subject is empty"),
     "empty target": (GOOD | {"target_new": ""}, "target_new is empty"),

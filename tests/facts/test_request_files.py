@@ -79,6 +79,7 @@ READ = {
     "no-break space at the end": ("a.csv", TABLE.replace("is in", "is in\u00a0")),
     "target with a space before it": ("a.jsonl", json.dumps(RECORD | {"target_new": " Qualverin"})),
     "soft hyphen": ("a.jsonl", json.dumps(RECORD | {"subject": "Zanzi\u00adbarium"})),
+    "subject that is not marked": ("a.csv", TABLE.replace("{}", "Zanzibarium")),
     "prompt with a space behind it": (
         "a.jsonl",
         json.dumps(RECORD | {"prompt": "The seat of {} is in  "}),
@@ -162,11 +163,17 @@ REFUSED = {
         "line 2: ",
         "question has 0 place",
     ),
-    "subject in the question as it is": (
+    "subject twice in the question": (
         "a.csv",
-        f"{NAMES},question\n{ROW},Where is Zanzibarium?\n",
+        f"{NAMES},question\n{ROW},Zanzibarium? Where is Zanzibarium?\n",
         "row 2: ",
         "question has 0 place",
+    ),
+    "subject inside another word": (
+        "a.csv",
+        cells(prompt="Zanzibarians live in"),
+        "row 3: ",
+        "prompt has 0 place",
     ),
     "bell in a question": (
         "a.jsonl",

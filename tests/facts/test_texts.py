@@ -196,3 +196,23 @@ def test_many_notices_are_counted(said):
 
 def test_a_correction_in_a_later_slot_is_no_contradiction(said):
     assert said({"slot": 1}, {"slot": 2, "target_new": "Texas"}) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "marked"),
+    [
+        ("Ann lives in", "{} lives in"),
+        ("In Annapolis lived Ann, who said", "In Annapolis lived {}, who said"),
+        ("{} is not Ann, but", "{} is not Ann, but"),
+        ("Annは東京に", "{}は東京に"),
+    ],
+)
+def test_the_subject_is_found_in_a_text_where_it_stands_once(prompt, marked):
+    request = EditRequest("1", "Ann", prompt, "Paris", question=f"{prompt}?")
+    assert (request.prompt, request.question) == (marked, f"{marked}?")
+
+
+@pytest.mark.parametrize("prompt", ["Ann is Ann in", "Annapolis is in", "Joanna is in", "She is"])
+def test_where_its_place_is_not_certain_nothing_is_guessed(prompt):
+    with pytest.raises(FedEditError, match="prompt has 0 placeholders; .*or the subject itself"):
+        EditRequest("1", "Ann", prompt, "Paris")
