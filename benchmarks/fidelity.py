@@ -3,13 +3,15 @@
 CounterFact records, each with the question of its relation, all of them edited in one batch for
 each editor, weight of the term that keeps names, and mix of contexts: so many sampled prefixes and
 so many chats. *Generated* is the share of records whose target is the beginning of what the model
-writes after the prompt. The questions in other words are the paraphrase prompts, to be completed.
-Seconds per edit hold everything that an edit costs once model and covariance are there.
+writes after the prompt. In chats the user asks the question, and for the prompt and the paraphrase
+prompts to be completed. Seconds per edit hold everything that an edit costs once model and
+covariance are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import logging
 import re
@@ -44,6 +46,7 @@ _COLUMNS = {
     "generated": "exact_match",
     "WILD": "wild_match",
     "chat": "chat_match",
+    "chat, prompt": "prompt_chat_match",
     "chat, paraphrase": "paraphrase_chat_match",
     "subject fidelity": "subject_fidelity",
     "other relations": "other_relations",
@@ -92,6 +95,9 @@ def _edit(
     with bench.edited(ledger):
         metrics = counterfact_metrics(model, requests)
         answered = answer_metrics(model, {"all": requests})["all"]
+        plain = [dataclasses.replace(r, question=None, paraphrase_questions=()) for r in requests]
+        in_chat = answer_metrics(model, {"all": plain})["all"]["chat_match"]
+    answered["prompt_chat_match"] = in_chat
     known = {name: value for name, value in answered.items() if value is not None}
     return metrics | known | {"seconds_per_edit": measured.seconds / len(requests)}
 
