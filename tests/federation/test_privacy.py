@@ -26,7 +26,8 @@ def needles(records: list[dict]) -> dict[bytes, str]:
         parts = {part.strip() for part in record["prompt"].split("{}")}
         texts |= {part for part in parts if len(part) >= LEAST_OF_PROMPT}
         texts |= {*record["paraphrase_prompts"], *record["neighborhood_prompts"]}
-        texts |= {*record.get("subject_prompts", ())}
+        texts |= {*record.get("subject_prompts", ()), *record.get("paraphrase_questions", ())}
+        texts |= {record["question"]} if "question" in record else set()
     found = {}
     for text in texts:
         if len(text) >= LEAST:
@@ -94,7 +95,8 @@ def spoilt(record: dict, **changes) -> dict:
 
 
 BAD = {
-    "no placeholder": lambda r: spoilt(r, prompt=f"{r['subject']} is located in"),
+    "no placeholder": lambda r: spoilt(r, prompt=f"{r['subject']}: {r['subject']} is located in"),
+    "no placeholder in the question": lambda r: spoilt(r, question="Where is it located?"),
     "two placeholders": lambda r: spoilt(r, prompt=r["prompt"] + " {}"),
     "target is a list": lambda r: spoilt(r, target_new=[r["target_new"]]),
     "target empty": lambda r: spoilt(r, target_new=""),
