@@ -94,7 +94,7 @@ def _reading(
     honest: Sequence[MKV],
 ) -> Figures:
     """The table of what can be read."""
-    subjects = _subjects(options, requests)
+    subjects = listed_subjects(options, requests)
     reader = Reader(bench, requests, subjects, options.searched, options.search_steps)
     scored = requests[: options.edited]
     figures: Figures = {}
@@ -115,7 +115,16 @@ def _reading(
     return figures
 
 
-def _subjects(options: argparse.Namespace, requests: Sequence[EditRequest]) -> list[str]:
+def listed_subjects(options: argparse.Namespace, requests: Sequence[EditRequest]) -> list[str]:
+    """The candidate subjects of an attacker, those of the requests among them.
+
+    Args:
+        options: with `subjects`, a file of CounterFact records, and `candidates`, their number.
+        requests: whose subjects are to be found.
+
+    Raises:
+        FedEditError: there is no such file.
+    """
     if not options.subjects.is_file():
         raise FedEditError(
             f"--subjects: {options.subjects} does not exist; name a file with a CounterFact record "

@@ -151,13 +151,17 @@ class Reader:
 
     def read(self, seen: Sequence[Seen]) -> dict[str, float | None]:
         """What is recovered: shares `target 1`, `target 10`, `subject 1`, ... and `tokens`."""
+        return self.ranked(seen) | {"tokens": self._tokens(seen)}
+
+    def ranked(self, seen: Sequence[Seen]) -> dict[str, float | None]:
+        """The same without the search over tokens."""
         ranks = {"target": self.target_ranks(seen), "subject": self._subject_ranks(seen)}
         found: dict[str, float | None] = {}
         for name, rank in ranks.items():
             for most in (1, 10):
                 hit = None if rank is None else float((rank < most).double().mean())
                 found[f"{name} {most}"] = hit
-        return found | {"tokens": self._tokens(seen)}
+        return found
 
     @torch.no_grad()
     def target_ranks(self, seen: Sequence[Seen]) -> Tensor | None:

@@ -75,10 +75,11 @@ OUTSIDE = {
 }
 
 
-def test_every_key_of_a_run_is_harmless_or_bounded():
+def test_every_key_of_a_run_is_harmless_or_bounded(record_property):
     """Whoever adds a key says here why a server cannot loosen a node's limits by it."""
     bounded = {key_name(field) for field in BOUNDED}
     assert KEYS.keys() | bounded == {key_name(field) for field in field_names()}
+    record_property("keys", len(field_names()))
     assert not KEYS.keys() & bounded
     limits = {limit for names in BOUNDED.values() for limit in names}
     assert limits == set(Limits.model_fields) and OUTSIDE.keys() == BOUNDED.keys()

@@ -254,13 +254,13 @@ def is_tried(share: int, how: str) -> bool:
 
 @pytest.mark.parametrize("share", [SHARE, *tiny.later(1)])
 @pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, COMPOSE, EVALUATE])
-def test_whatever_a_member_says_costs_only_that_member(run, tmp_path, kind, share):
+def test_whatever_a_member_says_costs_only_that_member(run, tmp_path, kind, share, record_property):
     _, answers, _ = run
     told = json.loads(answers[EVE, kind][0]["info"]["json"])
     assert set(told) == {
         field.alias or name for name, field in ANSWERS[kind].model_fields.items()
     }, "every field is tried"
-    taken = refused = 0
+    taken = refused = runs = 0
     for how, said in spoilt(told):
         try:
             ANSWERS[kind].parse(json.loads(json.dumps(said)))
@@ -270,6 +270,7 @@ def test_whatever_a_member_says_costs_only_that_member(run, tmp_path, kind, shar
             continue
         taken += 1
         if is_tried(share, how):
+            runs += 1
 
             def spoil(content, said=said):
                 content["info"]["json"] = json.dumps(said)
@@ -280,6 +281,8 @@ def test_whatever_a_member_says_costs_only_that_member(run, tmp_path, kind, shar
             except Exception as error:
                 raise AssertionError(f"{how}: {error!r}") from error
     assert refused > taken > 0
+    record_property("inputs", taken + refused)
+    record_property("runs", runs)
 
 
 def rewritten(array, change):
@@ -356,7 +359,9 @@ def array_attacks(content):
 
 @pytest.mark.parametrize("share", [SHARE, *tiny.later(1)])
 @pytest.mark.parametrize("kind", [HELLO, EDIT, REEDIT, COMPOSE, EVALUATE])
-def test_whatever_a_member_sends_costs_only_that_member(run, tmp_path, kind, share):
+def test_whatever_a_member_sends_costs_only_that_member(
+    run, tmp_path, kind, share, record_property
+):
     _, answers, _ = run
     content = answers[EVE, kind][0]
     attacks = dict(array_attacks(content))
@@ -364,9 +369,10 @@ def test_whatever_a_member_sends_costs_only_that_member(run, tmp_path, kind, sha
         for how, said in spoilt(json.loads(content["info"]["mkv-meta"])):
             text = json.dumps(said)
             attacks[f"meta {how}"] = lambda c, t=text: c["info"].update({"mkv-meta": t})
-    for number, (how, spoil) in enumerate(attacks.items()):
-        if not is_tried(share, how):
-            continue
+    tried = {how: spoil for how, spoil in attacks.items() if is_tried(share, how)}
+    record_property("inputs", len(tried))
+    record_property("runs", len(tried))
+    for number, (how, spoil) in enumerate(tried.items()):
 
         def spoilt_content(content, spoil=spoil):
             spoil(content)

@@ -83,7 +83,7 @@ def watched(settings, tmp_path, monkeypatch):
     return found
 
 
-def test_at_every_write_of_a_node(watched, tmp_path):
+def test_at_every_write_of_a_node(watched, tmp_path, record_property):
     assert len(watched.cuts) >= 200
     lost = unreadable = tried = 0
     for cut, states in watched.cuts:
@@ -101,7 +101,9 @@ def test_at_every_write_of_a_node(watched, tmp_path):
                 lost += rows(opened._state()) not in allowed
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)
-    print(f"{len(watched.cuts)} moments, {tried} ledgers: {lost} lost, {unreadable} unreadable")
+    counts = {"moments": len(watched.cuts), "ledgers": tried}
+    for name, number in (counts | {"lost": lost, "unreadable": unreadable}).items():
+        record_property(name, number)
     assert (lost, unreadable) == (0, 0)
 
 

@@ -36,7 +36,7 @@ def mixed(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("quorum", [2, 3])
-def test_members_that_are_too_few_pass_no_quorum_together(tmp_path, quorum):
+def test_members_that_are_too_few_pass_no_quorum_together(tmp_path, quorum, record_property):
     """They fold their MKVs with an honest one, first or second, and say that they hold for all."""
     rng, eves = np.random.default_rng(0), ["eve", "mallory"][: quorum - 1]
     served = folded = 0
@@ -56,6 +56,8 @@ def test_members_that_are_too_few_pass_no_quorum_together(tmp_path, quorum):
         ranked = {"museum": sorted(set(facts.values()))}
         found = within_quorum(pool, by_name, ranked, quorum)["museum"]
         served += len({one.id for one in false} & set(found))
+    record_property("served", served)
+    record_property("tries", TRIES)
     assert folded > TRIES // 2, "the attack is one that likeness does not tell"
     assert served == 0
 
