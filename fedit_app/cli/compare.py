@@ -74,14 +74,12 @@ def compare(
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Run strategies, editors and seeds in simulation, compare them in tables."""
-    from fedit_app.experiments.field import FIELD
-
     folder = output_dir.absolute()
     plan = None
     if not report_only:
         values = run_config(config, overrides)
         given = {"strategies": strategies, "editors": editors, "baselines": baselines}
-        chosen = {**(FIELD if preset else {}), **{k: v for k, v in given.items() if v is not None}}
+        chosen = {**_set_of(preset), **{k: v for k, v in given.items() if v is not None}}
         plan = _plan(
             folder,
             values,
@@ -125,6 +123,12 @@ def sweep(
         values = run_config(config, overrides)
         plan = _plan(folder, values, nodes, strategies, editors, seeds, axis)
     return _compare(plan, folder, metrics, dry_run, app, form)
+
+
+def _set_of(preset: Preset | None) -> dict[str, str]:
+    from fedit_app.experiments.field import field
+
+    return field() if preset else {}
 
 
 def _plan(

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-FIELD = {
-    "strategies": "fedit,local,central,fedavg,task-arithmetic,ties,collabedit",
-    "editors": "memit,pmet,memit-fe,blue,encore,alphaedit,betaedit",
-    "baselines": "ft-m,locft-bf,lora,in-context",
-}
-"""Options of the command: strategies with the first editor, editors with the first strategy."""
+from fedit_app.editing.editors import EDITORS
+from fedit_app.experiments.baselines.methods import BASELINES
+from fedit_app.server.strategies import STRATEGIES
+
+
+def field() -> dict[str, str]:
+    """Options of the command: every strategy, editor and baseline that has a name.
+
+    The first strategy, `fedit`, meets every editor, and the first editor, `memit`, every strategy.
+    """
+    return {
+        "strategies": ",".join(STRATEGIES),
+        "editors": ",".join(EDITORS),
+        "baselines": ",".join(BASELINES),
+    }

@@ -13,7 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fuzz.inputs import JSON, altered, damaged, json_bytes
-from fuzz.test_formats import COUNTERFACT, CSV, FILES, LIST, MKVS, REQUEST, ZSRE
+from fuzz.test_formats import COUNTERFACT, CSV, FILES, KNOWEDIT, LIST, MKVS, REQUEST, ZSRE
 from fuzz.test_messages import ANSWERED, ASKED
 from fuzz.test_sealed import FILES as SEALED_FILES
 from fuzz.test_sealed import SEALED, SEALER
@@ -26,6 +26,7 @@ from fedit_app.deployment.node_setup import init_node
 from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
 from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.jsonl import read_requests
+from fedit_app.facts.knowedit import read_knowedit
 from fedit_app.facts.zsre import read_zsre
 from fedit_app.ledger.ledger import INDEX, JOURNAL, Ledger
 from fedit_app.ledger.origin import ORIGIN, read_origin
@@ -269,6 +270,7 @@ FOUND = {
     "a table of requests": Parser(damaged(CSV) | texts(REQUEST), in_file(read_requests, "a.csv")),
     "CounterFact": Parser(texts([COUNTERFACT]), in_file(read_counterfact, "a.json")),
     "zsRE": Parser(texts([ZSRE]), in_file(read_zsre, "a.json")),
+    "KnowEdit": Parser(texts([KNOWEDIT]), in_file(read_knowedit, "a.json")),
     "a ledger's index": Parser(
         damaged(ledger_file(INDEX)) | altered(json.loads(ledger_file(INDEX))).map(json_bytes),
         in_folder(made_ledger, INDEX, verify),

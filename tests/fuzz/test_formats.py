@@ -59,6 +59,14 @@ COUNTERFACT = {
     "paraphrase_prompts": ["Reuters sits in"],
     "neighborhood_prompts": ["The BBC sits in"],
 }
+KNOWEDIT = {
+    "subject": "Reuters",
+    "prompt": "The head office of Reuters is in",
+    "target_new": "Toronto",
+    "ground_truth": ["London"],
+    "portability": {"Subject_Aliasing": [{"prompt": "It is in", "ground_truth": [["Toronto"]]}]},
+    "locality": {"Relation_Specificity": [{"prompt": "Reuters makes", "ground_truth": [["news"]]}]},
+}
 ZSRE = {
     "subject": "Reuters",
     "src": "Where is Reuters?",
