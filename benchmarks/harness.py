@@ -53,6 +53,7 @@ from fedit_app.models.loading import load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
 from fedit_app.support.log import set_up_logging
+from fedit_app.support.processes import interrupt_when_terminated
 from fedit_app.support.tables import Shown, Table
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
@@ -434,6 +435,7 @@ def main(run: Run) -> None:
         run: the benchmark; None stands for the arguments of the command line.
     """
     set_up_logging()
+    interrupt_when_terminated()
     try:
         run(None)
     except FedEditError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -208,10 +207,10 @@ def _execute(plan: Plan, app: Path | None) -> dict[str, str]:
     from fedit_app.experiments.plan import locked, save_plan
     from fedit_app.experiments.runner import execute, prepare
     from fedit_app.flower_compat.launch import find_app, simulate
+    from fedit_app.support.processes import interrupt_when_terminated
 
     checkout = find_app(app)
-    # A comparison that is terminated cleans up as it does when the user interrupts it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_when_terminated()
     with locked(plan.folder):
         steps = prepare(plan)
         save_plan(plan)

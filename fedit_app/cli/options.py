@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,9 +85,9 @@ def only_id(ids: Collection[str], beginning: str, what: str) -> str:
 
 def until_terminated(serve: Callable[[], int]) -> int:
     """Run a server or a node until SIGINT, SIGTERM or the loss of its terminal; its exit status."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
+    from fedit_app.support.processes import interrupt_when_terminated
+
+    interrupt_when_terminated()
     try:
         return serve()
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -54,6 +53,7 @@ def run(
     """Run a federation, in simulation or on real nodes."""
     from fedit_app.config.run_config import RunConfig
     from fedit_app.flower_compat.launch import find_app
+    from fedit_app.support.processes import interrupt_when_terminated
     from fedit_app.support.progress import Progress
 
     if resume is not None and (config is not None or output_dir is not None):
@@ -64,8 +64,7 @@ def run(
     elif output_dir is not None:
         values["output-dir"] = str(output_dir.absolute())
     checkout = find_app(app)
-    # A run that is terminated cleans up as it does when the user interrupts it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_when_terminated(hangup=superlink is None)  # real nodes go on without a terminal
     name = config.stem if config else "run"
     start = (
         _deployed(values, superlink, nodes, name) if superlink else _simulated(values, nodes, name)

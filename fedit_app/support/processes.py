@@ -49,6 +49,20 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+def interrupt_when_terminated(hangup: bool = True) -> None:
+    """Let SIGTERM and the loss of the terminal interrupt this process, as Ctrl-C does.
+
+    Python would end at once, and the processes that it has started would go on. What is ignored,
+    as under nohup, stays so.
+
+    Args:
+        hangup: whether the loss of the terminal does; else it ends the process as before.
+    """
+    for number in (signal.SIGTERM, *((signal.SIGHUP,) if hangup else ())):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def tool(name: str) -> str:
     """Path of a command that is installed with this Python."""
     return str(Path(sys.executable).parent / name)

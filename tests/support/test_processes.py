@@ -1,6 +1,7 @@
 """Flower's processes and all that they start are found and ended."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,32 @@ child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], env={{}})
 print(child.pid, flush=True)
 child.wait()
 """
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_command_ends_what_it_has_started(number):
+    """Python by itself ends at once, without a `finally`."""
+    code = """
+import sys, time
+from fedit_app.support.processes import interrupt_when_terminated
+interrupt_when_terminated()
+try:
+    print("begun", flush=True)
+    time.sleep(600)
+finally:
+    print("cleaned up", flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == "cleaned up\n"
+
+
+def test_a_command_under_nohup_outlives_its_terminal():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    processes.interrupt_when_terminated()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
 
 
 @pytest.fixture
