@@ -17,7 +17,7 @@ from fuzz.test_formats import COUNTERFACT, CSV, FILES, KNOWEDIT, LIST, MKVS, REQ
 from fuzz.test_messages import ANSWERED, ASKED
 from fuzz.test_sealed import FILES as SEALED_FILES
 from fuzz.test_sealed import SEALED, SEALER
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedit_app.config.run_config import RunConfig
@@ -69,6 +69,7 @@ from fedit_app.support.errors import FedEditError
 ASKS = {HELLO: HelloAsk, EDIT: EditAsk, REEDIT: ReeditAsk, COMPOSE: ComposeAsk}
 ASKS |= {EVALUATE: EvaluateAsk}
 MOST_SECONDS, MOST_BYTES = 0.1, 100 * 10**6
+FEW = 200  # so many are the same every time
 TRIES = 5  # of an input that took long: the machine may have been busy
 
 PAIR = make_node_key()
@@ -318,7 +319,14 @@ def tried(name: str, folder: Path, inputs: int) -> dict[str, float]:
     found = {"inputs": 0, "slow": 0, "large": 0, "most_seconds": 0.0, "most_bytes": 0}
     read = FOUND[name].read
 
-    @settings(max_examples=inputs, phases=[Phase.generate])
+    @settings(
+        max_examples=inputs,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        derandomize=inputs <= FEW,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(FOUND[name].inputs)
     def check(drawn):
         seconds = took(read, drawn, folder)
