@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedit_app.config.folders import run_folder, scores_file
 from fedit_app.config.run_config import RunConfig
 from fedit_app.evaluation.fit import that_fit
-from fedit_app.evaluation.memory import write_scores
+from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.scores import Before, nothing, score_requests
 from fedit_app.experiments.baselines.methods import BASELINES
@@ -90,7 +91,12 @@ class _Asked:
         edited = [request for own in everybody.values() for request in own]
         stay = dict(zip(edited, that_must_stay(edited, edited), strict=True))
         unique = list(dict.fromkeys(stay.values()))
-        scores = dict(zip(unique, score_requests(model, unique, before), strict=True))
+        if before is nothing:  # found again by the state of the weights, in any run
+            root = self._config.work_cache
+            folder = Path(root).expanduser() / "scores" if root else None
+            scores = ScoreMemory().score(model, unique, folder)
+        else:
+            scores = dict(zip(unique, score_requests(model, unique, before), strict=True))
 
         def of(requests: Sequence[EditRequest]) -> list[RequestScore]:
             return [scores[stay[request]] for request in requests]
