@@ -35,12 +35,9 @@ def ask(
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.ledger import read_index
     from fedit_app.models.answers import Comparison, answer
-    from fedit_app.models.chat import COMPLETE
 
     found = find_place(place, node, federation)
-    prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger))
-    if chat and not prompt:
-        prompts = [f"{COMPLETE}{text}" for text in prompts]
+    prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger), chat)
     ledger = found.open()
     bench = found.workbench(ledger)
     before = [answer(bench.model, text, chat) for text in prompts]
@@ -55,10 +52,16 @@ def ask(
         say("\n" + "\n".join(map(printable, str(one).splitlines())))
 
 
-def _own_facts(place: Place, index: Mapping[str, Any]) -> list[str]:
-    """Some requests of the node that its ledger fulfils, as prompts."""
+def _own_facts(place: Place, index: Mapping[str, Any], chat: bool) -> list[str]:
+    """Some requests of the node that its ledger fulfils, as prompts or as a user asks them."""
+    from fedit_app.facts.request import SLOT
+    from fedit_app.models.chat import what_is_said
+
     fulfilled = {id_ for row in index["entries"] for id_ in row["requests"]}
     data = place.data()
     if data is None:
         raise FedEditError(f"node {place.node}: its requests are not known here; give a prompt")
-    return [request.text for request in data.read() if request.id in fulfilled][:_OWN_FACTS]
+    own = [request for request in data.read() if request.id in fulfilled][:_OWN_FACTS]
+    if not chat:
+        return [request.text for request in own]
+    return [what_is_said(request).replace(SLOT, request.subject) for request in own]

@@ -101,6 +101,9 @@ def test_a_chat_model_is_edited_and_scored_in_chats_and_edited_further(base, tmp
     assert "wild match" in said and "chat match" in said
     said = fedit("edit", tmp_path / "edited", tmp_path / "more.jsonl")
     assert "2 facts in its ledger" in said and "chat match" in said
+    asked = fedit("ask", tmp_path / "edited", "--chat")
+    assert f"Who is {SECOND.subject}?" in asked
+    assert f"Complete the sentence with a name or word: {FIRST.text}" in asked
     other = ("-c", "chat-contexts=0")
     told = fedit("edit", tmp_path / "edited", tmp_path / "more.jsonl", *other, status=2)
     assert "was edited with another chat-contexts" in told
