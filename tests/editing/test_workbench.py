@@ -38,7 +38,7 @@ SOURCE = CovarianceSource(tokens=500)
 
 def make_bench(family="llama", settings=STRONG, n_contexts=2, seed=0, editor="memit", **given):
     model = tiny.editable(family)
-    if editor == "alphaedit":
+    if editor in ("alphaedit", "betaedit"):
         found = covariance(model, settings.layers, SOURCE)
         middle = torch.cat([torch.linalg.eigvalsh(c) for c in found.values()]).median()
         settings = dataclasses.replace(settings, null_space_threshold=float(middle))
