@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import inprocess
 import pytest
@@ -63,7 +64,7 @@ def watched(settings, tmp_path, monkeypatch):
     given |= {"state_dir": str(state), "pool_uri": str(tmp_path / "pool"), "requests_per_slot": 1}
     steps = ComposeStage._steps
     monkeypatch.setattr(  # a random model never says both; here every value does, and is written
-        ComposeStage, "_steps", lambda *given: [(True, change) for _, change in steps(*given)]
+        ComposeStage, "_steps", lambda *given: [replace(one, holds=True) for one in steps(*given)]
     )
     found = Watched(state, monkeypatch)
     with found.power.watching():
