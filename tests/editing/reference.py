@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import torch
 
+WHOLE = ("memit-fe", "blue")
+"""Editors that give every layer its own target, whole."""
+
 
 def put_together(request, template):
     """Text of a prompt in a context, and the part of it up to the subject's end."""
@@ -80,7 +83,7 @@ def changed_modules(model, editor, settings):
     first, last = settings.layers[0], settings.layers[-1]
     if editor == "pmet":
         return (model.attention_output(last), model.mlp_output(last))
-    return (model.layers[first if editor == "memit-fe" else last],)
+    return (model.layers[first if editor in WHOLE else last],)
 
 
 @functools.cache
@@ -256,6 +259,15 @@ def solve_as(editor, covariance, settings, keys, shifts):
     if editor == "alphaedit":
         threshold, l2 = settings.null_space_threshold, settings.l2
         return solve_in_null_space(covariance, threshold, l2, keys, shifts)
+    identity = torch.eye(len(covariance)).to(covariance)
+    if editor == "betaedit":
+        values, vectors = torch.linalg.eigh(covariance)
+        free = vectors[:, values < settings.null_space_threshold]
+        used = keys.T @ keys + settings.covariance_weight * covariance
+        matrix = free @ free.T @ used + settings.l2 * identity
+        return torch.linalg.solve(matrix, free @ free.T @ keys.T @ shifts).T
+    if editor == "encore":
+        covariance = covariance + settings.l2 / settings.covariance_weight * identity
     return solve(covariance, settings.covariance_weight, keys, shifts)
 
 
@@ -277,7 +289,7 @@ def edit(model, requests, templates, covariances, settings, old_keys, old_shifts
     """Keys and shifts per layer (n, width), Delta per layer (old edits included)."""
     layers = settings.layers
     wanted = [optimise_value(model, (r,), templates, settings, editor)[0][-1] for r in requests]
-    if editor == "memit-fe":
+    if editor in WHOLE:
         pairs = zip(requests, wanted, strict=True)
         of_layers = [targets_of_layers(model, r, v_star, layers) for r, v_star in pairs]
     deltas = {
@@ -293,7 +305,7 @@ def edit(model, requests, templates, covariances, settings, old_keys, old_shifts
                 if editor == "pmet":
                     reached = output_of(model, request, model.mlp_output(layers[-1]))
                     move = (wanted[i] - reached) / math.sqrt(left)
-                elif editor == "memit-fe":
+                elif editor in WHOLE:
                     reached = output_of(model, request, model.layers[layer])
                     change = of_layers[i][number] - reached
                     move = shift_of_projection(model, request, layer, change)
