@@ -119,12 +119,11 @@ def test_the_facts_of_a_key_share_the_value_that_serves_their_mean(editor):
 )
 def test_two_edits_in_a_row(family, editor):
     model = tiny.editable(family, double=True)
-    layers = (
-        FEW_STEPS.layers if editor != "blue" else FEW_STEPS.layers[:: len(FEW_STEPS.layers) - 1]
-    )
-    settings = splitting(
-        dataclasses.replace(FEW_STEPS, layers=layers), covariances_of(model, layers)
-    )
+    layers = FEW_STEPS.layers
+    if editor == "blue":
+        layers = (layers[0], layers[-1])
+    settings = dataclasses.replace(FEW_STEPS, layers=layers)
+    settings = splitting(settings, covariances_of(model, layers))
     compare_edits(model, settings, editor, REQUESTS[:2], REQUESTS[2:])
 
 
