@@ -53,6 +53,7 @@ class Contest:
         leads: of each value so far, the sum of the two least leads of its holders' facts, in nats.
             Two targets for the same words never lead together: where one is ahead of all other
             tokens, the other one is behind it by as much.
+        given_up: whether its facts will not lead together.
     """
 
     ids: tuple[str, ...]
@@ -62,11 +63,12 @@ class Contest:
     made: str = ""
     rounds: int = 0
     leads: list[float] = field(default_factory=list)
+    given_up: bool = False
 
     @property
     def open(self) -> bool:
         """Whether another round can settle it, or make its MKV."""
-        return not self.made and bool(self.holders)
+        return not self.made and not self.given_up and bool(self.holders)
 
     @property
     def asked(self) -> list[str]:
@@ -102,7 +104,7 @@ class Contest:
         if self.settled:
             return
         if self._hopeless(most_rounds):
-            self.holders = []
+            self.given_up = True
             return
         self.sent = {name: told[name].value for name in self.holders}
         self.rounds += 1

@@ -83,6 +83,7 @@ def test_facts_that_never_lead_together_are_given_up_after_five_values():
     assert one.open
     lead(one, -1.3)
     assert not one.open and not one.settled
+    assert one.holders == ["bank", "court"], "the log names them"
 
 
 @pytest.mark.parametrize(
