@@ -88,7 +88,7 @@ def revoke_peer(node: NodeFolder, name: str, fingerprint: str = "") -> int:
         How many keys there were.
 
     Raises:
-        FedEditError: there is no such key.
+        FedEditError: there is no such key, or more than one.
     """
     file, chosen = _peer(node, name, fingerprint)
     write_peer(file, [key for key in read_peer(file) if key not in chosen])
@@ -121,4 +121,6 @@ def _peer(node: NodeFolder, name: str, fingerprint: str) -> tuple[Path, list[Pee
     if not chosen:
         known = ", ".join(key_fingerprint(key.public) for key in keys)
         raise FedEditError(f"--key {fingerprint}: {name} has no such key here; it has {known}")
+    if fingerprint and len(chosen) > 1:
+        raise FedEditError(f"--key {fingerprint}: {len(chosen)} keys of {name} begin so; give more")
     return file, chosen

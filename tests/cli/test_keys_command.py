@@ -96,6 +96,7 @@ def _file_of(node, name) -> Path:
     [
         (("expire", "museum", "soon"), "soon"),
         (("revoke", "court", "--key", "SHA256:none"), "has no such key here"),
+        (("revoke", "court", "--key", "SHA256:"), "2 keys of court begin so"),
         (("revoke", "school"), "no key of it is listed"),
     ],
 )
