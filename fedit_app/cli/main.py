@@ -29,6 +29,7 @@ from fedit_app.cli import (
     stats,
     table,
     tune,
+    watch,
 )
 from fedit_app.cli.options import DEPLOYING, LOOKING, RESEARCH, RUNNING
 from fedit_app.support.errors import FedEditError
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     RUNNING: {
         "edit": edit.edit,
         "run": run.run,
+        "watch": watch.watch,
         "ask": ask.ask,
         "chat": chat.chat,
         "config": config.config,

@@ -6,13 +6,9 @@ the same page.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup
 
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.report.comparison import ComparedRun, Comparison
@@ -23,7 +19,6 @@ from fedit_app.report.figures import (
     metric_of,
     shared_subject_lines,
     value_of,
-    words,
 )
 from fedit_app.report.plots import (
     axis_plot,
@@ -33,11 +28,10 @@ from fedit_app.report.plots import (
     score_plot,
     slots_plot,
 )
+from fedit_app.report.rendering import render
 from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results
-from fedit_app.report.styles import STYLES
 from fedit_app.report.tables import METRICS as COLUMNS
 from fedit_app.report.tables import methods_table
-from fedit_app.report.template import TEMPLATES
 from fedit_app.support.files import write_file
 from fedit_app.support.formats import (
     NOT_MEASURED,
@@ -46,7 +40,6 @@ from fedit_app.support.formats import (
     listing,
     percent,
     plural,
-    printable,
     share,
 )
 from fedit_app.support.tables import Cell, Table
@@ -63,7 +56,7 @@ def render_report(results: Results) -> str:
         results: the run; see docs/results.md.
     """
     summary, totals = results.summary, results.totals
-    return _render(
+    return render(
         "run",
         title=f"FedEdit run: {results.strategy} on {results.model.name}",
         eyebrow=" · ".join(
@@ -123,7 +116,7 @@ def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) 
     config, axis, runs = comparison.config, comparison.axis, comparison.runs
     done = sum(run.status == "completed" for run in runs)
     methods = plural(len(comparison.strategies) * len(comparison.editors), "method")
-    return _render(
+    return render(
         "comparison",
         title=f"FedEdit comparison: {config['model']}",
         eyebrow=f"FedEdit comparison · {config['model']} · "
@@ -144,35 +137,6 @@ def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) 
             "slots": slots_plot(comparison),
         },
     )
-
-
-def _render(template: str, plots: Mapping[str, str], **values: object) -> str:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=DictLoader(TEMPLATES),
-        finalize=lambda value: (
-            printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
-    )
-    environment.globals.update(
-        share=share,
-        byte_size=byte_size,
-        duration=duration,
-        value_of=value_of,
-        words=words,
-        setting=_setting,
-        at=lambda record, name: getattr(record, name, None),
-    )
-    # The drawings escape their own text; all other text is escaped here.
-    drawings = {name: Markup(drawing) for name, drawing in plots.items()}
-    page = environment.get_template(template)
-    return page.render(styles=Markup(STYLES), plots=drawings, **values)
-
-
-def _setting(value: object) -> str:
-    """A configuration value as it is written in TOML, strings without their quotes."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _further(summary: Outcome) -> dict[str, str]:

@@ -58,12 +58,15 @@ _PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{%- block head %}
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+{%- endblock %}
 <title>{{ title }}</title>
 <style>{{ styles }}</style>
 </head>
 <body>
 <main>
+{% block main %}
 <header>
 <p class="eyebrow">{{ eyebrow }}</p>
 <div class="heading"><h1>{{ headline }}</h1>
@@ -71,7 +74,9 @@ _PAGE = """\
 <p class="lead">{{ lead }}</p>
 </header>
 {% block content %}{% endblock %}
+{% endblock %}
 </main>
+{% block script %}{% endblock %}
 </body>
 </html>
 """
@@ -347,5 +352,69 @@ an MKV.</p>
 {% endblock %}
 """
 
-TEMPLATES = {"macros": _MACROS, "page": _PAGE, "run": _RUN, "comparison": _COMPARISON}
+_NOW = """\
+{% from "macros" import figure, number_table, reason_table with context %}
+<header>
+<p class="eyebrow">{{ eyebrow }}</p>
+<div class="heading"><h1>{{ headline }}</h1>
+<span class="status {{ status_class }}">{{ status }}</span></div>
+<p class="lead">{{ lead }}</p>
+</header>
+<dl class="tiles">
+{%- for label, value, detail in tiles %}
+<div><dt>{{ label }}</dt><dd>{{ value }}<small>{{ detail }}</small></dd></div>
+{%- endfor %}
+</dl>
+{%- if nodes.rows %}
+<h2>Nodes</h2>
+{{ number_table(nodes, "Nodes") }}
+{%- endif %}
+{%- if failures %}
+<h2>Failures</h2>
+{{ reason_table(["Node", "Slot", "Stage", "Reason"], failures) }}
+{%- endif %}
+{%- if slots.rows %}
+<h2>Slots</h2>
+{{ number_table(slots, "Slots") }}
+{%- endif %}
+<div class="plots">
+{{ figure(plots.score, "Score per slot", "Thick lines: mean. Thin lines: single nodes.") }}
+</div>
+"""
+
+_LIVE = """\
+{% extends "page" %}
+{% block head %}
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ style-src 'unsafe-inline'; script-src 'nonce-{{ nonce }}'; connect-src 'self'">
+{% endblock %}
+{% block main %}{% include "now" %}{% endblock %}
+{% block script %}
+<script nonce="{{ nonce }}">
+const main = document.querySelector("main");
+async function look() {
+  let answer;
+  try {
+    answer = await fetch("now", {cache: "no-store"});
+  } catch {
+    document.querySelector(".status").textContent = "fedit watch has ended";
+    return;
+  }
+  if (answer.status === 205) return location.reload();
+  if (answer.ok) main.innerHTML = await answer.text();
+  setTimeout(look, {{ milliseconds }});
+}
+setTimeout(look, {{ milliseconds }});
+</script>
+{% endblock %}
+"""
+
+TEMPLATES = {
+    "macros": _MACROS,
+    "page": _PAGE,
+    "run": _RUN,
+    "comparison": _COMPARISON,
+    "now": _NOW,
+    "live": _LIVE,
+}
 """Name -> template."""

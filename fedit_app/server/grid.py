@@ -31,6 +31,7 @@ from fedit_app.protocol.messages import (
     noted_seconds,
     unpack_info,
 )
+from fedit_app.protocol.metrics import Metrics
 from fedit_app.protocol.schema import (
     ANSWERS,
     Answer,
@@ -210,6 +211,7 @@ class RunGrid(Grid):
         stage = "before" if stage == "evaluate" and not slot else stage
         began = time.perf_counter()
         waiting = self._push(slot, messages)
+        self.record.progress.asks(slot, stage, (asked.known for asked in waiting.values()))
         replies: list[Message] = []
         for reply in self._arriving(waiting, began, timeout):
             asked = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -230,6 +232,7 @@ class RunGrid(Grid):
                 self._simulated.add(answer.simulated)
             replies.append(reply)
             self._note_cost(slot, stage, reply, asked.size)
+            self.record.progress.heard(slot, stage, name, *_scores(answer))
             done, total = len(messages) - len(waiting), len(messages)
             logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
         for asked in waiting.values():
@@ -376,6 +379,13 @@ def _introduced(reply: Message) -> str:
     except FedEditError:
         return ""
     return name if is_name(name) else ""
+
+
+def _scores(answer: Answer) -> tuple[Metrics | None, Metrics | None]:
+    """What an answer says of a node's own and of the federation's facts."""
+    if isinstance(answer, EvaluateAnswer):
+        return answer.own, answer.federation
+    return None, None
 
 
 def _is_stock(content: RecordDict) -> bool:

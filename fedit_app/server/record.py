@@ -35,6 +35,7 @@ from fedit_app.report.results import (
     StageSeconds,
     append_line,
 )
+from fedit_app.server.progress import Progress
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file
 
@@ -54,6 +55,10 @@ class RunRecord:
         config: the run configuration; with `resume`, an unfinished run of the folder is resumed
             from its first unfinished slot.
         folder: the run folder; made if it does not exist.
+
+    Attributes:
+        folder: the run folder.
+        progress: what is under way.
 
     Raises:
         FedEditError: the folder holds a run already, or one that cannot be resumed with this
@@ -84,6 +89,7 @@ class RunRecord:
                 self._restore(results)
             else:
                 self._write_config("# How many nodes took part is not known yet.")
+            self.progress = Progress(self._config, folder)
         except filelock.Timeout:
             raise FedEditError(
                 f"output-dir: another run is writing to {folder}; wait for its end, or end it"
@@ -155,6 +161,7 @@ class RunRecord:
         failure = Failure(node=node, slot=slot, stage=stage, reason=reason)
         if failure not in self._failures:
             self._failures.append(failure)
+            self.progress.failed(failure)
         logger.error("slot %d %s: node %s is missing: %s", slot, stage, node, reason)
 
     def count(self, slot: int, node: str, **counts: int) -> None:
@@ -228,6 +235,7 @@ class RunRecord:
         results = self.results(status)
         write_results(self.folder / "results.json", results)
         write_report(results, self.folder / "report.html")
+        self.progress.finished(status)
         self._lock.release()
         logger.info("\n%s", summary_table(results))
         logger.info("run folder %s, report %s", self.folder, self.folder / "report.html")

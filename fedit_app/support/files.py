@@ -24,14 +24,14 @@ _PARTS = ("tmp", "old")
 
 
 @contextmanager
-def replace_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+def replace_file(path: Path, mode: int = 0o666, lasting: bool = True) -> Iterator[Path]:
     """Write a file next to `path` and rename it into place if the block raises no error.
-
-    Once the block has ended, a power cut loses neither the file nor its name.
 
     Args:
         path: the file to create or replace; missing parent folders are made.
         mode: its permissions, less those that the umask takes away.
+        lasting: whether a power cut after the block loses neither the file nor its name, for which
+            the block waits for the disk.
 
     Yields:
         The temporary file to write to, in the same folder. It is there and empty, and its name
@@ -45,9 +45,11 @@ def replace_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
         make_folder(path.parent)
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield temporary
-        to_disk(temporary)
+        if lasting:
+            to_disk(temporary)
         temporary.replace(path)
-        to_disk(path.parent)
+        if lasting:
+            to_disk(path.parent)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
@@ -113,18 +115,19 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
-def write_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+def write_file(path: Path, content: str | bytes, mode: int = 0o666, lasting: bool = True) -> None:
     """Write a file that a reader sees either complete or not at all.
 
     Args:
         path: the file to create or replace; missing parent folders are made.
         content: bytes, or text, which is written as UTF-8.
         mode: its permissions, less those that the umask takes away.
+        lasting: see `replace_file`.
 
     Raises:
         FedEditError: the disk is full or read-only; an existing file stays as it was.
     """
-    with replace_file(path, mode) as temporary:
+    with replace_file(path, mode, lasting) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

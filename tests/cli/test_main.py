@@ -17,7 +17,7 @@ from fedit_app.support.tables import Change, Table
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "Edit and federate": ("edit", "run", "ask", "chat", "config"),
+    "Edit and federate": ("edit", "run", "watch", "ask", "chat", "config"),
     "Look and undo": ("table", "pool", "ledger", "rollback", "export"),
     "Deploy": ("server", "node", "keys", "doctor"),
     "Research": ("compare", "sweep", "tune", "stats"),
