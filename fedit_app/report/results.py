@@ -58,7 +58,7 @@ class Costs(Part):
         cached: optimised values that were in the work-cache, or in the edited model of a node.
         warm_started: optimised requests that began at another MKV's value.
         composed: keys whose value the node learned together with others.
-        compose_rounds: rounds that these keys took.
+        compose_rounds: rounds that contested keys took, those that were given up as well.
         reused: requests that another node's MKV fulfils.
         uploaded: MKVs sent to the server.
         offered: MKVs of others that the server sent.

@@ -56,12 +56,15 @@ class Composition:
             replies = grid.send_and_receive(self.messages(keys, made))
             made = self.close_round(keys, replies)
         for contest in self._slot.contests:
+            rounds = min(contest.rounds, self._config.compose_rounds)
+            for holder in contest.holders:
+                grid.record.count(self._slot.number, holder, compose_rounds=rounds)
             logger.info(
                 "slot %d: a key of %s: %s after %d rounds",
                 self._slot.number,
                 ", ".join(contest.holders) or "a node that failed",
                 "one value says all facts" if contest.made else "no value says all facts",
-                min(contest.rounds, self._config.compose_rounds),
+                rounds,
             )
 
     def messages(self, keys: Sequence[Contest], made: Sequence[str]) -> list[Message]:
@@ -156,7 +159,7 @@ class Composition:
             member.wants.add(mkv.id)
             record.count(self._slot.number, name, uploaded=1)
             for holder in contest.holders:
-                record.count(self._slot.number, holder, composed=1, compose_rounds=contest.rounds)
+                record.count(self._slot.number, holder, composed=1)
         return {mkv.id: mkv for mkv in mkvs}
 
     def _told(

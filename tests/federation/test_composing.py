@@ -70,6 +70,7 @@ def test_what_does_not_come_together_costs_the_rounds_and_is_a_conflict(run):
     assert asked == [101, 102] * (ROUNDS + 1)
     assert counts(results, "conflicts") == {"bank": 1, "court": 1}
     assert counts(results, "composed") == {"bank": 0, "court": 0}
+    assert counts(results, "compose_rounds") == {"bank": ROUNDS, "court": ROUNDS}
     own_facts_hold(folder)
     for message in [*grid.sent, *grid.received]:
         assert b"Mint" not in message and b"London" not in message
