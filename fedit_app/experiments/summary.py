@@ -14,6 +14,8 @@ from fedit_app.protocol.metrics import mean_metrics
 from fedit_app.report import Comparison, Results, load_results, methods_table, render_comparison
 from fedit_app.report.comparison import SCHEMA, UNEDITED, ComparedRun, Row, SlotMeans, Spread
 from fedit_app.report.figures import figures_by_scope, value_of
+from fedit_app.report.html import comparison_plots
+from fedit_app.report.paper import write_paper
 from fedit_app.report.results import NUMBERS, STAGES, SlotResult
 from fedit_app.report.tables import METRICS, figures_csv
 from fedit_app.support.files import write_file
@@ -44,7 +46,7 @@ def write_comparison(
     metrics: Sequence[str] = METRICS,
     evidence: Evidence | None = None,
 ) -> list[Path]:
-    """Write comparison.json, .csv, .md, .tex and .html, and tests.csv.
+    """Write comparison.json, .csv, .md and .html, tests.csv, and what goes into a paper.
 
     Args:
         comparison: what `summarise` returns.
@@ -55,16 +57,16 @@ def write_comparison(
     Returns:
         The files.
     """
-    table = methods_table(comparison, metrics)
+    table, plots = methods_table(comparison, metrics), comparison_plots(comparison)
     tested = evidence if evidence and evidence.findings else None
     ahead = [better_text(tested), ""] if tested else []
-    spans = ["", intervals_table(tested).markdown()] if tested else []
+    intervals = {"intervals": intervals_table(tested)} if tested else {}
+    spans = [part for found in intervals.values() for part in ("", found.markdown())]
     texts = {
         "json": comparison.model_dump_json(indent=2, by_alias=True) + "\n",
         "csv": figures_csv(comparison),
         "md": "\n".join([*ahead, table.markdown(), *spans]) + "\n",
-        "tex": table.latex() + "\n",
-        "html": render_comparison(comparison, metrics),
+        "html": render_comparison(comparison, plots, metrics),
     }
     files = []
     for kind, text in texts.items():
@@ -73,6 +75,7 @@ def write_comparison(
     if tested:
         files.append(folder / "tests.csv")
         write_file(files[-1], findings_csv(tested))
+    write_paper(folder / "comparison.html", {"methods": table, **intervals}, plots)
     return files
 
 

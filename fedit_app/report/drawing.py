@@ -55,6 +55,7 @@ _STYLE = {
     "legend.frameon": False,
     "figure.facecolor": "none",
 }
+_WIDE_LABEL = 24
 WIDTH = 5.4  # inches of 72 SVG units: about the width of a phone, so that text stays readable
 
 
@@ -85,6 +86,27 @@ def grid(axes: Axes, axis: Literal["both", "x", "y"]) -> None:
     """Thin lines behind the drawing, along `x`, `y` or `both`."""
     axes.grid(axis=axis, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def score_lines(figure: Figure, axes: Axes, name: str, label: str, columns: int = 2) -> str:
+    """Finish a plot of scores as lines: its scale, its legend above it, and the SVG."""
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("Score")
+    grid(axes, "y")
+    _, labels = axes.get_legend_handles_labels()
+    columns = 1 if max(map(len, labels), default=0) > _WIDE_LABEL else columns
+    figure.legend(loc="outside upper left", alignment="left", ncols=columns)
+    return svg(figure, name, label)
+
+
+def name_rows(panels: Sequence[Axes], names: Sequence[str]) -> None:
+    """Finish panels of horizontal bars with a name a row, from the top."""
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        grid(axes, "x")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
 
 
 def svg(figure: Figure, prefix: str, label: str) -> str:
@@ -121,6 +143,18 @@ def svg(figure: Figure, prefix: str, label: str) -> str:
         f"min-width: {max(290, width - 110):.0f}px; max-width: {1.35 * width:.0f}px",
     }
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def standalone(drawn: str) -> str:
+    """A drawing of `svg` as a file of its own: in the colours of paper, as wide as it was drawn."""
+    root = ElementTree.fromstring(drawn)
+    *_, width, height = root.attrib["viewBox"].split()
+    root.attrib |= {"width": f"{width}pt", "height": f"{height}pt"}
+    root.attrib["style"] = "stroke-linejoin: round; font-family: sans-serif"
+    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    text = ElementTree.tostring(root, encoding="unicode")
+    return re.sub(r"var\(--[\w-]+, (#\w+)\)", r"\1", text)
 
 
 def _attribute(name: str, value: str, prefix: str) -> str:

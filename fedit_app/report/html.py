@@ -7,11 +7,12 @@ the same page.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.report.comparison import ComparedRun, Comparison
+from fedit_app.report.comparison_plots import axis_plot, method_plot, slots_plot
 from fedit_app.report.figures import (
     FURTHER,
     METRICS,
@@ -20,18 +21,18 @@ from fedit_app.report.figures import (
     shared_subject_lines,
     value_of,
 )
+from fedit_app.report.paper import write_paper
 from fedit_app.report.plots import (
-    axis_plot,
     change_plot,
+    cost_plot,
     exchange_plot,
-    method_plot,
+    facts_plot,
     score_plot,
-    slots_plot,
 )
 from fedit_app.report.rendering import render
 from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results
 from fedit_app.report.tables import METRICS as COLUMNS
-from fedit_app.report.tables import methods_table
+from fedit_app.report.tables import methods_table, nodes_table, slots_table
 from fedit_app.support.files import write_file
 from fedit_app.support.formats import (
     NOT_MEASURED,
@@ -55,6 +56,20 @@ def render_report(results: Results) -> str:
     Args:
         results: the run; see docs/results.md.
     """
+    return _report(results, _run_plots(results))
+
+
+def _run_plots(results: Results) -> dict[str, str]:
+    return {
+        "score": score_plot(results),
+        "facts": facts_plot(results),
+        "change": change_plot(results),
+        "exchange": exchange_plot(results),
+        "cost": cost_plot(results),
+    }
+
+
+def _report(results: Results, plots: Mapping[str, str]) -> str:
     summary, totals = results.summary, results.totals
     return render(
         "run",
@@ -88,29 +103,43 @@ def render_report(results: Results) -> str:
         strategy=results.strategy,
         editor=results.editor,
         times=_times(results),
-        plots={
-            "score": score_plot(results),
-            "change": change_plot(results),
-            "exchange": exchange_plot(results),
-        },
+        plots=plots,
     )
 
 
 def write_report(results: Results, path: str | Path) -> None:
-    """Write the report of a run; a reader sees either the old file or the whole new one.
+    """Write the report of a run, and its tables and plots for a paper beside it, see `paper`.
 
     Args:
         results: the run.
-        path: the file to write; its folder is made if it is missing.
+        path: the file to write; its folder is made if it is missing. A reader sees either the old
+            file or the whole new one.
     """
-    write_file(Path(path), render_report(results))
+    path, plots = Path(path), _run_plots(results)
+    write_file(path, _report(results, plots))
+    tables = {"nodes": nodes_table(results), "slots": slots_table(results)}
+    write_paper(path, tables if results.nodes else {}, plots)
 
 
-def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) -> str:
+def comparison_plots(comparison: Comparison) -> dict[str, str]:
+    """Name -> SVG of the plots of a comparison; "" where there is nothing to show."""
+    return {
+        "axis": axis_plot(comparison),
+        "method": method_plot(comparison),
+        "slots": slots_plot(comparison),
+    }
+
+
+def render_comparison(
+    comparison: Comparison,
+    plots: Mapping[str, str],
+    metrics: Sequence[str] = COLUMNS,
+) -> str:
     """A comparison as one HTML page.
 
     Args:
         comparison: the comparison; see docs/compare.md.
+        plots: its `comparison_plots`.
         metrics: columns of the table, see `methods_table`.
     """
     config, axis, runs = comparison.config, comparison.axis, comparison.runs
@@ -131,11 +160,7 @@ def render_comparison(comparison: Comparison, metrics: Sequence[str] = COLUMNS) 
         runs=_runs(runs),
         failures=[(run.name, run.reason) for run in comparison.failed],
         config=dict(sorted(config.items())),
-        plots={
-            "axis": axis_plot(comparison),
-            "method": method_plot(comparison),
-            "slots": slots_plot(comparison),
-        },
+        plots=plots,
     )
 
 

@@ -1,4 +1,4 @@
-"""Plots of runs and comparisons as inline SVG, see `drawing`.
+"""Plots of runs as inline SVG, see `drawing`.
 
 The same results give the same bytes. A plot that has nothing to show is an empty string.
 """
@@ -6,8 +6,7 @@ The same results give the same bytes. A plot that has nothing to show is an empt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,13 +15,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from fedit_app.protocol.metrics import mean_metrics
-from fedit_app.report.comparison import (
-    UNEDITED,
-    ComparedRun,
-    Comparison,
-    Spread,
-    Value,
-)
 from fedit_app.report.drawing import (
     BEFORE,
     FEDERATION,
@@ -33,20 +25,21 @@ from fedit_app.report.drawing import (
     SERIES,
     WIDTH,
     drawing,
-    grid,
     line,
+    name_rows,
     new_figure,
+    score_lines,
     svg,
 )
 from fedit_app.report.figures import value_of
-from fedit_app.report.results import Before, Measured, Results
-from fedit_app.support.formats import share, shorten
+from fedit_app.report.results import STAGES, Before, Measured, Results
+from fedit_app.support.formats import byte_size, share, shorten
 
 _SCOPES = (("own", "Own facts", OWN, "o"), ("federation", "Federation's facts", FEDERATION, "s"))
-_NAME_WIDTH, _METHOD_WIDTH = 16, 34
-_MARKERS = "osD^vPX"
-_DASHES = ("-", "--", ":", "-.")
-_WIDE_LABEL = 24
+_NAME_WIDTH = 16
+
+_BESIDE = ("reused", "composed", "conflicts")
+"""What a node did with others' MKVs beside accepting them."""
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -72,23 +65,90 @@ def score_plot(results: Results) -> str:
         axes.set_xlim(-0.15, max(slot.slot for slot in results.slots) + 0.15)
         axes.set_xlabel("Slot (0 = before any edit)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        return _score_lines(figure, axes, "score", "Score per slot, mean and single nodes", 1)
+        return score_lines(figure, axes, "score", "Score per slot, mean and single nodes", 1)
+
+
+def facts_plot(results: Results) -> str:
+    """The score over the facts in a node's model: its own so far, and those it has accepted.
+
+    Empty where nothing was accepted: facts then grow with the slots, which `score_plot` shows.
+    """
+    nodes = [node for slot in results.slots for node in slot.nodes.values()]
+    if not results.totals.accepted or not _measured(nodes):
+        return ""
+    names = {*results.nodes, *(name for slot in results.slots for name in slot.nodes)}
+    facts = {name: _facts_so_far(results, name) for name in names}
+    with drawing("facts"):
+        figure, axes = new_figure(4.1)
+        for scope, label, colour, marker in _SCOPES:
+            look = {"color": colour, "linewidth": 1.4, "marker": marker, "markersize": 4}
+            for name, scores in _node_scores(results, scope).items():
+                reached = facts[name]
+                at = [(reached[slot], score) for slot, score in scores if slot in reached]
+                known = [(count, score) for count, score in at if score is not None]
+                # A name that begins with an underscore is in no legend.
+                line(axes, known, label=label if known else "_", **look)
+                label = label if not known else "_"
+        axes.set_xlabel("Facts in the model of a node: own and accepted")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        return score_lines(figure, axes, "facts", "Score over the facts in a node's model", 2)
+
+
+def _facts_so_far(results: Results, name: str) -> dict[float, float]:
+    """Slot -> requests of the node and MKVs that it has accepted, up to that slot."""
+    total, found = 0, {0.0: 0.0}
+    for slot in results.slots:
+        if name in slot.nodes:
+            total += slot.nodes[name].requests + slot.nodes[name].accepted
+            found[slot.slot] = total
+    return found
+
+
+def cost_plot(results: Results) -> str:
+    """Seconds of every slot by stage, with the bytes that were sent in it."""
+    slots = [slot for slot in results.slots if slot.seconds.total]
+    if not slots:
+        return ""
+    stages = [s for s in STAGES if any(getattr(slot.seconds, s) for slot in slots)]
+    with drawing("cost"):
+        figure, axes = new_figure(1.5 + 0.42 * len(slots))
+        starts = np.zeros(len(slots))
+        for stage, colour in zip(stages, SERIES, strict=False):
+            took = np.array([getattr(slot.seconds, stage) or 0.0 for slot in slots])
+            axes.barh(range(len(slots)), took, left=starts, height=0.62, color=colour, label=stage)
+            starts += took
+        for row, slot in enumerate(slots):
+            sent = byte_size(slot.bytes_up + slot.bytes_down)
+            axes.text(starts[row] + 0.01 * starts.max(), row, sent, va="center", fontsize=10.5)
+        axes.set_xlim(0, 1.3 * starts.max())
+        axes.set_xlabel("Seconds, all nodes together; behind them the bytes sent")
+        name_rows([axes], [f"Slot {slot.slot}" for slot in slots])
+        figure.legend(loc="outside upper left", alignment="left", ncols=4)
+        return svg(figure, "cost", "Seconds of every slot by stage, and bytes")
 
 
 def exchange_plot(results: Results) -> str:
-    """Who accepted how many MKVs from whom, summed over the slots: receiver by origin."""
+    """Who accepted how many MKVs from whom, summed over the slots: receiver by origin.
+
+    Beside them stand the requests that another node's MKV fulfils, the keys whose value the node
+    learned together with others, and the conflicts that were left.
+    """
     counts: Counter[tuple[str, str]] = Counter()
+    beside: Counter[tuple[str, str]] = Counter()
     for slot in results.slots:
         for receiver, node in slot.nodes.items():
             for origin, count in node.received_from.items():
                 counts[receiver, origin] += count
+            beside.update({(receiver, kind): getattr(node, kind) for kind in _BESIDE})
     most = max(counts.values(), default=0)
     if most == 0:
         return ""
     names = sorted({*results.nodes, *(name for pair in counts for name in pair)})
-    side = 0.5 * len(names)
+    kinds = [kind for kind in _BESIDE if any(beside[name, kind] for name in names)]
+    places = [len(names) + 0.5 + number for number in range(len(kinds))]
+    side, wide = 0.5 * len(names), 0.5 * (len(names) + len(kinds))
     with drawing("exchange"):
-        figure, axes = new_figure(max(3.0, side + 1.7), width=max(WIDTH, side + 2.2))
+        figure, axes = new_figure(max(3.0, side + 1.7), width=max(WIDTH, wide + 2.4))
         for row, receiver in enumerate(names):
             for column, origin in enumerate(names):
                 count = counts[receiver, origin]
@@ -96,17 +156,26 @@ def exchange_plot(results: Results) -> str:
                     axes.text(column, row, "·", ha="center", va="center", color=MUTED)
                 else:
                     _tile(axes, column, row, count, most)
+            for place, kind in zip(places, kinds, strict=True):
+                axes.text(place, row, str(beside[receiver, kind]), ha="center", va="center")
         labels = [shorten(name, _NAME_WIDTH) for name in names]
-        axes.set_xticks(range(len(names)), labels, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_xticks(
+            [*range(len(names)), *places],
+            [*labels, *kinds],
+            rotation=35,
+            ha="right",
+            rotation_mode="anchor",
+        )
         axes.set_yticks(range(len(names)), labels)
-        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_xlim(-0.5, (places[-1] if places else len(names) - 1) + 0.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("Origin of the MKVs")
         axes.set_ylabel("Receiver")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_aspect("equal")
-        return svg(figure, "exchange", "MKVs accepted, by receiving node and node of origin")
+        label = "MKVs accepted, by receiving node and node of origin"
+        return svg(figure, "exchange", ", ".join([label, *kinds]))
 
 
 def change_plot(results: Results) -> str:
@@ -126,101 +195,8 @@ def change_plot(results: Results) -> str:
             axes.set_xlim(0, 1.18)
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             axes.set_xlabel("Score")
-        _rows(panels, [shorten(name, _NAME_WIDTH) for name in nodes])
+        name_rows(panels, [shorten(name, _NAME_WIDTH) for name in nodes])
         return svg(figure, "change", "Score of every node before and after the run")
-
-
-def method_plot(comparison: Comparison) -> str:
-    """The federation score of every method, mean and spread; on an axis, at its last value."""
-    bars = [
-        (row, found)
-        for row in comparison.rows
-        if row.value == comparison.last and (found := row.figure("score"))
-    ]
-    if not bars:
-        return ""
-    with drawing("method"):
-        figure, axes = new_figure(0.9 + 0.42 * len(bars), width=1.25 * WIDTH)
-        for place, (row, found) in enumerate(bars):
-            colour = BEFORE if row.strategy == UNEDITED else SERIES[0]
-            mean, deviation = found.mean or 0.0, found.sd
-            axes.barh(place, mean, height=0.62, color=colour)
-            if deviation is not None:
-                axes.errorbar(mean, place, xerr=deviation, color=MUTED, capsize=3, linewidth=1.2)
-            axes.text(mean + (deviation or 0) + 0.015, place, _said(found), va="center", size=10.5)
-        axes.set_xlim(0, 1.25)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-        axes.set_xlabel("Score on the federation's facts")
-        _rows([axes], [shorten(row.method, _METHOD_WIDTH) for row, _ in bars])
-        return svg(figure, "method", "Score on the federation's facts by method")
-
-
-def slots_plot(comparison: Comparison) -> str:
-    """The federation score slot by slot, a line a method; on an axis, at its last value.
-
-    It is empty, too, when fewer than two slots were evaluated.
-    """
-    runs = [run for run in comparison.runs if run.slots and run.value == comparison.last]
-    lines = {name: _over_slots(group) for name, group in _by_method(runs).items()}
-    if len({slot for points in lines.values() for slot, _ in points}) < 2:
-        return ""
-    with drawing("slots"):
-        figure, axes = new_figure(3.2 + 0.27 * len(lines), width=1.25 * WIDTH)
-        for name, points in lines.items():
-            line(axes, points, label=shorten(name, _METHOD_WIDTH), **_style(name, lines))
-        axes.set_xlabel("Slot")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        label = "Score on the federation's facts over the slots"
-        return _score_lines(figure, axes, "slots", label)
-
-
-def axis_plot(comparison: Comparison) -> str:
-    """The federation score over the axis of a sweep, a line a method; empty without an axis."""
-    axis = comparison.axis
-    methods = _by_method([row for row in comparison.rows if row.figure("score")])
-    if not axis or not methods:
-        return ""
-    place_of = _places(axis.values)
-    with drawing("axis"):
-        figure, axes = new_figure(3.2 + 0.27 * len(methods), width=1.25 * WIDTH)
-        for name, rows in methods.items():
-            found = [
-                (place_of[row.value], row.figure("score")) for row in rows if row.value in place_of
-            ]
-            points = [(place, spread) for place, spread in found if spread]
-            axes.errorbar(
-                [place for place, _ in points],
-                np.array([spread.mean for _, spread in points], float),
-                yerr=[spread.sd or 0 for _, spread in points],
-                capsize=3,
-                label=shorten(name, _METHOD_WIDTH),
-                **_style(name, methods),
-            )
-        axes.set_xticks(list(place_of.values()), [str(value) for value in axis.values])
-        axes.set_xlabel(axis.key)
-        label = f"Score on the federation's facts over {axis.key}"
-        return _score_lines(figure, axes, "axis", label)
-
-
-def _score_lines(figure: Figure, axes: Axes, name: str, label: str, columns: int = 2) -> str:
-    """Finish a plot of scores as lines: its scale, its legend above it, and the SVG."""
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("Score")
-    grid(axes, "y")
-    _, labels = axes.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels), default=0) > _WIDE_LABEL else columns
-    figure.legend(loc="outside upper left", alignment="left", ncols=columns)
-    return svg(figure, name, label)
-
-
-def _rows(panels: Sequence[Axes], names: Sequence[str]) -> None:
-    """Finish panels of horizontal bars with a name a row, from the top."""
-    for axes in panels:
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        grid(axes, "x")
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
 
 
 def _tile(axes: Axes, column: int, row: int, count: int, most: int) -> None:
@@ -268,56 +244,3 @@ def _mean_scores(results: Results, scope: str) -> Points:
     ]
     start = _score(results.summary.before, scope)
     return [(0, start), *((slot, value_of(mean, "score")) for slot, mean in means)]
-
-
-def _over_slots(runs: Sequence[ComparedRun]) -> Points:
-    """Mean score of each slot that was evaluated in any of the runs."""
-    by_slot: dict[int, list[float | None]] = {}
-    for run in runs:
-        for slot in run.slots or ():
-            by_slot.setdefault(slot.slot, []).append(value_of(slot.federation, "score"))
-    means = [(slot, Spread.of(scores).mean) for slot, scores in sorted(by_slot.items())]
-    return [(slot, mean) for slot, mean in means if mean is not None]
-
-
-class _OfMethod(Protocol):
-    @property
-    def method(self) -> str: ...
-
-
-T = TypeVar("T", bound=_OfMethod)
-
-
-def _by_method(records: Iterable[T]) -> dict[str, list[T]]:
-    groups: dict[str, list[T]] = {}
-    for record in records:
-        groups.setdefault(record.method, []).append(record)
-    return groups
-
-
-def _places(values: Sequence[Value]) -> dict[Value | None, float]:
-    """Where the values of an axis stand: numbers at their places, others side by side."""
-    if any(isinstance(value, str | bool) for value in values):
-        return {value: place for place, value in enumerate(values)}
-    return {value: float(value) for value in values}
-
-
-def _said(found: Spread) -> str:
-    mean = share(found.mean)
-    return mean if found.sd is None else f"{mean} ± {found.sd:.3f}"
-
-
-def _style(method: str, methods: Mapping[str, object]) -> dict[str, Any]:
-    """A colour a strategy, a way of drawing lines an editor."""
-    if method == UNEDITED:
-        return {"color": BEFORE, "linewidth": 2}
-    parts = [name.rpartition(", ") for name in methods if name != UNEDITED]
-    strategy, _, editor = method.rpartition(", ")
-    number = list(dict.fromkeys(first for first, *_ in parts)).index(strategy)
-    dashes = list(dict.fromkeys(last for *_, last in parts)).index(editor)
-    return {
-        "color": SERIES[number % len(SERIES)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _DASHES[dashes % len(_DASHES)],
-        "linewidth": 2.2,
-    }

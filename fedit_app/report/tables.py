@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from fedit_app.protocol.metrics import SCORE_PARTS, Metrics
+from fedit_app.protocol.metrics import SCORE_PARTS, Metrics, mean_metrics
 from fedit_app.report.comparison import UNEDITED, Comparison, Row, Spread
 from fedit_app.report.figures import (
     figures_by_scope,
@@ -15,7 +15,16 @@ from fedit_app.report.figures import (
     value_of,
     words,
 )
-from fedit_app.report.results import Before, Costs, Failure, Measured, Outcome, Results
+from fedit_app.report.results import (
+    NUMBERS,
+    STAGES,
+    Before,
+    Costs,
+    Failure,
+    Measured,
+    Outcome,
+    Results,
+)
 from fedit_app.support.formats import (
     byte_size,
     duration,
@@ -72,13 +81,7 @@ def summary_table(results: Results) -> str:
     Returns:
         Lines without a trailing line break. Control characters in names and reasons are removed.
     """
-    columns = ("node", *(f"own {words(name)}" for name in _OWN), "federation score")
-    rows: list[tuple[Cell, ...]] = [
-        (shorten(name, _NAME_WIDTH), *_changes(node))
-        for name, node in sorted(results.nodes.items())
-    ]
-    rows.append(("mean", *_changes(results.summary)))
-    lines = [_title(results), "", Table(columns, rows).text()]
+    lines = [_title(results), "", nodes_table(results).text()]
     totals = results.totals
     lines += ["", *_further_lines(results.summary), _counts_line(totals)]
     lines.append(
@@ -88,6 +91,30 @@ def summary_table(results: Results) -> str:
     if results.failed_nodes:
         lines += ["", "failed nodes:", *map(_failure, results.failed_nodes)]
     return "\n".join(lines)
+
+
+def nodes_table(results: Results) -> Table:
+    """The shares of every node before and after a run, and their means."""
+    columns = ("node", *(f"own {words(name)}" for name in _OWN), "federation score")
+    rows: list[tuple[Cell, ...]] = [
+        (shorten(name, _NAME_WIDTH), *_changes(node))
+        for name, node in sorted(results.nodes.items())
+    ]
+    return Table(columns, [*rows, ("mean", *_changes(results.summary))])
+
+
+def slots_table(results: Results) -> Table:
+    """Every slot of a run: mean scores, counts, bytes, and seconds of its stages."""
+    columns = ("Slot", "Own score", "Federation score", *NUMBERS, *STAGES)
+    rows: list[list[Cell]] = []
+    for slot in results.slots:
+        row: list[Cell] = [slot.slot]
+        for scope in ("own", "federation"):
+            mean = mean_metrics(getattr(node, scope) for node in slot.nodes.values())
+            row.append(Figure(value_of(mean, "score")))
+        row += [getattr(slot, name) for name in NUMBERS]
+        rows.append([*row, *(Figure(getattr(slot.seconds, stage), 1) for stage in STAGES)])
+    return Table([words(name).capitalize() for name in columns], rows)
 
 
 def runs_table(runs: Sequence[tuple[str, Results]]) -> Table:

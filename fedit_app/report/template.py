@@ -206,6 +206,8 @@ deployment no node sees the requests of another.</p>
 {%- if plots.score or plots.change %}
 <div class="plots">
 {{ figure(plots.score, "Score per slot", "Thick lines: mean. Thin lines: single nodes.") }}
+{{ figure(plots.facts, "Score over facts",
+          "A line a node: its score as facts come in, its own and those accepted from others.") }}
 {{ figure(plots.change, "Score per node", "Grey: before the run. Colour: after it.") }}
 </div>
 {%- endif %}
@@ -215,7 +217,9 @@ deployment no node sees the requests of another.</p>
 <h2>Exchange between nodes</h2>
 <div class="plots">
 {{ figure(plots.exchange, "Who took knowledge from whom",
-          "MKVs accepted, all slots together. The stronger the colour, the more.") }}
+          "MKVs accepted, all slots together. The stronger the colour, the more. Beside them: own "
+          ~ "requests that another node's MKV fulfils, keys learned together with others, and "
+          ~ "conflicts that were left.") }}
 {%- if rejections %}
 <div class="card"><h3>Why offered MKVs were rejected</h3>
 <table class="text"><thead><tr><th scope="col">Reason</th>
@@ -229,8 +233,11 @@ deployment no node sees the requests of another.</p>
 </div>
 {%- endif %}
 
-<h2>Slots</h2>
+<h2>Slots and costs</h2>
 {%- if slots %}
+<div class="plots">
+{{ figure(plots.cost, "Time and traffic", "Seconds by stage, all nodes together, and bytes.") }}
+</div>
 <div class="card dense">
 <div class="scroll" tabindex="0" role="region" aria-label="Counts and times per slot">
 <table>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -146,6 +147,21 @@ class Table:
         lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
+    def csv(self) -> str:
+        """Comma-separated values, unrounded; a change is two columns, before and after."""
+        width = range(len(self.columns))
+        changes = [any(isinstance(row[i], Change) for row in self.rows) for i in width]
+        head: list[Json] = []
+        for name, two in zip(self.columns, changes, strict=True):
+            head += [f"{name} before", f"{name} after"] if two else [name]
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(head)
+        for row in self.rows:
+            cells = zip(row, changes, strict=True)
+            writer.writerow([value for cell, two in cells for value in _in_csv(cell, two)])
+        return stream.getvalue()
+
     def records(self) -> list[Json]:
         """An object a row, for JSON: `json_name` of the heading -> value, unrounded."""
         names = list(map(json_name, self.columns))
@@ -208,6 +224,15 @@ def _is_number(cell: Cell) -> bool:
     if isinstance(cell, Shown):
         return cell.right
     return isinstance(cell, int | float | Figure | Change) and not isinstance(cell, bool)
+
+
+def _in_csv(cell: Cell, two: bool) -> list[Json]:
+    """The values of a cell; None is an empty one."""
+    if isinstance(cell, Change):
+        return [cell.before, cell.after]
+    value = value_of(cell)
+    plain = printable(value) if isinstance(value, str) else value
+    return [plain, None] if two else [plain]
 
 
 def json_name(heading: str) -> str:

@@ -11,7 +11,8 @@ from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
 from fedit_app.experiments.summary import summarise
 from fedit_app.report import methods_table, render_comparison
 from fedit_app.report.comparison import Axis, Spread
-from fedit_app.report.plots import axis_plot, method_plot, slots_plot
+from fedit_app.report.comparison_plots import axis_plot, method_plot, slots_plot
+from fedit_app.report.html import comparison_plots
 from fedit_app.report.tables import figures_csv
 from fedit_app.support.errors import FedEditError
 
@@ -123,7 +124,7 @@ def test_what_is_missing_is_said(plan):
     assert (row.completed, row.failed) == (1, [first.name])
     assert "1 of 2, 1 failed" in methods_table(comparison).text()
     assert [run.name for run in comparison.failed] == [first.name]
-    page = render_comparison(comparison)
+    page = render_comparison(comparison, comparison_plots(comparison))
     assert "7 of 8 runs" in page and "on | fire [31m" in page
 
 
@@ -250,7 +251,7 @@ def test_the_plot_of_an_axis(plan, axis, monkeypatch):
     drawn = axis_plot(comparison)
     for value in comparison.axis.values:
         assert f">{value}<" in drawn
-    page = render_comparison(comparison)
+    page = render_comparison(comparison, comparison_plots(comparison))
     assert f"Score over {comparison.axis.key}" in page and page.count("<svg") == 3
 
 
@@ -261,5 +262,5 @@ def test_nothing_is_there_yet(plan, tmp_path):
     comparison = summarise(made, {})
     assert {run.status for run in comparison.runs} == {"missing"}
     assert method_plot(comparison) == slots_plot(comparison) == ""
-    assert "0 of 4 runs" in render_comparison(comparison)
+    assert "0 of 4 runs" in render_comparison(comparison, comparison_plots(comparison))
     assert "0 of 1" in methods_table(comparison).text()

@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -89,7 +90,7 @@ def test_content_of_a_completed_run(sample):
     assert sample("completed").model.fingerprint in text
     assert "Why offered MKVs were rejected" in text and "no improvement" in text
     assert "Slot 3, node by node" in text
-    assert page_of(sample("completed")).count("<svg") == 3
+    assert page_of(sample("completed")).count("<svg") == 5
 
 
 def test_settings_are_shown_as_in_toml(sample):
@@ -133,7 +134,33 @@ def test_same_results_same_page(sample, tmp_path):
     path = tmp_path / "new" / "report.html"
     write_report(sample("completed"), path)
     assert path.read_text(encoding="utf-8") == render_report(sample("completed"))
-    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["paper", "report.html"]
+
+
+def test_every_table_and_plot_is_there_for_a_paper(sample, tmp_path):
+    write_report(sample("completed"), tmp_path / "report.html")
+    folder = tmp_path / "paper"
+    drawn = {file.stem for file in folder.glob("*.svg")}
+    assert drawn == {"score", "facts", "change", "exchange", "cost"}
+    with (folder / "nodes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["node"] for row in rows] == ["clinic-north", "library", "museum", "mean"]
+    assert float(rows[2]["own score after"]) == 0.81 and rows[2]["own other relations after"] == ""
+    with (folder / "slots.csv").open(encoding="utf-8") as file:
+        accepted = [int(row["Accepted"]) for row in csv.DictReader(file)]
+    assert accepted == [slot.accepted for slot in sample("completed").slots]
+    for name in ("nodes", "slots"):
+        text = (folder / f"{name}.tex").read_text(encoding="utf-8")
+        assert text.startswith("\\begin{tabular}") and text.endswith("\\end{tabular}\n")
+
+
+def test_names_of_others_are_text_in_the_files_for_a_paper(sample, tmp_path):
+    write_report(sample("hostile"), tmp_path / "report.html")
+    folder = tmp_path / "paper"
+    assert "<script>" in (folder / "nodes.tex").read_text(encoding="utf-8")
+    assert "$" not in (folder / "nodes.tex").read_text(encoding="utf-8").replace("\\$", "")
+    for file in folder.iterdir():
+        assert "\x1b" not in file.read_text(encoding="utf-8")
 
 
 def test_what_the_shares_mean_is_said(sample):

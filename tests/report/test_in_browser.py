@@ -27,3 +27,12 @@ def test_a_report_is_readable_anywhere_and_asks_for_nothing(page, tmp_path, name
     assert page.too_wide <= 0
     assert page.contrast("h1") > 7 and page.contrast(".note, .lead") > 4.5
     assert page.said == [] and page.asked == [file.as_uri()]
+
+
+def test_a_vector_file_for_a_paper_is_drawn_by_itself(page, tmp_path):
+    write_report(as_results(SAMPLES["completed"]()), tmp_path / "report.html")
+    page.said.clear()
+    page.open((tmp_path / "paper" / "score.svg").as_uri())
+    assert page.value("document.documentElement.getBBox().width") > 300
+    assert "Slot (0 = before any edit)" in page.value("document.documentElement.textContent")
+    assert page.said == []

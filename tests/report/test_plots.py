@@ -3,9 +3,16 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from fedit_app.report.plots import change_plot, exchange_plot, score_plot
+from fedit_app.report.drawing import standalone
+from fedit_app.report.plots import (
+    change_plot,
+    cost_plot,
+    exchange_plot,
+    facts_plot,
+    score_plot,
+)
 
-PLOTS = [score_plot, exchange_plot, change_plot]
+PLOTS = [score_plot, facts_plot, exchange_plot, change_plot, cost_plot]
 
 
 def texts(svg):
@@ -67,7 +74,7 @@ def test_change_plot_has_a_row_per_node(sample):
 
 
 def test_nothing_to_draw(sample):
-    assert [plot(sample("unstarted")) for plot in PLOTS] == ["", "", ""]
+    assert [plot(sample("unstarted")) for plot in PLOTS] == [""] * len(PLOTS)
     assert exchange_plot(sample("local")) == ""
 
 
@@ -83,7 +90,7 @@ def test_a_score_of_zero_is_drawn(sample):
 def test_foreign_text_stays_text(sample, plot):
     svg = plot(sample("hostile"))
     assert "<script" not in svg and "\x1b" not in svg
-    if plot is not score_plot:
+    if plot in (exchange_plot, change_plot):
         assert "<script>alert(1…" in texts(svg)
 
 
@@ -92,3 +99,34 @@ def test_names_are_no_formulas_and_need_no_glyphs(sample):
     results = sample("completed")
     results.nodes = {"$x^2$ 図書館": results.nodes["museum"]}
     assert "$x^2$ 図書館" in texts(change_plot(results))
+
+
+def test_beside_the_exchange_stand_reuse_composed_keys_and_conflicts(sample):
+    results = sample("completed")
+    results.slots[0].nodes["museum"].composed = 77
+    labels = texts(exchange_plot(results))
+    assert {"reused", "composed", "conflicts", "77"} <= set(labels)
+    for slot in results.slots:
+        for node in slot.nodes.values():
+            node.composed = node.conflicts = 0
+    assert not {"composed", "conflicts"} & set(texts(exchange_plot(results)))
+
+
+def test_the_curve_over_facts_needs_facts_of_others(sample):
+    labels = texts(facts_plot(sample("completed")))
+    assert labels.count("Own facts") == labels.count("Federation's facts") == 1
+    assert facts_plot(sample("local")) == ""
+
+
+def test_costs_name_every_stage_that_took_time_and_the_bytes_of_a_slot(sample):
+    labels = texts(cost_plot(sample("completed")))
+    assert {"edit", "reedit", "evaluate", "Slot 3", "6.6 MB", "4.9 MB"} <= set(labels)
+    assert "compose" not in labels and cost_plot(sample("unstarted")) == ""
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_drawing_is_a_vector_file_of_its_own(sample, plot):
+    text = standalone(plot(sample("hostile")))
+    root = ElementTree.fromstring(text)
+    assert root.attrib["width"].endswith("pt") and "var(" not in text
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
