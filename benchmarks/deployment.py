@@ -4,6 +4,7 @@ First three nodes with the demo's requests run twice, with their resident proces
 (`worker-idle-seconds = 0`, a model load for every message). Then many nodes with a tiny random
 model run many slots against one server; memory is the proportional set size of the processes.
 With `--together` these are threads of one process, so that this machine holds more of them.
+Before and after them Flower alone exchanges empty messages with the same nodes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import fedit_app.facts
 from benchmarks.harness import MIB, Figures, benchmark, count, main, option, print_figures, table
 from benchmarks.loopback import TOGETHER, Deployment
+from fedit_app.flower_compat.connection import Connection
 from fedit_app.models.loading import resolve_model
 from fedit_app.report import Results, load_results
 from fedit_app.support.errors import FedEditError
@@ -38,6 +40,10 @@ _DEMO = Path(fedit_app.facts.__file__).parent / "demo"
 _NODES = ("bank", "hospital", "museum")
 _STAGES = ("edit", "reedit", "evaluate")
 _SECONDS_BETWEEN_SAMPLES = 10
+_EMPTY_MESSAGES = Path(__file__).parent / "empty_messages"
+_EXCHANGE = re.compile(r"exchange: ([\d.]+) s")
+# Of a slot: edit and re-edit. The load's nodes are evaluated in the last slot alone.
+_EXCHANGES = 2
 # A model of the embedded one's family that computes next to nothing.
 _TINY = {
     "hidden_size": 32,
@@ -124,13 +130,16 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         started = _started(
             deployment, data, model, 0.0 if together else None, within=_BEHIND, together=together
         )
+        empty = _empty_exchanges(deployment)
         with _Memory(deployment, [TOGETHER] if together else names, count) as memory:
             results = _finished(deployment, config, count)
+        empty += _empty_exchanges(deployment)
     failed = len(results.failed_nodes)
     figures = {
         "node_start_seconds": started["node_start_seconds"],
         "failures": failed,
         **{k: v for k, v in _of_slots(results, count).items() if v is not None},
+        **_beside_empty(results, empty),
         **memory.figures(),
     }
     rows = [[name, value] for name, value in figures.items()]
@@ -140,6 +149,41 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     if failed:
         raise FedEditError(f"{failed} times a node was missing: {results.failed_nodes[:3]}")
     return {f"deployment/load/{name}": value for name, value in figures.items()}
+
+
+def _empty_exchanges(deployment: Deployment) -> list[float]:
+    """The seconds of exchanges of empty messages with all nodes, Flower's own cost."""
+    home = deployment.folder / "empty-messages"
+    home.mkdir(exist_ok=True)
+    connection = Connection.to(deployment.server.superlink, home)
+    lines: list[str] = []
+    status = connection.follow(connection.submit(_EMPTY_MESSAGES, {}), lines.append)
+    found = [float(seconds) for line in lines for seconds in _EXCHANGE.findall(line)]
+    if not found:
+        raise FedEditError(f"no empty message came back ({status}): {lines[-3:]}")
+    return found
+
+
+def _beside_empty(results: Results, empty: Sequence[float]) -> dict[str, float]:
+    """What the two exchanges of a slot take, without the nodes' own work, and with empty messages.
+
+    The nodes of one process work one after the other; of nodes with processes of their own, which
+    work at the same time, the sum of the seconds is too much, and the ratio too small.
+    """
+    slots = results.slots[1:] or results.slots
+    stages = [(slot.seconds.edit or 0.0) + (slot.seconds.reedit or 0.0) for slot in slots]
+    own = [
+        sum((n.seconds.edit or 0.0) + (n.seconds.reedit or 0.0) for n in slot.nodes.values())
+        for slot in slots
+    ]
+    slot, work, floor = map(statistics.median, (stages, own, empty))
+    return {
+        "exchanges_seconds": slot,
+        "nodes_own_seconds": work,
+        "empty_exchanges_seconds": _EXCHANGES * floor,
+        "over_empty": slot / (_EXCHANGES * floor),
+        "without_own_over_empty": (slot - work) / (_EXCHANGES * floor),
+    }
 
 
 def _started(

@@ -13,6 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.node.app import app as client_app
+from fedit_app.protocol.messages import HELLO
+from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.server.app import run_federation
 
 RUN_ID = 7
@@ -23,7 +25,8 @@ class InProcessGrid(Grid):
     """Virtual nodes 101, 102, ... that answer in the order of `order`.
 
     `tamper(node_id, message)` may return a reply, raise to make the node crash, or return None to
-    let the ClientApp answer. Every message is kept as bytes in `sent` and `received`.
+    let the ClientApp answer; it sees the message out of its parcel, and its reply becomes one.
+    Every message is kept as bytes in `sent` and `received`.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class InProcessGrid(Grid):
     def _answer(self, node_id: int, message: Message) -> Message | None:
         wire = recorddict_to_proto(message.content).SerializeToString()
         self.sent.append(wire)
+        message.content = unwrap(message.content)
         try:
             reply = self._tamper(node_id, message)
         except TimeoutError:
@@ -95,13 +99,19 @@ class InProcessGrid(Grid):
             )
             arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
             reply = client_app(arrived, self._contexts[node_id])
-        wire = recorddict_to_proto(reply.content).SerializeToString()
+        wire = recorddict_to_proto(_parcel(reply)).SerializeToString()
         self.received.append(wire)
         content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
         return Message(content, reply_to=message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
+
+
+def _parcel(reply: Message) -> RecordDict:
+    """A reply's content as its ClientApp sends it, also after somebody has changed it."""
+    hello = reply.metadata.message_type == HELLO
+    return reply.content if hello else wrap(reply.content)
 
 
 def federation_key() -> str:

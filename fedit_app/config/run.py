@@ -33,6 +33,13 @@ class RunSettings(Seeded):
         ge=1,
         unit="seconds",
     )
+    stage_share: float = key(
+        1.0,
+        "share of the nodes that were asked whose answers end a stage; the others are left out of "
+        "the slot, and what they have done counts in a later one",
+        gt=0,
+        le=1,
+    )
     resume: bool = key(False, "continue the unfinished run of output-dir, see `fedit run --resume`")
 
 

@@ -17,7 +17,8 @@ from fedit_app.config.node_config import is_simulated, node_run_config
 from fedit_app.config.run_config import RunConfig
 from fedit_app.facts.partition import own_data
 from fedit_app.node.identity import signing_key
-from fedit_app.protocol.messages import Call, pack_error
+from fedit_app.protocol.messages import HELLO, Call, pack_error
+from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.protocol.signed import Question, sign
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.log import set_up_logging
@@ -43,6 +44,7 @@ def answer(message: Message, context: Context) -> Message:
         context.run_id,
     )
     try:
+        message.content = unwrap(message.content)
         content = _ask(call, message.content)
     except FedEditError as error:
         logger.error("node %s: %s failed: %s", call.node, call.stage, error)
@@ -51,7 +53,7 @@ def answer(message: Message, context: Context) -> Message:
         logger.exception("node %s: %s failed", call.node, call.stage)
         content = pack_error(call.node, call.stage, error)
     _sign(content, call, message)
-    return Message(content, reply_to=message)
+    return Message(content if call.message_type == HELLO else wrap(content), reply_to=message)
 
 
 def _sign(answer: RecordDict, call: Call, message: Message) -> None:

@@ -2,7 +2,8 @@
 
 A message has records with arrays (`mkvs` or `sealed-mkvs`, `keys`, `values`), and `info` with JSON,
 whose fields are in `schema`. An answer whose `info` has an `error` says why the node could not do
-its part. Beside the JSON an answer's `info` says how many seconds the node took for it.
+its part. Beside the JSON an answer's `info` says how many seconds the node took for it. On its way
+a message is a `parcel`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fedit_app.mkv.sealed import SEALING_BYTES
 from fedit_app.mkv.wire_checks import MAX_MKVS
 from fedit_app.support.errors import FedEditError, shown
 
-VERSION = 7
+VERSION = 8
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"
@@ -44,14 +45,15 @@ KEY_SUMS, PRIOR = "key-sums", "prior"
 # Of one JSON text: what the names of 100,000 MKVs need.
 MAX_JSON_LENGTH = 16 * 2**20
 
-_INFO, _META = "info", "mkv-meta"
+INFO = "info"
+_META = "mkv-meta"
 _SECONDS = "seconds"
 _MOST_SECONDS = 1e9
 _KEYS, _LOOKUP = "keys", "lookup"
 _VALUES = "values"
 _RECORDS = {kind: f"{kind}s" for kind in KINDS}
 # How Flower calls bytes that numpy.save has written.
-_STYPE = "numpy.ndarray"
+STYPE = "numpy.ndarray"
 # Arrays of MKVs and of weights have these types and at most so many axes.
 _DTYPES = ("|i1", "<f2", "<f4", "<f8")
 _MOST_AXES = 8
@@ -95,7 +97,7 @@ def pack(info: Mapping[str, Any], mkvs: Sequence[Record] = ()) -> RecordDict:
         mkvs: MKVs of one fingerprint, all open (and then of one precision) or all sealed.
     """
     told = ConfigRecord({"json": json.dumps(dict(info))})
-    content = RecordDict({_INFO: told})
+    content = RecordDict({INFO: told})
     if mkvs:
         kind, arrays, meta = encode(mkvs)
         content[_RECORDS[kind]] = arrays_record(arrays)
@@ -130,7 +132,7 @@ def unpack_info(content: RecordDict) -> dict[str, Any]:
 
 def _info(content: RecordDict) -> ConfigRecord:
     """The record `info` of a message; empty if it has none."""
-    return content.config_records.get(_INFO) or ConfigRecord()
+    return content.config_records.get(INFO) or ConfigRecord()
 
 
 def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
 
 def note_seconds(content: RecordDict, seconds: float) -> None:
     """Write into an answer how long the node took for it, in seconds."""
-    content.config_records[_INFO][_SECONDS] = seconds
+    content.config_records[INFO][_SECONDS] = seconds
 
 
 def noted_seconds(content: RecordDict) -> float:
@@ -221,10 +223,10 @@ def _elements(array: Array, place: str) -> np.ndarray:
 
     numpy.load would allocate whatever size the header claims before it reads the elements.
     """
-    if array.stype != _STYPE:
-        raise FedEditError(f"{place}: {shown(array.stype)} found; it has to be {_STYPE}")
+    if array.stype != STYPE:
+        raise FedEditError(f"{place}: {shown(array.stype)} found; it has to be {STYPE}")
     try:
-        shape, fortran, dtype, start = _header(array.data[:_MOST_HEADER_BYTES])
+        shape, fortran, dtype, start = read_header(array.data)
     except ValueError as error:
         raise FedEditError(f"{place}: {error}") from None
     elements = memoryview(array.data)[start:]
@@ -236,13 +238,13 @@ def _elements(array: Array, place: str) -> np.ndarray:
     return np.frombuffer(elements, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, Fortran order, dtype, and where the elements start.
+def read_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, Fortran order, dtype, and where the elements start, of what numpy.save has written.
 
     Raises:
         ValueError: it is no header of an array that a message may hold.
     """
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:_MOST_HEADER_BYTES])
     try:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("not of version 1.0")

@@ -55,6 +55,7 @@ def run_federation(grid: Grid, context: Context) -> Results:
         context.run_id,
         record,
         config.slot_timeout,
+        config.stage_share,
         lambda slot: slot % config.evaluate_every == 0 or slot == config.num_slots,
     )
     try:

@@ -20,6 +20,9 @@ from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
+# Seconds: a node that is not at work introduces itself within a few.
+_PATIENCE_WITH_THE_SLOW = 30.0
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -113,7 +116,7 @@ def welcome(grid: RunGrid, slot: int, agreement: Agreement) -> list[str]:
 
     The cause may have been fixed meanwhile. A member that failed in the slot before says hello
     again, too: it may have done its part without being heard. Until it does it is left out, so
-    that the run waits for it once per slot.
+    that the run waits for it once per slot, and not for long if it need not wait for the slow.
 
     Args:
         grid: the grid; newcomers become members.
@@ -127,7 +130,8 @@ def welcome(grid: RunGrid, slot: int, agreement: Agreement) -> list[str]:
         grid.members.pop(name, None)
     present = set(grid.all_node_ids())
     ids = sorted(present - {member.node_id for member in grid.members.values()})
-    names = _admit(grid, _greet(grid, ids, slot), agreement) if ids else []
+    patience = _PATIENCE_WITH_THE_SLOW if grid.share < 1 else None
+    names = _admit(grid, _greet(grid, ids, slot, patience), agreement) if ids else []
     if names:
         logger.info("slot %d: joined by %s", slot, ", ".join(names))
     for name, member in sorted(grid.silent.items()):
@@ -139,13 +143,16 @@ def welcome(grid: RunGrid, slot: int, agreement: Agreement) -> list[str]:
     return names
 
 
-def _greet(grid: RunGrid, ids: list[int], slot: int) -> dict[str, Hello]:
+def _greet(
+    grid: RunGrid, ids: list[int], slot: int, timeout: float | None = None
+) -> dict[str, Hello]:
     """The introductions of nodes by their names; of several with one name the first by id."""
     content = HelloAsk(first_slot=slot).packed()
     messages = [Message(content, message_type=HELLO, dst_node_id=id_) for id_ in ids]
     present, registered = set(grid.all_node_ids()), grid.registered_names()
     hellos: dict[str, Hello] = {}
-    for reply in sorted(grid.send_and_receive(messages), key=lambda r: r.metadata.src_node_id):
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
         hello = Hello(reply.metadata.src_node_id, HelloAnswer.read(reply.content), reply)
         name, known = hello.says.node, registered.get(hello.node_id)
         if known and known != name:  # virtual nodes are registered under no name

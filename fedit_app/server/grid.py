@@ -8,6 +8,7 @@ same record.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from fedit_app.protocol.messages import (
     unpack_info,
 )
 from fedit_app.protocol.metrics import Metrics
+from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.protocol.schema import (
     ANSWERS,
     Answer,
@@ -125,10 +127,12 @@ class RunGrid(Grid):
         record: where failures, traffic, counts and metrics go.
         timeout: most seconds to wait for the answers of one stage, of virtual nodes for the next
             answer.
+        share: part of the nodes that were asked in a slot whose answers end a stage.
         evaluated: slot -> whether it is one in which the nodes are evaluated.
 
     Attributes:
         members: name -> node that takes part.
+        share: see above.
         silent: name -> member that has failed in some stage since it last said hello: what its
             ledger has got meanwhile is not known here.
         newcomers: lets nodes join in a slot, and returns their names.
@@ -140,9 +144,11 @@ class RunGrid(Grid):
         run_id: int,
         record: RunRecord,
         timeout: float,
+        share: float,
         evaluated: Callable[[int], bool],
     ) -> None:
         self._grid, self._run_id, self._timeout, self._evaluated = grid, run_id, timeout, evaluated
+        self.share = share
         self.record = record
         self._keys: dict[int, str] = {}  # of nodes that are registered under a name
         self.members: dict[str, Member] = {}
@@ -213,14 +219,18 @@ class RunGrid(Grid):
         waiting = self._push(slot, messages)
         self.record.progress.asks(slot, stage, (asked.known for asked in waiting.values()))
         replies: list[Message] = []
-        for reply in self._arriving(waiting, began, timeout):
+        enough = math.ceil(round(self.share * len(messages), 6)) if slot else len(messages)
+        for reply in self._arriving(waiting, began, timeout, lambda: len(replies) >= enough):
             asked = waiting.pop(reply.metadata.reply_to_message_id, None)
             if asked is None:
                 logger.warning("slot %d %s: an answer came twice; the first counts", slot, stage)
                 continue
-            # What it says of itself counts if it is registered under no name, as virtual nodes.
-            name = asked.known or _introduced(reply) or asked.name
+            name = asked.name
             try:
+                if reply.has_content():
+                    reply.content = unwrap(reply.content)
+                # What it says of itself counts if it is registered under no name, as virtual nodes.
+                name = asked.known or _introduced(reply) or asked.name
                 self._require_signature(asked, reply)
                 answer, sent = self._read(slot, reply), asked.question.content
                 if _is_stock(sent):
@@ -235,40 +245,51 @@ class RunGrid(Grid):
             self.record.progress.heard(slot, stage, name, *_scores(answer))
             done, total = len(messages) - len(waiting), len(messages)
             logger.info("slot %d %s: %s answered, %d of %d", slot, stage, name, done, total)
+        reason = f"no answer within {timeout:g} s (slot-timeout)"
+        if waiting and len(replies) >= enough:
+            reason = f"no answer when {enough} of {len(messages)} had come (stage-share)"
         for asked in waiting.values():
-            reason = f"no answer within {timeout:g} s (slot-timeout)"
             self.failed(asked.name, slot, stage, reason)
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
 
     def _push(self, slot: int, messages: Sequence[Message]) -> dict[str, _Asked]:
         """Send messages; returns what is waited for by Flower's id of each."""
-        sizes = [content_bytes(message.content) for message in messages]
+        contents = [message.content for message in messages]
+        sizes = [*map(content_bytes, contents)]
         self.record.traffic(slot, down=sum(sizes))
+        for message in messages:
+            if message.metadata.message_type != HELLO:
+                message.content = wrap(message.content)
         self._grid.push_messages(messages)  # gives them their ids
         names = self._names()
         if any(m.metadata.dst_node_id not in names for m in messages):
             names = self.registered_names() | names
         waiting = {}
-        for message, size in zip(messages, sizes, strict=True):
+        for message, content, size in zip(messages, contents, sizes, strict=True):
             told = message.metadata
             known, id_ = names.get(told.dst_node_id, ""), told.message_id
-            question = Question(self._run_id, id_, told.message_type, known, message.content)
+            question = Question(self._run_id, id_, told.message_type, known, content)
             waiting[id_] = _Asked(told.dst_node_id, known, size, question)
         return waiting
 
     def _arriving(
-        self, waiting: Mapping[str, _Asked], began: float, timeout: float
+        self,
+        waiting: Mapping[str, _Asked],
+        began: float,
+        timeout: float,
+        enough: Callable[[], bool],
     ) -> Iterator[Message]:
-        """The answers as they come, until nothing is waited for any more or time is up.
+        """The answers as they come, until no more are waited for or time is up.
 
         Args:
             waiting: what is waited for; the caller takes out what has arrived.
             began: when the stage began; the time over sending its messages counts.
             timeout: most seconds to wait for all, of virtual nodes for the next answer.
+            enough: whether those that the caller has taken suffice.
         """
         heard = began
-        while waiting:
+        while waiting and not enough():
             asked_at = time.perf_counter()
             answers = self._pull(list(waiting))
             yield from answers

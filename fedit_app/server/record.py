@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 # Keys that may differ when a run is resumed; all others determine its results.
 _MAY_CHANGE = (
     *("output-dir", "resume", "num-slots", "evaluate-every", "metrics", "slot-timeout"),
-    *("device", "device-map", "edit-batch", "work-cache"),
+    *("stage-share", "device", "device-map", "edit-batch", "work-cache"),
 )
 
 

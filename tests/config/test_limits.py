@@ -25,6 +25,7 @@ KEYS = {
     "seed": "harmless: a number",
     "strategy": POLICY,
     "slot-timeout": SERVER,
+    "stage-share": SERVER,
     "resume": SERVER,
     **dict.fromkeys(("device", "dtype", "device-map"), OWN),
     **{f"module-{name}": MODULES for name in ("layers", "mlp-output", "final-norm")},

@@ -10,6 +10,7 @@ import tiny
 from flwr.app import Context, Message, RecordDict
 
 from fedit_app.node.app import app as client_app
+from fedit_app.protocol.parcel import unwrap
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +61,9 @@ def answer():
             state=RecordDict(),
             run_config=run_config,
         )
-        return client_app(message, context)
+        reply = client_app(message, context)
+        reply.content = unwrap(reply.content)
+        return reply
 
     return answer
 

@@ -20,6 +20,7 @@ from fedit_app.mkv.numerics import NUMERICS_VERSION
 from fedit_app.node.worker import NICENESS
 from fedit_app.node.worker_process import read_record, stop_worker
 from fedit_app.protocol.messages import EDIT, HELLO, VERSION, pack, unpack_info
+from fedit_app.protocol.parcel import unwrap
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +66,7 @@ def folders(runs) -> list[Path]:
 
 def without_seconds(answer: bytes) -> bytes:
     """An answer without how long it took."""
-    content = recorddict_from_proto(ProtoRecordDict.FromString(answer))
+    content = unwrap(recorddict_from_proto(ProtoRecordDict.FromString(answer)))
     assert content["info"].pop("seconds") > 0
     return recorddict_to_proto(content).SerializeToString()
 

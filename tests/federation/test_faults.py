@@ -474,6 +474,49 @@ def test_a_node_that_returns_catches_up_with_what_it_missed(run):
     assert received["bank"] == of_bank
 
 
+def test_a_slot_does_not_wait_for_a_straggler_whose_mkvs_count_in_the_next_one(
+    run, settings, answer
+):
+    """With a share of the answers a stage ends; what the slow node did meanwhile is not lost."""
+    config, slow = settings(num_slots=2, slot_timeout=300.0, stage_share=0.75), at(EDIT, 1)
+
+    def too_late(node_id, message):
+        if slow(node_id, message):
+            answer(message, config, 1)  # it does its part, but nobody waits for that
+            raise TimeoutError
+
+    began = time.perf_counter()
+    results = run(too_late, slot_timeout=300.0, stage_share=0.75)
+
+    assert time.perf_counter() - began < 300
+    assert faults(results)[0] == ("hospital", 1, "edit")
+    reason = results["failed_nodes"][0]["reason"]
+    assert reason == "no answer when 3 of 4 had come (stage-share)"
+    entry = results["slots"][1]["nodes"]["hospital"]
+    assert (entry["requests"], entry["uploaded"]) == (5, 10), "five of them are those of slot 1"
+    assert results["slots"][1]["nodes"]["museum"]["received_from"]["hospital"] > 5
+
+
+def test_a_node_that_was_away_for_three_slots_has_what_the_others_have(run):
+    away = range(1, 4)
+
+    def gone(node_id, message):
+        said = json.loads(message.content["info"]["json"])
+        slot = said.get("slot", said.get("first_slot"))
+        hello = message.metadata.message_type == HELLO and slot == 1
+        if node_id == FAULTY and slot in away and not hello:
+            raise TimeoutError
+
+    results = run(gone, num_slots=4, requests_per_slot=2, slot_timeout=1.0)
+
+    assert requests(results, "hospital") == [0, 0, 0, 8]
+    received = results["slots"][3]["nodes"]["hospital"]["received_from"]
+    assert sorted(received) == ["bank", "museum", "newsroom"]
+    of_museum = [s["nodes"]["bank"]["received_from"].get("museum", 0) for s in results["slots"]]
+    assert received["museum"] > max(of_museum), "those of all slots in one"
+    assert results["nodes"]["hospital"]["own"]["count"] == 8
+
+
 def crash_at(kind: str, slot: int):
     matches = at(kind, slot)
 

@@ -52,6 +52,7 @@ from fedit_app.protocol.messages import (
     unpack_mkvs,
     unpack_values,
 )
+from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.protocol.schema import (
     ANSWERS,
     ComposeAsk,
@@ -122,6 +123,27 @@ def in_folder(make, name: str, reader):
 def mkv_message(arrays, meta: bytes, kind: str) -> RecordDict:
     info = ConfigRecord({"json": "{}", "mkv-meta": meta.decode("utf-8", "replace")})
     return RecordDict({"info": info, kind: ArrayRecord(arrays)})
+
+
+@st.composite
+def parcels(draw):
+    """The entries of a parcel with MKVs, one of them damaged or renamed."""
+    entries = dict(wrap(pack({"slot": 1}, MKVS[:2]))["parcel"])
+    path = draw(st.sampled_from(sorted(entries)))
+    value = entries.pop(path)
+    if draw(st.booleans()):
+        data = draw(damaged(value if isinstance(value, bytes) else value.encode()))
+        text = data.decode("utf-8", "replace")
+        value = draw(st.sampled_from([data, text, 1.5, [3], [data]]))
+    else:
+        path = draw(damaged(path.encode())).decode("utf-8", "replace")
+    return entries | {path: value}
+
+
+def unwrapped(entries) -> None:
+    content = unwrap(RecordDict({"parcel": ConfigRecord(entries)}))
+    unpack_info(content)
+    unpack_mkvs(content, "f" * 32, "int8", FORM)
 
 
 def message_inputs(mkvs):
@@ -244,6 +266,7 @@ FOUND = {
     "a sealed MKV": Parser(
         st.sampled_from(SEALED_FILES).flatmap(damaged), lambda data, _: opened(data)
     ),
+    "a parcel": Parser(parcels(), lambda entries, _: unwrapped(entries)),
     "arrays": Parser(npy(), lambda data, _: unpack_arrays(holding(data), "keys")),
     "lookup keys": Parser(npy(), lambda data, _: unpack_lookup(holding(data), 4)),
     "values": Parser(npy(), lambda data, _: unpack_values(holding(data), 3, 4, False)),

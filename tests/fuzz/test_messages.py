@@ -176,7 +176,7 @@ def test_mkvs_of_any_content_are_screened_or_accepted(node):
 def grid(tmp_path):
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = inprocess.RUN_ID, 1, 1
     record = RunRecord(RunConfig.parse({}), tmp_path / "run")
-    made = RunGrid(None, inprocess.RUN_ID, record, 1.0, lambda slot: True)
+    made = RunGrid(None, inprocess.RUN_ID, record, 1.0, 1.0, lambda slot: True)
     made.members["bank"] = Member("bank", 101, np.zeros((0, 32), np.float32))
     return made
 
