@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedit_app.cli import options
-from fedit_app.cli.output import Format, FormatOption, say, write_json
+from fedit_app.cli.output import Format, FormatOption, say, write, write_json
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural, printable
+from fedit_app.support.tables import Cell, Figure, Table
 
 if TYPE_CHECKING:
     from fedit_app.cli.places import Place
+    from fedit_app.facts.request import EditRequest
 
 _OWN_FACTS = 3
 
@@ -29,6 +31,10 @@ def ask(
     chat: Annotated[
         bool, typer.Option("--chat", help="Say the prompt to a chat model, as its user.")
     ] = False,
+    worst: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show the N own facts that it says worst."),
+    ] = None,
     form: FormatOption = Format.AUTO,
 ) -> None:
     """Ask a node's model, before and after its edits."""
@@ -37,6 +43,11 @@ def ask(
     from fedit_app.models.answers import Comparison, answer
 
     found = find_place(place, node, federation)
+    if worst is not None:
+        if prompt is not None or chat:
+            raise FedEditError("--worst: asks the node's own facts; give it without PROMPT, --chat")
+        _write_worst(found, worst, form)
+        return
     prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger), chat)
     ledger = found.open()
     bench = found.workbench(ledger)
@@ -57,11 +68,37 @@ def _own_facts(place: Place, index: Mapping[str, Any], chat: bool) -> list[str]:
     from fedit_app.facts.request import SLOT
     from fedit_app.models.chat import what_is_said
 
+    own = _fulfilled(place, index)[:_OWN_FACTS]
+    if not chat:
+        return [request.text for request in own]
+    return [what_is_said(request).replace(SLOT, request.subject) for request in own]
+
+
+def _fulfilled(place: Place, index: Mapping[str, Any]) -> list[EditRequest]:
+    """The requests of the node that its ledger fulfils."""
     fulfilled = {id_ for row in index["entries"] for id_ in row["requests"]}
     data = place.data()
     if data is None:
         raise FedEditError(f"node {place.node}: its requests are not known here; give a prompt")
-    own = [request for request in data.read() if request.id in fulfilled][:_OWN_FACTS]
-    if not chat:
-        return [request.text for request in own]
-    return [what_is_said(request).replace(SLOT, request.subject) for request in own]
+    return [request for request in data.read() if request.id in fulfilled]
+
+
+def _write_worst(place: Place, most: int, form: Format) -> None:
+    """Print the node's own facts that its edited model says worst."""
+    from fedit_app.evaluation.worst import worst_facts
+    from fedit_app.ledger.ledger import read_index
+
+    facts = _fulfilled(place, read_index(place.ledger))
+    ledger = place.open()
+    with place.workbench(ledger).edited(ledger) as model:
+        found = worst_facts(model, facts, most)
+    rows: list[list[Cell]] = [
+        [
+            *(one.fact.text, one.fact.target_new, " ".join(one.says.split())),
+            *(Figure(one.correct), Figure(one.probability, digits=3)),
+        ]
+        for one in found
+    ]
+    columns = ["Fact", "Wanted", "Says now", "Share of tokens said", "Probability"]
+    said = f"node {place.node}: the worst of {plural(len(facts), 'own fact')} in its ledger"
+    write({"note": said, "facts": Table(columns, rows)}, form)

@@ -15,7 +15,7 @@ from fedit_app.cli.ledger import metrics_table
 from fedit_app.cli.options import ConfigFile, DryRun, Overrides, run_config
 from fedit_app.cli.output import Format, Part, write
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import byte_size, duration, listing, plural
+from fedit_app.support.formats import byte_size, duration, listing, plural, share
 from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _metrics(measured: Measured) -> dict[str, Part]:
         ),
         "neutral": {
             "ordinary text": f"perplexity {neutral.perplexity_before:.2f} -> "
-            f"{neutral.perplexity_after:.2f}, KL {neutral.kl:.4f} nats a token"
+            f"{neutral.perplexity_after:.2f}, KL {neutral.kl:.4f} nats a token",
+            "general knowledge": f"cloze {share(neutral.cloze_before)} -> "
+            f"{share(neutral.cloze_after)}",
         },
     }
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedit_app.editing.corpus import read_rows, sample_text, write_rows
+from fedit_app.evaluation.cloze import cloze
 from fedit_app.evaluation.scores import batches, last_states
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import pad
@@ -89,7 +90,7 @@ def neutral_rows(
 def neutral_scores(
     model: EditableModel, deltas: Mapping[int, Tensor], rows: Sequence[Sequence[int]]
 ) -> Neutral:
-    """Compare the model with and without an edit on token rows.
+    """Compare the model with and without an edit on token rows, and on general knowledge, `cloze`.
 
     With p_t and q_t the next-token distributions of the unedited and the edited model after the
     tokens before t of a row:
@@ -130,7 +131,10 @@ def neutral_scores(
         "perplexity_before": float(nll_before.exp()),
         "perplexity_after": float(nll_after.exp()),
         "top10_overlap": float(overlap),
+        "cloze_before": cloze(model),
     }
+    with model.edited(deltas):
+        found["cloze_after"] = cloze(model)
     if not all(map(math.isfinite, found.values())):
         raise FedEditError(
             "neutral text: a perplexity or the divergence is not finite: the edit has destroyed "

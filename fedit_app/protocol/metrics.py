@@ -6,7 +6,7 @@ The node computes these records (`fedit_app.evaluation`), the server keeps them,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
@@ -120,6 +120,9 @@ class Neutral(_Measured):
         tokens: number of tokens that were predicted; of several nodes, their mean number.
         top10_overlap: mean share of the 10 likeliest next tokens that are among the 10 likeliest
             of the other model, too.
+        cloze_before: share of the items of `evaluation.cloze`, general knowledge that no edit is
+            about, that the unedited model knows; None in results of older versions.
+        cloze_after: the same, edited.
     """
 
     kl: Finite
@@ -127,6 +130,8 @@ class Neutral(_Measured):
     perplexity_after: Finite
     tokens: Annotated[int | float, Field(ge=0, le=MOST)]
     top10_overlap: Annotated[float, Field(ge=0, le=1)]
+    cloze_before: Share = None
+    cloze_after: Share = None
 
 
 def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
@@ -169,7 +174,10 @@ def mean_neutral(records: Iterable[Neutral | None]) -> Neutral | None:
     measured = [record.model_dump() for record in records if record is not None]
     if not measured:
         return None
-    means = {name: sum(r[name] for r in measured) / len(measured) for name in measured[0]}
+    means: dict[str, Any] = {}
+    for name in Neutral.model_fields:
+        known = [record[name] for record in measured if record[name] is not None]
+        means[name] = sum(known) / len(known) if known else None
     return Neutral(**means)
 
 

@@ -68,6 +68,7 @@ _OPTIONAL = (
     ("Neutral KL", "neutral", "kl"),
     ("Neutral top-10 overlap", "neutral", "top10_overlap"),
     ("Neutral perplexity", "neutral", "perplexity_after"),
+    ("Cloze", "neutral", "cloze_after"),
 )
 
 
@@ -250,9 +251,11 @@ def _further_lines(summary: Outcome) -> list[str]:
             lines.append(f"{scope} facts: {', '.join(figures)}")
     if summary.neutral is not None:
         neutral = summary.neutral
+        known = neutral.cloze_after is not None
         lines.append(
             f"neutral text: KL {neutral.kl:.4f}, top-10 overlap {share(neutral.top10_overlap)}, "
             f"perplexity {neutral.perplexity_before:.2f} -> {neutral.perplexity_after:.2f}"
+            + (f", cloze {Change(neutral.cloze_before, neutral.cloze_after)}" if known else "")
         )
     return lines
 

@@ -123,7 +123,9 @@ _RUN = """\
 <tr><th scope="row" title="{{ title }}">{{ title }}</th>
 <td>{{ "%.4f"|format(neutral.kl) }}</td><td>{{ share(neutral.top10_overlap) }}</td>
 <td><span class="from">{{ share(neutral.perplexity_before) }}</span><span class="arrow">→</span>
-{{- share(neutral.perplexity_after) }}</td></tr>
+{{- share(neutral.perplexity_after) }}</td>
+<td><span class="from">{{ share(neutral.cloze_before) }}</span><span class="arrow">→</span>
+{{- share(neutral.cloze_after) }}</td></tr>
 {%- endmacro -%}
 
 {%- macro slot_row(title, record) -%}
@@ -194,7 +196,7 @@ deployment no node sees the requests of another.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Neutral text per node">
 <table>
 <thead><tr><th scope="col">Node</th><th scope="col">KL</th><th scope="col">Top-10 overlap</th>
-<th scope="col">Perplexity</th></tr></thead>
+<th scope="col">Perplexity</th><th scope="col">Cloze</th></tr></thead>
 <tbody>
 {%- for name, node in nodes if node.neutral %}{{ neutral_row(name, node.neutral) }}{% endfor %}
 </tbody>
@@ -317,6 +319,8 @@ has little.</dd>
 <dt>KL, top-10 overlap, perplexity</dt><dd>On text that has nothing to do with the edits: how far
 the model's predictions moved (0: not at all), how many of its ten likeliest words stayed, and how
 surprising it finds the text.</dd>
+<dt>Cloze</dt><dd>Share of simple sentences of general knowledge that the model completes rightly,
+of four ends each; 0.25 by chance.</dd>
 <dt>Received facts</dt><dd>Edit requests of other nodes whose MKV the node has accepted.</dd>
 <dt>Own facts</dt><dd>The edit requests of the node itself.</dd>
 <dt>Federation's facts</dt><dd>The edit requests of all nodes, asked of one node's model.</dd>

@@ -90,6 +90,22 @@ def test_the_folder_is_edited_further_asked_and_rolled_back(edited, fedit):
     fedit("ledger", "verify", edited)
 
 
+def test_the_own_facts_that_a_model_says_worst_come_first(base, tmp_path, fedit):
+    folder = tmp_path / "two"
+    write_requests(tmp_path / "facts.jsonl", [FIRST, SECOND])
+    fedit("edit", base, tmp_path / "facts.jsonl", "--output", folder, *OPTIONS)
+    every = json.loads(fedit("ask", folder, "--worst", "5", "--format", "json"))["facts"]
+    assert {row["fact"] for row in every} == {FIRST.text, SECOND.text}
+    likely = [(row["share_of_tokens_said"], row["probability"]) for row in every]
+    assert likely == sorted(likely)
+    for row in every:
+        if row["share_of_tokens_said"] == 1:
+            assert row["says_now"].startswith(row["wanted"])
+    (one,) = json.loads(fedit("ask", folder, "--worst", "1", "--format", "json"))["facts"]
+    assert one == every[0]
+    assert "give it without" in fedit("ask", folder, "A prompt", "--worst", "1", status=2)
+
+
 def test_a_chat_model_is_edited_and_scored_in_chats_and_edited_further(base, tmp_path, fedit):
     folder, tokenizer = tmp_path / "chatting", tiny.chatting().tokenizer
     shutil.copytree(base, folder)

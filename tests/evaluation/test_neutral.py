@@ -8,6 +8,7 @@ import torch
 
 from fedit_app.editing.corpus import sample_text
 from fedit_app.evaluation import neutral as module
+from fedit_app.evaluation.cloze import cloze
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
@@ -90,6 +91,7 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(EditableModel, "log_probabilities", count_head)
     monkeypatch.setattr(module, "_TOKENS_PER_PASS", 20)
     monkeypatch.setattr(module, "_POSITIONS_PER_PASS", 7)
+    monkeypatch.setattr(module, "cloze", lambda _: 0.0)  # it reads short sentences, as scores do
     neutral_scores(model, random_deltas(model), ROWS * 3)
     assert max(passes) <= 20
     assert max(heads) == 7
@@ -180,3 +182,12 @@ def test_wikitext_gives_rows():
     assert len(rows) == 32
     assert {len(row) for row in rows} == {128}
     assert len(set(rows)) == 32
+
+
+def test_general_knowledge_is_asked_before_and_after_the_edit():
+    model = tiny.editable()
+    deltas = {layer: 30 * delta for layer, delta in random_deltas(model).items()}
+    found = neutral_scores(model, deltas, ROWS)
+    assert found.cloze_before == cloze(model)
+    with model.edited(deltas):
+        assert found.cloze_after == cloze(model)

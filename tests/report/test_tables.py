@@ -138,6 +138,7 @@ def test_full_metrics_stand_below_the_table(sample):
     answered = "WILD match 0.01 -> 0.38, chat match 0.02 -> 0.70"
     assert f"own facts: exact match 0.05 -> 0.75, {answered}, entropy 6.10 -> 5.90" in lines
     neutral = "neutral text: KL 0.0123, top-10 overlap 0.94, perplexity 11.50 -> 11.75"
+    neutral += ", cloze 0.90 -> 0.85"
     assert neutral in lines
     assert any("25 optimised (20 from another's value), 9 reused" in line for line in lines)
     assert "neutral" not in summary_table(sample("completed"))
@@ -154,4 +155,5 @@ def test_comparison_has_columns_for_what_some_run_measured(sample):
     assert shown["Federation entropy"] == ("5.90", "–")
     assert shown["Neutral KL"] == ("0.0123", "–")
     assert shown["Neutral perplexity"] == ("11.75", "–")
+    assert shown["Cloze"] == ("0.85", "–")
     assert header[-1] == "Metric"
