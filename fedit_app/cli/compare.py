@@ -56,7 +56,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Methods that are no editors, in one place: ft-m, locft-bf, lora, in-context.",
+            help="Methods that are no editors, in one place: ft-m, locft-bf, lora, grace, "
+            "in-context.",
         ),
     ] = None,
     preset: Annotated[

@@ -28,6 +28,9 @@ class EditableModel:
         fingerprint: hash of its weights and tokenizer, see `models.fingerprint`.
         names: module names that the run config gives.
 
+    Attributes:
+        shows_base: whether it is the base model now, within `unedited`.
+
     Raises:
         FedEditError: unknown model family, a module name that the model does not have, or a
             tokenizer without character offsets.
@@ -53,6 +56,7 @@ class EditableModel:
         self.architecture = architecture_of(model.config.model_type, names)
         self.layers = find_layers(model, self.architecture)
         self._base: dict[int, Tensor] = {}  # of the layers that are edited now
+        self.shows_base = False
         self._final_norm = find_module(model, "final_norm", self.architecture.final_norm)
 
     @property
@@ -248,11 +252,13 @@ class EditableModel:
         Nothing may be written to the weights meanwhile.
         """
         now = {layer: self.weight(layer).clone() for layer in self._base}
+        shown, self.shows_base = self.shows_base, True
         try:
             for layer, weight in self._base.items():
                 self.weight(layer).copy_(weight)
             yield
         finally:
+            self.shows_base = shown
             for layer, weight in now.items():
                 self.weight(layer).copy_(weight)
 

@@ -8,7 +8,7 @@ import torch
 from editing.cases import EASY, REQUESTS
 
 from fedit_app.evaluation.scores import nothing, score_requests, score_targets
-from fedit_app.experiments.baselines import BASELINES, fine_tuning, training
+from fedit_app.experiments.baselines import BASELINES, fine_tuning, grace, training
 from fedit_app.experiments.baselines.in_context import nearest_fact
 from fedit_app.experiments.baselines.lora import trained_changes
 from fedit_app.models.editable import EditableModel
@@ -116,3 +116,35 @@ def test_what_is_read_before_a_prompt_is_no_part_of_what_the_unedited_model_read
     assert plain.other_relations == 1.0
     (read,) = score_requests(model, [fact], lambda prompt: "Channel 4 Leeds Leeds Leeds ")
     assert read.other_relations < 1.0 and read.efficacy == plain.efficacy or read != plain
+
+
+def test_a_memory_answers_within_the_radius_of_its_nearest_key_and_the_layer_elsewhere():
+    memory = grace.Memory()
+    keys = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    for number, key in enumerate(keys):
+        memory.place(key, f"target {number}", torch.full((3,), float(number + 1)))
+    inputs = torch.tensor([[[0.5, 0.0], [1.5, 0.0], [3.9, 0.0], [9.0, 0.0]]])
+    outputs = torch.zeros(1, 4, 3)
+    assert memory.read(inputs, outputs)[0, :, 0].tolist() == [1.0, 0.0, 2.0, 0.0]
+    assert grace.Memory().read(inputs, outputs) is outputs
+
+
+def test_radii_grow_for_the_same_target_and_are_split_between_two():
+    """Algorithm 1 of the paper."""
+    memory, value = grace.Memory(), torch.zeros(1)
+    assert memory.place(torch.tensor([0.0]), "Paris", value) == 0
+    assert memory.place(torch.tensor([1.5]), "Paris", value) == 0 and memory.radii == [1.5]
+    assert memory.place(torch.tensor([2.0]), "Rome", value) == 1
+    assert memory.radii == pytest.approx([1.0, 1.0], abs=1e-4) and memory.radii[0] < 1
+    assert memory.place(torch.tensor([9.0]), "Rome", value) == 2 and memory.radii[2] == 1.0
+    assert memory.labels == ["Paris", "Rome", "Rome"]
+
+
+def test_a_memory_learns_its_facts_beside_one_layer_and_is_no_part_of_the_unedited_model(model):
+    before = nll(model)
+    with BASELINES["grace"](model, EASY, 1) as put:
+        assert sum(nll(model, put)) < 0.5 * sum(before)
+        assert put is not nothing  # scores are not found again by the state of the weights
+        with model.unedited():
+            assert nll(model) == before
+    assert nll(model) == before

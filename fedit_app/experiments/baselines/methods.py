@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from fedit_app.evaluation.scores import Before
 from fedit_app.experiments.baselines.fine_tuning import ft_m, locft_bf
+from fedit_app.experiments.baselines.grace import grace
 from fedit_app.experiments.baselines.in_context import in_context
 from fedit_app.experiments.baselines.lora import lora
 from fedit_app.facts.request import EditRequest
@@ -20,6 +21,7 @@ BASELINES: dict[str, Baseline] = {
     "ft-m": ft_m,
     "locft-bf": locft_bf,
     "lora": lora,
+    "grace": grace,
     "in-context": in_context,
 }
 """To add a baseline, write a module with such a function and name it here."""
