@@ -1,8 +1,11 @@
 """A ledger by the number of its MKVs: opening, appending, rolling back, and a whole slot.
 
 MKVs are random, of the shape and precision that SmolLM2-135M has (five layers, int8). Every step
-runs in a process of its own on a ledger that another one has made; memory is what the step adds to
-that process. A slot opens the ledger, appends 100 MKVs and solves all layers for what is in it.
+runs in a process of its own on a ledger that another one has made and solved once; memory is what
+the step adds to that process. A slot does what a node's slot does with 100 new facts, but for their
+values and the passes through the model: it opens the ledger, solves it, solves it with the new MKVs
+layer after layer, accepts them, and solves for the edited model. Listing is the page that
+`fedit ledger show` of one MKV needs: the ledger opened, 50 entries and their MKVs read.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from benchmarks.harness import (
     peak_memory,
     table,
 )
-from fedit_app.editing.rows import KeysOf, ShiftsOf
+from fedit_app.editing.kept_sums import pairs_of
+from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.solver import Solver
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
@@ -43,12 +47,12 @@ from fedit_app.support.errors import FedEditError
 _ROOT = Path(__file__).parents[1]
 _LAYERS, _D_FF, _D_MODEL = (4, 5, 6, 7, 8), 1536, 576
 _FINGERPRINT = "benchmark"
-_APPENDED, _ROLLED_BACK, _ROWS_PER_WRITE = 100, 1000, 5000
+_APPENDED, _ROLLED_BACK, _PAGE, _ROWS_PER_WRITE = 100, 1000, 50, 5000
 
 
 @benchmark(
     counts("--sizes", [1000, 10_000, 100_000], "MKVs in the ledger"),
-    counts("--slots", [1000, 10_000], "MKVs in the ledger of which a whole slot is measured"),
+    counts("--slots", [1000, 100_000], "MKVs in the ledger of which a whole slot is measured"),
     option("--folder", "where the ledgers are made; None: the system's", type=Path),
     model=False,
     data=False,
@@ -61,7 +65,9 @@ def run(options: argparse.Namespace) -> Figures:
         filled, copy = Path(folder) / "filled", Path(folder) / "copy"
         for start, size in zip([0, *sizes], sizes, strict=False):
             _step("fill", folder=str(filled), start=start, stop=size)
-            steps = ["open", "append", "roll_back", *(["slot"] if size in options.slots else [])]
+            if size in options.slots:
+                _step("solve", folder=str(filled), start=size)
+            steps = ["open", "page", "append", "roll_back", *["slot"] * (size in options.slots)]
             for step in steps:
                 shutil.copytree(filled, copy, copy_function=_link)
                 found = _step(step, folder=str(copy), start=size)
@@ -71,6 +77,7 @@ def run(options: argparse.Namespace) -> Figures:
     columns = {
         "open, s": "open/seconds",
         "open, MiB": "open/mib",
+        f"a page of {_PAGE}, s": "page/seconds",
         f"append {_APPENDED}, s": "append/seconds",
         f"roll back {_ROLLED_BACK:,}, s": "roll_back/seconds",
         "a slot, s": "slot/seconds",
@@ -147,6 +154,24 @@ def open_(folder: str, start: int) -> Figures:
     return _timed("open", lambda: Ledger.open(Path(folder), _FINGERPRINT))
 
 
+def solve(folder: str, start: int) -> Figures:
+    """Solve a ledger as the slot before has left it, with its sums kept."""
+    ledger = Ledger.open(Path(folder), _FINGERPRINT)
+    _solver().deltas(_pairs(ledger))
+    return {}
+
+
+def page(folder: str, start: int) -> Figures:
+    """Read 50 MKVs of an open ledger, with what is said of them."""
+    ledger = Ledger.open(Path(folder), _FINGERPRINT)
+
+    def read() -> list[object]:
+        entries = [ledger.entries[id_] for id_ in sorted(ledger.entries)[:_PAGE]]
+        return [(entry.row, entry.mkv.keys) for entry in entries]
+
+    return _timed("page", read)
+
+
 def append(folder: str, start: int) -> Figures:
     """Accept 100 more MKVs, each with a request."""
     ledger, mkvs = Ledger.open(Path(folder), _FINGERPRINT), _mkvs(start, start + _APPENDED)
@@ -161,18 +186,33 @@ def roll_back(folder: str, start: int) -> Figures:
 
 
 def slot(folder: str, start: int) -> Figures:
-    """Open, append 100 and solve."""
-    mkvs = _mkvs(start, start + _APPENDED)
-    c = torch.diag(torch.logspace(0, -3, _D_FF, dtype=torch.float64))
-    solver = Solver(dict.fromkeys(_LAYERS, c), 1000.0)
+    """What a slot of 100 new facts does to a ledger, see the head of this file."""
+    mkvs, solver = _mkvs(start, start + _APPENDED), _solver()
+    new = pairs_of(mkvs, _D_FF, _D_MODEL)
 
     def whole() -> None:
         ledger = Ledger.open(Path(folder), _FINGERPRINT)
+        before = _pairs(ledger.without(()))
+        solver.deltas(before)
+        for i, layer in enumerate(_LAYERS):
+            one = new.layer(i)
+            solver.delta(layer, before.layer(i).with_more(one.keys[:], one.shifts[:]))
         ledger.accept(mkvs, 2)
-        held = ledger.holding
-        solver.deltas(KeysOf(held, _D_FF), ShiftsOf(held, _D_MODEL))
+        solver.deltas(_pairs(ledger))
 
     return _timed("slot", whole)
+
+
+def _solver() -> Solver:
+    c = torch.diag(torch.logspace(0, -3, _D_FF, dtype=torch.float64))
+    return Solver(dict.fromkeys(_LAYERS, c), 1000.0)
+
+
+def _pairs(ledger: Ledger) -> Pairs:
+    """As `Workbench.pairs`."""
+    if ledger.sums is None:
+        raise ValueError("a ledger with a folder keeps sums")
+    return ledger.sums.pairs(ledger.holding, _D_FF, _D_MODEL)
 
 
 def _timed(name: str, step: Callable[[], object]) -> Figures:
@@ -187,7 +227,9 @@ def _timed(name: str, step: Callable[[], object]) -> Figures:
 
 _STEPS: dict[str, Callable[..., Figures]] = {
     "fill": fill,
+    "solve": solve,
     "open": open_,
+    "page": page,
     "append": append,
     "roll_back": roll_back,
     "slot": slot,

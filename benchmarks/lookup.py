@@ -193,9 +193,7 @@ def _computed(
     """MKVs on top of a ledger, from values that are given or optimised."""
     given = (bench.model, requests, bench.templates)
     values = values or bench.editor.values(*given, bench.settings)
-    found = bench.editor.vectors(
-        *given, bench.solver, bench.vectors(ledger), bench.settings, values
-    )
+    found = bench.editor.vectors(*given, bench.solver, bench.pairs(ledger), bench.settings, values)
     parts = (found.keys, found.shifts, found.v_star, found.h0)
     columns = zip(*(part.float().cpu().numpy() for part in parts), strict=True)
     logger.info("%d MKVs computed", len(requests))

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, peak_memory, table
 from fedit_app.editing.covariance import Covariances
-from fedit_app.editing.rows import Rows
-from fedit_app.editing.solver import Solver, blocks, sums_are_cheaper
+from fedit_app.editing.pairs import LayerPairs, blocks
+from fedit_app.editing.solver import Solver, sums_are_cheaper
 from fedit_app.editing.statistics import Origin, open_statistics, write_statistics
 from fedit_app.support.errors import FedEditError
 
@@ -143,16 +143,16 @@ def in_process(file: Path, n: int, d_ff: int, d_model: int, form: str, repeat: i
 
 def worker(file: str, n: int, d_ff: int, d_model: int, form: str, repeat: int) -> Figures:
     """One size in one form, in a process that has done nothing before."""
-    solve: Callable[[Solver, int, Rows, Rows], Tensor] = _FORMS[form]
-    small = RandomRows(600, 512, _SPREAD)
-    solve(Solver({_LAYER: torch.eye(512).double()}, _LAMBDA), _LAYER, small, RandomRows(600, 192))
+    solve: Callable[[Solver, int, LayerPairs], Tensor] = _FORMS[form]
+    small = LayerPairs(RandomRows(600, 512, _SPREAD), RandomRows(600, 192))
+    solve(Solver({_LAYER: torch.eye(512).double()}, _LAMBDA), _LAYER, small)
     before = psutil.Process().memory_info().rss
     solver = Solver(Covariances({_LAYER: open_statistics(Path(file))}), _LAMBDA)
-    keys, shifts = RandomRows(n, d_ff, _SPREAD), RandomRows(n, d_model)
+    pairs = LayerPairs(RandomRows(n, d_ff, _SPREAD), RandomRows(n, d_model))
     seconds = []
     for _ in range(repeat):
         started = time.perf_counter()
-        solve(solver, _LAYER, keys, shifts)
+        solve(solver, _LAYER, pairs)
         seconds.append(time.perf_counter() - started)
     peak = peak_memory() - before
     return {"seconds": min(seconds), "peak_matrices": peak / (d_ff**2 * 8)}

@@ -22,13 +22,13 @@ from fedit_app.editing.memit import changes, value_site
 from fedit_app.editing.method import EditingMethod
 from fedit_app.editing.scratch import Scratch
 from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.solver import Solver, checked
+from fedit_app.editing.solver import ProjectedSolver, checked
 from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
 
-class NullSpaceSolver(Solver):
+class NullSpaceSolver(ProjectedSolver):
     """AlphaEdit's solve.
 
     Args:
@@ -73,10 +73,9 @@ class NullSpaceSolver(Solver):
         """Z P / sqrt(L2)."""
         return self._free(layer, rows) / math.sqrt(self._l2)
 
-    def prior(self, layer: int) -> Tensor:
-        """L2 I (d_ff, d_ff)."""
-        width = self._factors.width(layer)
-        return self._l2 * torch.eye(width, dtype=torch.float64, device=self._device)
+    def _add_prior(self, layer: int, matrix: Tensor) -> None:  # noqa: ARG002
+        """Add L2 I to a matrix (d_ff, d_ff)."""
+        matrix.diagonal().add_(self._l2)
 
     def _free(self, layer: int, keys: Tensor) -> Tensor:
         """K^T P of keys K^T (b, d_ff)."""

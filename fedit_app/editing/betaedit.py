@@ -20,12 +20,13 @@ from torch import Tensor
 from fedit_app.editing.alphaedit import used_directions
 from fedit_app.editing.memit import changes, value_site
 from fedit_app.editing.method import EditingMethod
+from fedit_app.editing.pairs import blocks
 from fedit_app.editing.scratch import Scratch
 from fedit_app.editing.settings import EditSettings
-from fedit_app.editing.solver import Solver, checked
+from fedit_app.editing.solver import ProjectedSolver, checked
 
 
-class LeakageSolver(Solver):
+class LeakageSolver(ProjectedSolver):
     """BetaEdit's solve: A_l = L2 I + lambda P_l C_l P_l, and P_l K_l in place of K_l.
 
     Args:
@@ -64,12 +65,13 @@ class LeakageSolver(Solver):
         """E[x^T P_l A_l^-1 P_l x]; see `Solver.usual_leverage`."""
         return float((self._eigenvalues[layer] / self._weights(layer)).sum())
 
-    def prior(self, layer: int) -> Tensor:
-        """L2 I + lambda P_l C_l P_l (d_ff, d_ff)."""
+    def _add_prior(self, layer: int, matrix: Tensor) -> None:
+        """Add L2 I + lambda P_l C_l P_l to a matrix (d_ff, d_ff)."""
         free = self._factors[layer]
-        matrix = (free * (self._weight * self._eigenvalues[layer])) @ free.T
+        weights = self._weight * self._eigenvalues[layer]
+        for rows in blocks(len(matrix), len(matrix)):
+            matrix[rows].addmm_(free[rows] * weights, free.T)
         matrix.diagonal().add_(self._l2)
-        return matrix
 
     def _weights(self, layer: int) -> Tensor:
         """(f,) L2 + lambda c_j."""

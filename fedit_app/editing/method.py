@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedit_app.editing.contexts import Template
 from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
-from fedit_app.editing.rows import Joined, LayerOf, Stack
+from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
@@ -96,7 +96,7 @@ class EditingMethod:
         requests: Sequence[EditRequest],
         templates: Sequence[Template],
         solver: Solver,
-        ledger: tuple[Stack, Stack],
+        ledger: Pairs,
         settings: EditSettings,
         values: Values,
     ) -> EditVectors:
@@ -107,7 +107,7 @@ class EditingMethod:
             requests: n >= 1 requests.
             templates: context templates, the bare one first.
             solver: the joint solve of the edited layers.
-            ledger: keys (m, n_layers, d_ff) and shifts (m, n_layers, d_model) edited before.
+            ledger: the m pairs edited before.
             settings: hyperparameters.
             values: of these requests.
         """
@@ -122,7 +122,7 @@ def write_layers(
     requests: Sequence[EditRequest],
     templates: Sequence[Template],
     solver: Solver,
-    ledger: tuple[Stack, Stack],
+    ledger: Pairs,
     wanted: Wanted,
 ) -> tuple[Tensor, Tensor]:
     """Write new requests layer by layer, each layer seeing what the earlier ones did.
@@ -139,24 +139,21 @@ def write_layers(
         requests: n requests.
         templates: context templates, the bare one first.
         solver: the joint solve.
-        ledger: keys (m, n_layers, d_ff) and shifts (m, n_layers, d_model) edited before.
+        ledger: the m pairs edited before.
         wanted: see `Wanted`.
 
     Returns:
         keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64.
     """
     layers, device = solver.layers, solver.device
-    old_keys, old_shifts = ledger
-    deltas = solver.deltas(old_keys, old_shifts)
+    deltas = solver.deltas(ledger)
     keys, shifts = [], []
     with model.edited(deltas) as write:
         subjects = SubjectStates(model, requests, templates, layers[0], layers[-1])
         for i, layer in enumerate(layers):
             key, change = (part.to(device, torch.float64) for part in wanted(i, subjects))
             shift = change + key @ deltas[layer].T
-            deltas[layer] = solver.delta(
-                layer, Joined(LayerOf(old_keys, i), key), Joined(LayerOf(old_shifts, i), shift)
-            )
+            deltas[layer] = solver.delta(layer, ledger.layer(i).with_more(key, shift))
             write(layer, deltas[layer])
             keys.append(key)
             shifts.append(shift)

@@ -8,8 +8,8 @@ rounding, and `sums_are_cheaper` says which one is used:
 
 - *by pairs*, for few MKVs. A_l = L L^T is factorised once; with H = L^-1 K_l the Woodbury identity
   leaves an n x n system: Delta_l = R_l (I + H^T H)^-1 H^T L^-1.
-- *by sums*, for many. K_l K_l^T and R_l K_l^T are summed over blocks of MKVs, and A_l + K_l K_l^T
-  is factorised.
+- *by sums*, for many. A_l + K_l K_l^T is factorised. K_l K_l^T and K_l R_l^T of a ledger are kept
+  from one solve to the next (see `kept_sums`), so that the cost does not depend on n.
 
 Layers are solved one after another, and the factors of the others wait on disk: beside its result a
 solve takes at most 3 d_ff^2 float64 numbers, for any n.
@@ -18,12 +18,14 @@ solve takes at most 3 d_ff^2 float64 numbers, for any n.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from fedit_app.editing.rows import LayerOf, Rows, Stack
+from fedit_app.editing.pairs import LayerPairs, Pairs, blocks
+from fedit_app.editing.rows import Rows
 from fedit_app.editing.scratch import Scratch
 from fedit_app.support.errors import FedEditError
 
@@ -93,56 +95,47 @@ class Solver:
         """E[x^T A_l^-1 x] over the keys x of ordinary text, tr(A_l^-1 C_l), without a ridge."""
         return self._factors.width(layer) / self._weight
 
-    def delta(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
+    def delta(self, layer: int, pairs: LayerPairs) -> Tensor:
         """Delta_l for the MKVs of a ledger.
 
         Args:
             layer: which layer.
-            keys: (n, d_ff), one key a row; n may be 0.
-            shifts: (n, d_model), one shift a row.
+            pairs: their keys and shifts there; there may be none.
 
         Returns:
             (d_model, d_ff) float64.
         """
-        widths = keys[:0].shape[1], shifts[:0].shape[1]
-        by = self._by_sums if sums_are_cheaper(len(keys), *widths) else self._by_pairs
-        return by(layer, keys, shifts)
+        by = self._by_sums if sums_are_cheaper(len(pairs), *pairs.widths) else self._by_pairs
+        return by(layer, pairs)
 
-    def deltas(self, keys: Stack, shifts: Stack) -> dict[int, Tensor]:
-        """Delta_l of every layer.
-
-        Args:
-            keys: (n, n_layers, d_ff).
-            shifts: (n, n_layers, d_model).
-        """
-        return {
-            layer: self.delta(layer, LayerOf(keys, i), LayerOf(shifts, i))
-            for i, layer in enumerate(self.layers)
-        }
+    def deltas(self, pairs: Pairs) -> dict[int, Tensor]:
+        """Delta_l (d_model, d_ff) float64 of every layer, for the MKVs of a ledger."""
+        return {layer: self.delta(layer, pairs.layer(i)) for i, layer in enumerate(self.layers)}
 
     def key_sum(self, layer: int, keys: Rows) -> Tensor:
         """K_l K_l^T (d_ff, d_ff) float64 of keys as the solve uses them; `keys` as in `delta`."""
         used = self._free(layer, self._here(keys[:]))
         return used.T @ used
 
-    def _by_pairs(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
+    def _by_pairs(self, layer: int, pairs: LayerPairs) -> Tensor:
         """R (I + H^T H)^-1 H^T L^-1."""
-        h = self._whitened(layer, self._here(keys[:]).T)
+        h = self._whitened(layer, self._here(pairs.keys[:]).T)
         gram = h.T @ h
         gram.diagonal().add_(1)
-        shares = _solve(_cholesky_in_place(gram), self._here(shifts[:]))
+        shares = _solve(_cholesky_in_place(gram), self._here(pairs.shifts[:]))
         del gram
         return self._from_white(layer, shares.T @ h.T)
 
-    def _by_sums(self, layer: int, keys: Rows, shifts: Rows) -> Tensor:
-        """((A + K K^T)^-1 K R^T)^T, summed block by block."""
-        matrix = self.prior(layer)
-        cross = matrix.new_zeros(len(matrix), shifts[:0].shape[1])
-        for rows in blocks(len(keys), len(matrix)):
-            k, r = self._free(layer, self._here(keys[rows])), self._here(shifts[rows])
-            matrix.addmm_(k.T, k)
-            cross.addmm_(k.T, r)
+    def _by_sums(self, layer: int, pairs: LayerPairs) -> Tensor:
+        """((A + K K^T)^-1 K R^T)^T."""
+        matrix, cross = self._normal(layer, pairs)
         return _solve(_cholesky_in_place(matrix), cross).T
+
+    def _normal(self, layer: int, pairs: LayerPairs) -> tuple[Tensor, Tensor]:
+        """A + K K^T (d_ff, d_ff) and K R^T (d_ff, d_model), new tensors."""
+        matrix = self.prior(layer)
+        sums = pairs.sums(self._device)
+        return matrix.add_(sums.keys), sums.cross
 
     def _here(self, rows: Tensor) -> Tensor:
         return rows.to(self._device, torch.float64)
@@ -172,6 +165,36 @@ class Solver:
         return keys
 
 
+class ProjectedSolver(Solver, ABC):
+    """A solve with P_l K_l in the place of K_l, P_l a projection."""
+
+    @abstractmethod
+    def _free(self, layer: int, keys: Tensor) -> Tensor:
+        """K^T P of keys K^T (b, d_ff)."""
+
+    @abstractmethod
+    def _add_prior(self, layer: int, matrix: Tensor) -> None:
+        """Add A_l to a matrix (d_ff, d_ff)."""
+
+    def prior(self, layer: int) -> Tensor:
+        """A_l (d_ff, d_ff) float64, a new tensor."""
+        width = self._factors.width(layer)
+        matrix = torch.zeros(width, width, dtype=torch.float64, device=self._device)
+        self._add_prior(layer, matrix)
+        return matrix
+
+    def _normal(self, layer: int, pairs: LayerPairs) -> tuple[Tensor, Tensor]:
+        """A + P K K^T P and P K R^T, in the memory of the sums."""
+        sums = pairs.sums(self._device)
+        matrix = sums.keys
+        for rows in blocks(len(matrix), len(matrix)):
+            matrix[rows] = self._free(layer, matrix[rows])
+        for columns in blocks(len(matrix), len(matrix)):
+            matrix[:, columns] = self._free(layer, matrix[:, columns].T).T
+        self._add_prior(layer, matrix)
+        return matrix, self._free(layer, sums.cross.T).T
+
+
 def sums_are_cheaper(n: int, d_ff: int, d_model: int) -> bool:
     """Whether a solve by sums takes fewer operations than one by pairs.
 
@@ -188,12 +211,6 @@ def sums_are_cheaper(n: int, d_ff: int, d_model: int) -> bool:
     pairs = d_ff**2 * (n + d_model) + 2 * n**2 * (d_ff + d_model) + n**3 / 3
     sums = 2 * d_ff**2 * (n + d_model) + d_ff**3 / 3
     return sums < pairs
-
-
-def blocks(n: int, d_ff: int) -> Iterator[slice]:
-    """Rows 0 .. n-1 in blocks of d_ff / 8, each an eighth of a matrix (d_ff, d_ff)."""
-    size = max(1, d_ff // 8)
-    return (slice(begin, min(begin + size, n)) for begin in range(0, n, size))
 
 
 def checked(covariance: Tensor, layer: int) -> Tensor:

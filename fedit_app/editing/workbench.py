@@ -20,8 +20,9 @@ from fedit_app.editing.composition import LocalSteps, local_steps, step_size
 from fedit_app.editing.contexts import Template, contexts_digest, sample_contexts
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
+from fedit_app.editing.kept_sums import KeptSums, pairs_of
 from fedit_app.editing.key_groups import key_groups
-from fedit_app.editing.rows import KeysOf, ShiftsOf
+from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
 from fedit_app.editing.solver import Solver
@@ -53,6 +54,10 @@ class Edits(Protocol):
     def holding(self) -> Sequence[MKV]:
         """Their MKVs, in an order that depends on nothing else."""
 
+    @property
+    def sums(self) -> KeptSums | None:
+        """Where their sums are kept; None: nowhere."""
+
 
 @dataclass(frozen=True)
 class _Together:
@@ -67,6 +72,10 @@ class _Together:
     @property
     def holding(self) -> Sequence[MKV]:
         return [*self.ledger.holding, *self.mkvs]
+
+    @property
+    def sums(self) -> KeptSums | None:
+        return self.ledger.sums.of_variant() if self.ledger.sums else None
 
 
 @dataclass(frozen=True)
@@ -157,14 +166,16 @@ class Workbench:
         shape = (len(self.settings.layers), self.model.d_ff, self.model.d_model)
         return Screen(self.solver, self.scales, shape, self.settings.clamp)
 
-    def vectors(self, ledger: Edits) -> tuple[KeysOf, ShiftsOf]:
-        """Keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model) of a ledger, see `Stack`."""
-        mkvs = ledger.holding
-        return KeysOf(mkvs, self.model.d_ff), ShiftsOf(mkvs, self.model.d_model)
+    def pairs(self, ledger: Edits) -> Pairs:
+        """The keys and shifts of a ledger."""
+        widths = self.model.d_ff, self.model.d_model
+        if ledger.sums is None:
+            return pairs_of(ledger.holding, *widths)
+        return ledger.sums.pairs(ledger.holding, *widths)
 
     def deltas(self, ledger: Edits) -> dict[int, Tensor]:
         """What a ledger adds to the weights: layer -> Delta_l (d_model, d_ff) float64."""
-        return self.solver.deltas(*self.vectors(ledger))
+        return self.solver.deltas(self.pairs(ledger))
 
     @contextmanager
     def edited(self, ledger: Edits) -> Iterator[EditableModel]:
@@ -323,7 +334,7 @@ class Workbench:
             requests,
             self.templates,
             self.solver,
-            self.vectors(ledger),
+            self.pairs(ledger),
             self.settings,
             values,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedit_app.editing.alphaedit import null_space_solver
 from fedit_app.editing.covariance import Covariances
+from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.values import Values
@@ -159,11 +160,11 @@ class Examiner:
         model, editor, layers = bench.model, bench.editor, settings.layers
         covariances = Covariances({layer: self._files[layer] for layer in layers})
         solver = editor.solver(covariances, settings, model.device)
-        nothing = bench.vectors(Ledger(bench.fingerprint))
+        nothing = bench.pairs(Ledger(bench.fingerprint))
         found = editor.vectors(
             model, self._requests, bench.templates, solver, nothing, settings, values
         )
-        return solver.deltas(found.keys, found.shifts)
+        return solver.deltas(Pairs(found.keys, found.shifts))
 
     def _relative_change(self, layer: int, delta: Tensor) -> float:
         return float(delta.norm()) / float(self._bench.model.weight(layer).double().norm())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.export import check_export, write_parts
-from fedit_app.ledger.ledger import INDEX, Ledger
+from fedit_app.ledger.ledger import INDEX, SUMS, Ledger
 from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder
@@ -69,5 +69,6 @@ def write_edited_model(
         raise ValueError("a ledger in memory has no journal to copy")
     with new_folder(output, replace) as folder:
         found = write_parts(form, bench, ledger, folder, rank, dtype)
-        shutil.copytree(ledger.folder, folder / LEDGER, ignore=shutil.ignore_patterns(".lock"))
+        left_out = shutil.ignore_patterns(".lock", SUMS)
+        shutil.copytree(ledger.folder, folder / LEDGER, ignore=left_out)
     return found

@@ -98,7 +98,7 @@ def _write(
         return None
     deltas = bench.deltas(ledger)
     if form == "lora":
-        found = adapter(deltas, bench.vectors(ledger)[1], rank)
+        found = adapter(deltas, bench.pairs(ledger).shifts, rank)
         write_adapter(found, bench.model, folder)
         return found
     names = bench.model.module_names(deltas)

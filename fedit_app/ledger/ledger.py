@@ -6,11 +6,13 @@ once the first is dropped.
 On disk a ledger is a folder: `mkvs/ID.safetensors`, one file per MKV, never changed;
 `journal.jsonl`, every change (see `journal`); and `index.json`, which names the MKVs and the
 journal's head. The index is replaced last and in one step: what it does not name does not exist.
+In `sums` is what solves keep (see `KeptSums`); it can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ import filelock
 from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from fedit_app.editing.kept_sums import KeptSums
 from fedit_app.ledger import journal
 from fedit_app.ledger.entries import (
     AS_WRITTEN,
@@ -33,14 +36,14 @@ from fedit_app.ledger.entries import (
 )
 from fedit_app.ledger.head_signature import head_problem, sign_head
 from fedit_app.ledger.journal import Head, State, Step
-from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV, mkv_file
+from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV, mkv_file, read_mkv
 from fedit_app.mkv import MKV, to_bytes
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import make_folder, replace_file, write_file
 
 _VERSION: Literal[3] = 3
-INDEX, JOURNAL = "index.json", "journal.jsonl"
+INDEX, JOURNAL, SUMS = "index.json", "journal.jsonl", "sums"
 
 
 @with_config(AS_WRITTEN)
@@ -89,6 +92,8 @@ class Ledger:
         entries: id -> entry.
         refused: id -> why the MKV is not accepted again.
         key: what the node signs the journal's head with; None: it is not signed.
+        sums: where the sums are kept by which it is solved; see `KeptSums`. A ledger with a folder
+            has them there.
     """
 
     fingerprint: str
@@ -96,11 +101,14 @@ class Ledger:
     entries: dict[str, LedgerEntry] = field(default_factory=dict)
     refused: dict[str, Refusal] = field(default_factory=dict)
     key: SigningKey | None = field(default=None, repr=False)
+    sums: KeptSums | None = field(default=None, repr=False)
     _stored: _Stored = field(init=False, repr=False)
     _step: Step | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint), None)
+        if self.folder is not None:
+            self.sums = kept_sums(self.folder)
 
     @staticmethod
     def open(folder: Path, fingerprint: str, key: SigningKey | None = None) -> Ledger:
@@ -289,7 +297,8 @@ class Ledger:
     def without(self, ids: Collection[str]) -> Ledger:
         """The ledger in memory, without some of its MKVs."""
         kept = {id_: entry for id_, entry in self.entries.items() if id_ not in ids}
-        return Ledger(self.fingerprint, entries=kept, refused=dict(self.refused))
+        sums = self.sums.of_variant() if self.sums else None
+        return Ledger(self.fingerprint, entries=kept, refused=dict(self.refused), sums=sums)
 
     def fulfilled(self) -> dict[str, str]:
         """Own request id -> id of the MKV that fulfils it."""
@@ -404,6 +413,11 @@ def read_index(folder: Path) -> Index:
             f"ledger index {file}: damaged, or not of version {_VERSION} ({place or 'JSON'}: "
             f"{fault['type']}); restore a backup, or use the FedEdit that made it"
         ) from None
+
+
+def kept_sums(folder: Path) -> KeptSums:
+    """The sums that are kept of a ledger folder."""
+    return KeptSums(folder / SUMS, functools.partial(read_mkv, folder))
 
 
 def sign_ledger(folder: Path, key: SigningKey) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from fedit_app.ledger import journal
 from fedit_app.ledger.head_signature import head_problem
 from fedit_app.ledger.journal import Record
-from fedit_app.ledger.ledger import JOURNAL, Index, read_index
+from fedit_app.ledger.ledger import JOURNAL, Index, kept_sums, read_index
 from fedit_app.ledger.mkv_files import read_mkv
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.support.errors import FedEditError
@@ -39,7 +39,8 @@ class Verdict:
 
 
 def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
-    """Check all of a ledger: its journal, its head, its index against the journal, its files.
+    """Check all of a ledger: its journal, its head, its index against the journal, its files, and
+    the sums that are kept of them.
 
     Args:
         folder: of the ledger.
@@ -75,6 +76,7 @@ def _damages(folder: Path, index: Index, known_head: str) -> Iterator[str]:
     yield from _against_journal(index, records)
     for row in index["entries"]:
         yield from _against_file(folder, row, index["fingerprint"])
+    yield from kept_sums(folder).damages()
 
 
 def _against_journal(index: Index, records: list[Record]) -> Iterator[str]:

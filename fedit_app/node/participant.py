@@ -21,7 +21,6 @@ from fedit_app.config.limits import site_limits
 from fedit_app.config.node_config import is_simulated
 from fedit_app.config.policy import site_policy
 from fedit_app.config.run_config import ConfigValue, RunConfig
-from fedit_app.editing.rows import LayerOf
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
@@ -370,13 +369,13 @@ class Participant:
             computed = bench.compute(requests, local, self.name, slot, store=store)
         local.accept(computed, slot)
         change, solver = bench.deltas(local), bench.solver
-        keys, _ = bench.vectors(local)
+        pairs = bench.pairs(local)
         return Trained(
             changed={layer: deltas[layer] + change[layer].cpu() for layer in deltas},
             requests=len(requests),
             cached=store.found if store else 0,
             key_sums={
-                layer: solver.key_sum(layer, LayerOf(keys, i)).cpu()
+                layer: solver.key_sum(layer, pairs.layer(i).keys).cpu()
                 for i, layer in enumerate(solver.layers if key_sums else ())
             },
             prior={layer: solver.prior(layer).cpu() for layer in (deltas if prior else ())},

@@ -305,3 +305,4 @@ def test_ledger(figures):
     found = figures(ledger.run, "--sizes", 8, "--slots", 8)
     assert {"ledger/open_s_8", "ledger/open_mib_8", "ledger/append_s_100"} <= found.keys()
     assert found["ledger/slot_seconds_8_over_8"] == 1
+    assert found["ledger/n=8/page/seconds"] > 0

@@ -11,6 +11,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_mode
 
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS
+from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.subjects import lookup_keys
 from fedit_app.models.chat import chat_form
 
@@ -74,11 +75,13 @@ def compare_edits(model, settings, editor, *groups):
     )
     for requests in groups:
         values = compare_values(model, requests, TEMPLATES, settings, editor)
-        found = editing.vectors(model, requests, TEMPLATES, solver, ledger, settings, values)
+        found = editing.vectors(
+            model, requests, TEMPLATES, solver, Pairs(*ledger), settings, values
+        )
         assert torch.equal(found.v_star, values.v_star[:, -1])
         assert torch.equal(found.h0, values.h0[:, -1])
         ledger = (torch.cat([ledger[0], found.keys]), torch.cat([ledger[1], found.shifts]))
-        solved = solver.deltas(*ledger)
+        solved = solver.deltas(Pairs(*ledger))
         new_keys, new_shifts, deltas = reference.edit(
             model, requests, TEMPLATES, covariances, settings, keys, shifts, editor
         )

@@ -13,6 +13,8 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 from fedit_app.editing import pmet
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS, editor_named
+from fedit_app.editing.kept_sums import pairs_of
+from fedit_app.editing.pairs import LayerPairs, Pairs
 from fedit_app.editing.settings import edit_settings
 from fedit_app.editing.subjects import SubjectStates, lookup_keys
 from fedit_app.editing.values import Outcome, ValueProblem
@@ -45,11 +47,7 @@ def solver_of(model, editor, settings=STRONG):
 
 
 def nothing_before(model):
-    n = len(STRONG.layers)
-    return (
-        torch.zeros(0, n, model.d_ff, dtype=torch.float64),
-        torch.zeros(0, n, model.d_model, dtype=torch.float64),
-    )
+    return pairs_of([], model.d_ff, model.d_model)
 
 
 def written(model, editor, requests, settings=STRONG):
@@ -59,7 +57,7 @@ def written(model, editor, requests, settings=STRONG):
     found = EDITORS[editor].vectors(
         model, requests, TEMPLATES, solver, nothing_before(model), settings, values
     )
-    return found, solver.deltas(found.keys, found.shifts)
+    return found, solver.deltas(Pairs(found.keys, found.shifts))
 
 
 def test_an_unknown_editor_is_refused_with_those_that_there_are():
@@ -110,7 +108,7 @@ def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
 def test_a_ledger_in_another_order_is_the_same_edit(editor):
     model = tiny.editable(double=True)
     found, deltas = written(model, editor, EASY)
-    other = solver_of(model, editor).deltas(found.keys.flip(0), found.shifts.flip(0))
+    other = solver_of(model, editor).deltas(Pairs(found.keys.flip(0), found.shifts.flip(0)))
     for layer, delta in deltas.items():
         assert relative(other[layer], delta) < 1e-8
 
@@ -136,10 +134,10 @@ def test_encore_weighs_the_norm_of_the_change(n):
     c, k, r = random_edits(model, layer, n)
     a = STRONG.covariance_weight * c + STRONG.l2 * torch.eye(model.d_ff, dtype=torch.float64)
     expected = r @ k.T @ torch.linalg.inv(a + k @ k.T)
-    assert relative(solver_of(model, "encore").delta(layer, k.T, r.T), expected) < 1e-8
+    assert relative(solver_of(model, "encore").delta(layer, LayerPairs(k.T, r.T)), expected) < 1e-8
     usual = float(torch.linalg.solve(a, c).trace())
     assert solver_of(model, "encore").usual_leverage(layer) == pytest.approx(usual, rel=1e-6)
-    plain = solver_of(model, "memit").delta(layer, k.T, r.T)
+    plain = solver_of(model, "memit").delta(layer, LayerPairs(k.T, r.T))
     assert expected.norm() < plain.norm(), "a larger weight, a smaller change"
 
 
@@ -154,7 +152,7 @@ def test_betaedit_weighs_what_text_uses_of_the_null_space(n):
     lhs = p @ (k @ k.T + STRONG.covariance_weight * c) + STRONG.l2 * one
     expected = torch.linalg.solve(lhs, p @ k @ r.T).T
     solver = solver_of(model, "betaedit")
-    assert relative(solver.delta(layer, k.T, r.T), expected) < 1e-8
+    assert relative(solver.delta(layer, LayerPairs(k.T, r.T)), expected) < 1e-8
     a = STRONG.l2 * one + STRONG.covariance_weight * p @ c @ p
     assert relative(solver.prior(layer), a) < 1e-8
     assert relative(solver.inverse_times(layer, k), torch.linalg.solve(a, p @ k)) < 1e-8
@@ -176,8 +174,7 @@ def test_blue_writes_the_first_and_the_last_layer_whole():
     blue = EDITORS["blue"]
     solver = blue.solver(covariances, settings, model.device)
     values = blue.values(model, EASY, TEMPLATES, settings)
-    nothing = tuple(part[:, :2] for part in nothing_before(model))
-    found = blue.vectors(model, EASY, TEMPLATES, solver, nothing, settings, values)
+    found = blue.vectors(model, EASY, TEMPLATES, solver, nothing_before(model), settings, values)
     assert found.keys.shape[1] == found.shifts.shape[1] == 2
     for i, request in enumerate(EASY):
         first = reference.output_of(model, request, model.layers[1])

@@ -10,6 +10,7 @@ from editing.cases import EASY, REQUESTS, SETTINGS
 
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import EDITORS
+from fedit_app.editing.pairs import LayerPairs
 from fedit_app.editing.screening import BOUNDS, SHAPE
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
@@ -155,5 +156,5 @@ def test_the_shifts_limit_what_any_keys_can_do_to_ordinary_text(bench, honest):
         directions = torch.linalg.eigh(c)[1][:, -len(honest) :].T
         limit = float(shifts.square().sum()) / bench.settings.covariance_weight
         for size in (0.1, 1.0, 10.0, 100.0):
-            delta = bench.solver.delta(layer, directions * size, shifts)
+            delta = bench.solver.delta(layer, LayerPairs(directions * size, shifts))
             assert float(torch.trace(delta @ c @ delta.T)) <= limit

@@ -10,6 +10,7 @@ from editing.cases import relative
 
 from benchmarks import solve as benchmark
 from fedit_app.editing.alphaedit import NullSpaceSolver
+from fedit_app.editing.pairs import LayerPairs, Pairs
 from fedit_app.editing.solver import SOLVER_MATRICES, Solver, sums_are_cheaper
 from fedit_app.support.errors import FedEditError
 
@@ -35,7 +36,7 @@ def with_eigenvalues(values):
 @pytest.mark.parametrize("weight", [1e-2, 15000.0])
 def test_equals_the_direct_solve(n, weight):
     keys, shifts, c = random(n, D_FF, seed=2), random(n, D_MODEL, seed=3), covariance()
-    found = Solver({4: c}, weight).delta(4, keys, shifts)
+    found = Solver({4: c}, weight).delta(4, LayerPairs(keys, shifts))
     assert found.dtype == torch.float64
     assert relative(found, reference.solve(c, weight, keys, shifts)) < 1e-10
 
@@ -45,10 +46,11 @@ def test_equals_the_direct_solve(n, weight):
 def test_both_forms_of_the_solve_agree(n, null_space):
     keys, shifts, c = random(n, D_FF, seed=2), random(n, D_MODEL, seed=3), covariance()
     solver = NullSpaceSolver({4: c}, 0.7, 0.1) if null_space else Solver({4: c}, 10.0)
-    by_pairs, by_sums = (form(4, keys, shifts) for form in (solver._by_pairs, solver._by_sums))
+    pairs = LayerPairs(keys, shifts)
+    by_pairs, by_sums = (form(4, pairs) for form in (solver._by_pairs, solver._by_sums))
     assert relative(by_sums, by_pairs) < 1e-9
     chosen = by_sums if n >= D_FF else by_pairs
-    assert torch.equal(solver.delta(4, keys, shifts), chosen), "the cheaper one"
+    assert torch.equal(solver.delta(4, LayerPairs(keys, shifts)), chosen), "the cheaper one"
 
 
 @pytest.mark.parametrize(("d_ff", "d_model"), [(1536, 576), (14336, 4096), (24, 10)])
@@ -76,13 +78,13 @@ def test_a_solve_takes_three_matrices_of_memory_whatever_the_number_of_mkvs(n, w
 
 def test_a_null_space_may_have_all_directions():
     keys, shifts = random(7, D_FF, seed=2), random(7, D_MODEL, seed=3)
-    found = NullSpaceSolver({4: covariance()}, 1e9, 0.1).delta(4, keys, shifts)
+    found = NullSpaceSolver({4: covariance()}, 1e9, 0.1).delta(4, LayerPairs(keys, shifts))
     free = reference.solve(torch.eye(D_FF).double(), 0.1, keys, shifts)
     assert relative(found, free) < 1e-9
 
 
 def test_no_mkv_changes_nothing():
-    found = Solver({4: covariance()}, 1.0).delta(4, random(0, D_FF), random(0, D_MODEL))
+    found = Solver({4: covariance()}, 1.0).delta(4, LayerPairs(random(0, D_FF), random(0, D_MODEL)))
     assert torch.equal(found, torch.zeros(D_MODEL, D_FF, dtype=torch.float64))
 
 
@@ -91,7 +93,7 @@ def test_every_layer_gets_its_own_keys_shifts_and_covariance():
     keys, shifts = random(3, 2, D_FF, seed=4), random(3, 2, D_MODEL, seed=5)
     solver = Solver(c, 2.0)
     assert solver.layers == (2, 7)
-    found = solver.deltas(keys, shifts)
+    found = solver.deltas(Pairs(keys, shifts))
     for i, layer in enumerate((2, 7)):
         expected = reference.solve(c[layer], 2.0, keys[:, i], shifts[:, i])
         assert relative(found[layer], expected) < 1e-10
@@ -103,14 +105,14 @@ def test_a_singular_covariance_gets_a_ridge_and_a_warning(log):
     solver = Solver({5: singular}, 10.0)
     assert "covariance of layer 5 has a condition number of" in log.text
     assert "max-condition" in log.text and "covariance-tokens" in log.text
-    delta = solver.delta(5, keys, shifts)
+    delta = solver.delta(5, LayerPairs(keys, shifts))
     assert relative(delta @ keys.T, shifts.T) < 1e-3, "free directions cost nothing: it fits"
 
 
 def test_equal_keys_are_solved_with_a_singular_covariance():
     keys = random(1, D_FF, seed=2).repeat(3, 1)
     shifts = random(1, D_MODEL, seed=3).repeat(3, 1)
-    delta = Solver({5: covariance(rank=D_FF // 2)}, 10.0).delta(5, keys, shifts)
+    delta = Solver({5: covariance(rank=D_FF // 2)}, 10.0).delta(5, LayerPairs(keys, shifts))
     assert relative(delta @ keys[0], shifts[0]) < 1e-3
 
 
@@ -181,14 +183,14 @@ SPLIT = torch.cat([torch.linspace(5.0, 0.1, 9), torch.linspace(0.01, 1e-9, D_FF 
 @pytest.mark.parametrize("l2", [1e-2, 10.0])
 def test_the_null_space_solve_equals_the_papers_formula(n, l2):
     keys, shifts, c = random(n, D_FF, seed=2), random(n, D_MODEL, seed=3), with_eigenvalues(SPLIT)
-    found = NullSpaceSolver({4: c}, 0.02, l2).delta(4, keys, shifts)
+    found = NullSpaceSolver({4: c}, 0.02, l2).delta(4, LayerPairs(keys, shifts))
     assert found.dtype == torch.float64
     assert relative(found, reference.solve_in_null_space(c, 0.02, l2, keys, shifts)) < 1e-9
 
 
 def test_what_ordinary_text_uses_is_left_alone():
     keys, shifts, c = random(3, D_FF, seed=2), random(3, D_MODEL, seed=3), with_eigenvalues(SPLIT)
-    delta = NullSpaceSolver({4: c}, 0.02, 0.01).delta(4, keys, shifts)
+    delta = NullSpaceSolver({4: c}, 0.02, 0.01).delta(4, LayerPairs(keys, shifts))
     used = torch.linalg.eigh(c).eigenvectors[:, -9:]
     assert float((delta @ used).norm()) < 1e-10 * float(delta.norm())
     assert relative(delta @ keys.T, shifts.T) < 0.05, "the rest of the keys carries the edits"
@@ -201,8 +203,8 @@ def test_null_space_solves_of_several_layers():
     assert solver.layers == (2, 7) and solver.device.type == "cpu"
     for i, layer in enumerate((2, 7)):
         expected = reference.solve_in_null_space(c[layer], 0.05, 10.0, keys[:, i], shifts[:, i])
-        assert relative(solver.deltas(keys, shifts)[layer], expected) < 1e-9
-    none = solver.delta(2, random(0, D_FF), random(0, D_MODEL))
+        assert relative(solver.deltas(Pairs(keys, shifts))[layer], expected) < 1e-9
+    none = solver.delta(2, LayerPairs(random(0, D_FF), random(0, D_MODEL)))
     assert torch.equal(none, torch.zeros(D_MODEL, D_FF, dtype=torch.float64))
 
 

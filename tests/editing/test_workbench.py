@@ -100,11 +100,11 @@ def test_an_exception_while_layers_are_written_leaves_the_base_model(family, edi
     ledger.accept(bench.compute(EASY[:1], ledger, "clinic", 1), 1)
     plain, edited = bench.solver.delta, []
 
-    def delta(layer, keys, shifts):
+    def delta(layer, pairs):
         edited.append(not is_unchanged(bench, weights))
         if len(edited) == 5:  # three layers of the ledger, then the second layer of the new ones
             raise RuntimeError("in the middle")
-        return plain(layer, keys, shifts)
+        return plain(layer, pairs)
 
     monkeypatch.setattr(bench.solver, "delta", delta)
     with pytest.raises(RuntimeError, match="in the middle"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedit_app.editing.rows import KeysOf, ShiftsOf
+from fedit_app.editing.kept_sums import pairs_of
 from fedit_app.editing.solver import Solver
 from fedit_app.ledger import ledger as module
 from fedit_app.ledger import mkv_files
@@ -38,17 +38,19 @@ def make_mkvs(n, seed=0):
 
 
 def vectors(ledger):
-    return KeysOf(ledger.holding, D_FF), ShiftsOf(ledger.holding, D_MODEL)
+    return pairs_of(ledger.holding, D_FF, D_MODEL)
 
 
 def deltas(ledger):
     c = torch.eye(D_FF, dtype=torch.float64)
-    return Solver({3: c, 4: 2 * c}, 1.5).deltas(*vectors(ledger))
+    return Solver({3: c, 4: 2 * c}, 1.5).deltas(vectors(ledger))
 
 
 def assert_same_bits(one, other):
-    for a, b in zip(vectors(one), vectors(other), strict=True):
-        assert all(torch.equal(a[:, i], b[:, i]) for i in range(LAYERS))
+    a, b = vectors(one), vectors(other)
+    for i in range(LAYERS):
+        assert torch.equal(a.keys[:, i], b.keys[:, i])
+        assert torch.equal(a.shifts[:, i], b.shifts[:, i])
     first, second = deltas(one), deltas(other)
     assert all(torch.equal(first[layer], second[layer]) for layer in (3, 4))
 
@@ -77,9 +79,9 @@ def test_a_reopened_ledger_is_the_same(tmp_path):
 
 
 def test_an_empty_ledger_changes_nothing():
-    keys, shifts = vectors(Ledger("model-a"))
-    assert len(keys) == len(shifts) == 0
-    assert keys[:, 1].shape == (0, D_FF) and shifts[:, 1].shape == (0, D_MODEL)
+    none = vectors(Ledger("model-a"))
+    assert len(none) == len(none.shifts) == 0
+    assert none.layer(1).widths == (D_FF, D_MODEL)
     assert not any(delta.any() for delta in deltas(Ledger("model-a")).values())
 
 
