@@ -3,7 +3,7 @@
 Each node is registered, signs with its own key, holds its own TLS connection to the server and runs
 the ClientApp on its own ledger, as a SuperNode would; but they share a process and a model, so that
 a machine holds far more of them than of real nodes. ClientApps run one at a time. Messages of the
-app `empty_messages` are answered as its ClientApp does.
+app `flower_messages` are answered as its ClientApp does.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from benchmarks.empty_messages.client_app import app as empty_app
+from benchmarks.flower_messages.client_app import app as echo_app
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.mkv.node_key import read_private_key
 from fedit_app.node.app import app
 
 _SECONDS_BETWEEN_PULLS = 3.0  # as a SuperNode
-_EMPTY = "query.empty"
+_ECHO = "query.echo"
 _one_app = threading.Lock()
 
 
@@ -74,7 +74,7 @@ def serve(node: NodeFolder) -> None:
             message.metadata.__dict__["_message_id"] = head.metadata.message_id
             started = time.perf_counter()
             with _one_app:
-                answer = empty_app if message.metadata.message_type == _EMPTY else app
+                answer = echo_app if message.metadata.message_type == _ECHO else app
                 reply = answer(message, contexts[run_id])
             reply.metadata.__dict__["_message_id"] = reply.object_id
             wanted, session = send(reply, get_object_tree(reply), time.perf_counter() - started)

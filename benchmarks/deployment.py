@@ -4,7 +4,8 @@ First three nodes with the demo's requests run twice, with their resident proces
 (`worker-idle-seconds = 0`, a model load for every message). Then many nodes with a tiny random
 model run many slots against one server; memory is the proportional set size of the processes.
 With `--together` these are threads of one process, so that this machine holds more of them.
-Before and after them Flower alone exchanges empty messages with the same nodes.
+Before and after them Flower alone exchanges empty messages with the same nodes. `--part messages`
+exchanges messages only, of the form that FedEdit's have and had, beside empty ones.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ _DEMO = Path(fedit_app.facts.__file__).parent / "demo"
 _NODES = ("bank", "hospital", "museum")
 _STAGES = ("edit", "reedit", "evaluate")
 _SECONDS_BETWEEN_SAMPLES = 10
-_EMPTY_MESSAGES = Path(__file__).parent / "empty_messages"
-_EXCHANGE = re.compile(r"exchange: ([\d.]+) s")
+_MESSAGES = Path(__file__).parent / "flower_messages"
+_EXCHANGE = re.compile(r"exchange: (\w+) ([\d.]+) s ([\d.]+) s")
+_KINDS = {"empty": "Flower's empty messages", "parts": "a record for each", "parcel": "parcels"}
 # Of a slot: edit and re-edit. The load's nodes are evaluated in the last slot alone.
 _EXCHANGES = 2
 # A model of the embedded one's family that computes next to nothing.
@@ -72,17 +74,25 @@ _TINY_RUN = {
     count("--load-nodes", 50, "many"),
     count("--load-slots", 10, "of many nodes"),
     option("--together", "the many nodes in one process, one model for all", action="store_true"),
-    option("--part", "three nodes, or many", choices=["all", "warm", "load"], default="all"),
+    option(
+        "--part",
+        "three nodes, many, or messages to many",
+        choices=["all", "warm", "load", "messages"],
+        default="all",
+    ),
+    option("--kinds", "of messages to many: empty, parts, parcel", default="empty,parts,parcel"),
     data=False,
 )
 def run(options: argparse.Namespace) -> Figures:
     """Run the federations and print a table for each."""
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="fedit-deployment-") as name:
-        if options.part != "load":
+        if options.part in ("all", "warm"):
             figures |= _warm_and_cold(options, Path(name))
-        if options.part != "warm":
+        if options.part in ("all", "load"):
             figures |= _load(options, Path(name, "load"))
+        if options.part in ("all", "messages"):
+            figures |= _messages(options, Path(name, "messages"))
     return figures
 
 
@@ -130,10 +140,10 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         started = _started(
             deployment, data, model, 0.0 if together else None, within=_BEHIND, together=together
         )
-        empty = _empty_exchanges(deployment)
+        empty = _exchanges(deployment, "empty")[0]["empty"]
         with _Memory(deployment, [TOGETHER] if together else names, count) as memory:
             results = _finished(deployment, config, count)
-        empty += _empty_exchanges(deployment)
+        empty += _exchanges(deployment, "empty")[0]["empty"]
     failed = len(results.failed_nodes)
     figures = {
         "node_start_seconds": started["node_start_seconds"],
@@ -151,17 +161,54 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     return {f"deployment/load/{name}": value for name, value in figures.items()}
 
 
-def _empty_exchanges(deployment: Deployment) -> list[float]:
-    """The seconds of exchanges of empty messages with all nodes, Flower's own cost."""
-    home = deployment.folder / "empty-messages"
+def _messages(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Exchanges of messages alone: the nodes answer with what they got."""
+    folder.mkdir()
+    model, count = _tiny_model(options.model, folder / "model"), options.load_nodes
+    names = [f"node-{number + 1:03}" for number in range(count)]
+    data = {name: _requests(folder, name, 1) for name in names}
+    with Deployment(folder / "federation") as deployment:
+        _started(deployment, data, model, 0.0, within=_BEHIND, together=True)
+        with _Memory(deployment, [TOGETHER], count) as memory:
+            found, processor = _exchanges(deployment, options.kinds)
+    seconds = {kind: statistics.median(all_) for kind, all_ in found.items()}
+    worked = {kind: statistics.median(all_) for kind, all_ in processor.items()}
+    figures: Figures = {}
+    rows = []
+    for kind, taken in seconds.items():
+        row = {
+            "slot_seconds": _EXCHANGES * taken,
+            "seconds_per_node": taken / count,
+            "over_empty": taken / seconds["empty"],
+            "processor_seconds_per_node": worked[kind] / count,
+            "processor_over_empty": worked[kind] / worked["empty"],
+        }
+        figures |= {f"deployment/messages/{kind}/{name}": value for name, value in row.items()}
+        rows.append([_KINDS[kind], *row.values()])
+    columns = ["slot s", "s a node", "over empty", "server's processor s a node", "over empty"]
+    print(table([f"{count} nodes", *columns], rows))
+    figures["deployment/messages/server_mib"] = max(server for _, server, _ in memory.samples)
+    print(f"The server's processes had {figures['deployment/messages/server_mib']:.0f} MiB.\n")
+    return figures
+
+
+def _exchanges(
+    deployment: Deployment, kinds: str
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Kind of message -> the seconds of its exchanges with all nodes, and the processor's."""
+    home = deployment.folder / "flower-messages"
     home.mkdir(exist_ok=True)
     connection = Connection.to(deployment.server.superlink, home)
     lines: list[str] = []
-    status = connection.follow(connection.submit(_EMPTY_MESSAGES, {}), lines.append)
-    found = [float(seconds) for line in lines for seconds in _EXCHANGE.findall(line)]
-    if not found:
-        raise FedEditError(f"no empty message came back ({status}): {lines[-3:]}")
-    return found
+    status = connection.follow(connection.submit(_MESSAGES, {"kinds": kinds}), lines.append)
+    found: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
+    for kind, seconds, worked in _EXCHANGE.findall("\n".join(lines)):
+        found.setdefault(kind, []).append(float(seconds))
+        processor.setdefault(kind, []).append(float(worked))
+    if set(found) != set(kinds.split(",")):
+        raise FedEditError(f"not all messages came back ({status}): {lines[-3:]}")
+    return found, processor
 
 
 def _beside_empty(results: Results, empty: Sequence[float]) -> dict[str, float]:
@@ -271,7 +318,7 @@ class _Memory:
         self._deployment, self._names, self._count = deployment, names, count
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._samples: list[tuple[float, float, float]] = []
+        self.samples: list[tuple[float, float, float]] = []
         self._started = time.perf_counter()
 
     def __enter__(self) -> _Memory:
@@ -284,26 +331,26 @@ class _Memory:
 
     def figures(self) -> dict[str, float]:
         """MiB at the end of the first third, when all is loaded, and at the end."""
-        early, late = self._samples[len(self._samples) // 3], self._samples[-1]
+        early, late = self.samples[len(self.samples) // 3], self.samples[-1]
         return {
             "server_mib_early": early[1],
             "server_mib_late": late[1],
             "node_mib_early": early[2],
             "node_mib_late": late[2],
-            "machine_mib_peak": max(server + n * self._count for _, server, n in self._samples),
+            "machine_mib_peak": max(server + n * self._count for _, server, n in self.samples),
         }
 
     def over_time(self) -> tuple[list[str], list[list[float]]]:
         """Some ten samples: columns and rows."""
-        step = max(1, len(self._samples) // 10)
-        return ["seconds", "server MiB", "MiB a node"], [list(s) for s in self._samples[::step]]
+        step = max(1, len(self.samples) // 10)
+        return ["seconds", "server MiB", "MiB a node"], [list(s) for s in self.samples[::step]]
 
     def _watch(self) -> None:
         while not self._stop.wait(_SECONDS_BETWEEN_SAMPLES):
             now = time.perf_counter() - self._started
             server = self._deployment.members("server")
             nodes = [p for name in self._names for p in self._deployment.members(name)]
-            self._samples.append((now, _mib(server), _mib(nodes) / self._count))
+            self.samples.append((now, _mib(server), _mib(nodes) / self._count))
 
 
 def _mib(processes: Sequence[psutil.Process]) -> float:

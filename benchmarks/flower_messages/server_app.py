@@ -1,0 +1,80 @@
+"""What a message to every node and back takes: empty, in many parts, and as a parcel.
+
+It sends and fetches as `fedit_app.server.grid` does, and nobody computes anything. The content is
+an answer of the edit stage with five open MKVs of SmolLM2-135M, other ones for each node. The log
+has the seconds of every exchange, and those that the processor worked for the server.
+"""
+
+import time
+
+import numpy as np
+import psutil
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedit_app.mkv import create
+from fedit_app.protocol.messages import pack, with_lookup
+from fedit_app.protocol.parcel import wrap
+
+__all__ = ["app"]
+
+_POLL_SECONDS = 0.2
+_LAYERS, _D_FF, _D_MODEL, _MKVS = 5, 1536, 576, 5
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Exchange messages of each kind with all nodes, one exchange after the other."""
+    kinds = {"empty": lambda _: RecordDict(), "parts": upload, "parcel": lambda n: wrap(upload(n))}
+    for _ in range(int(context.run_config["exchanges"])):
+        for kind in str(context.run_config["kinds"]).split(","):
+            worked, seconds = _worked(), _exchange(grid, kinds[kind])
+            print(f"exchange: {kind} {seconds:.3f} s {_worked() - worked:.3f} s", flush=True)
+
+
+def _worked() -> float:
+    """Processor seconds so far of this process, and of the SuperLink and others that began it."""
+    me = psutil.Process()
+    server = [p for p in me.parents() if any("superlink" in part for part in p.cmdline())]
+    return sum(p.cpu_times().user + p.cpu_times().system for p in (me, *server))
+
+
+def upload(number: int) -> RecordDict:
+    """What a node answers that has edited."""
+    draw = np.random.default_rng(number).standard_normal
+    fingerprint = "f" * 32
+    mkvs = [
+        create(
+            f"node-{number}",
+            slot,
+            fingerprint,
+            draw((_LAYERS, _D_FF)),
+            draw((_LAYERS, _D_MODEL)),
+            draw(_D_MODEL),
+            draw(_D_MODEL),
+            "int8",
+        )
+        for slot in range(1, _MKVS + 1)
+    ]
+    content = with_lookup(pack({"node": f"node-{number}"}, mkvs), draw((_MKVS, _D_FF)))
+    content["signature"] = ConfigRecord({"signature": f"{number:0128x}"})
+    return content
+
+
+def _exchange(grid, content) -> float:
+    nodes = sorted(grid.get_node_ids())
+    messages = [
+        Message(content(number), message_type="query.echo", dst_node_id=node)
+        for number, node in enumerate(nodes)
+    ]
+    began = time.perf_counter()
+    waiting = set(grid.push_messages(messages))
+    while waiting:
+        asked = time.perf_counter()
+        for reply in grid.pull_messages(list(waiting)):
+            waiting.discard(reply.metadata.reply_to_message_id)
+        if waiting:
+            time.sleep(max(_POLL_SECONDS, time.perf_counter() - asked))
+    return time.perf_counter() - began
