@@ -56,8 +56,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Methods that are no editors, in one place: ft-m, locft-bf, lora, grace, "
-            "in-context.",
+            help="What is no editor: ft-m, locft-bf, lora, lora-fedavg, grace, in-context.",
         ),
     ] = None,
     preset: Annotated[

@@ -11,6 +11,7 @@ from fedit_app.evaluation.scores import nothing, score_requests, score_targets
 from fedit_app.experiments.baselines import BASELINES, fine_tuning, grace, training
 from fedit_app.experiments.baselines.in_context import nearest_fact
 from fedit_app.experiments.baselines.lora import trained_changes
+from fedit_app.experiments.baselines.lora_fedavg import averaged_changes
 from fedit_app.models.editable import EditableModel
 
 pytest.importorskip("peft", reason="the extra `baselines` is not installed")
@@ -37,7 +38,7 @@ def nll(model, put=nothing):
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_model_is_the_same_as_before_once_a_baseline_is_measured(model, name):
     before = parameters(model)
-    with BASELINES[name](model, EASY, 1) as put:
+    with BASELINES[name](model, [EASY[:1], EASY], 1) as put:
         learned = nll(model, put)
     now = dict(model.model.named_parameters())
     assert now.keys() == before.keys() and not any(p.requires_grad for p in now.values())
@@ -56,7 +57,7 @@ def test_the_loss_is_the_mean_nll_of_the_targets_that_evaluation_has(model):
 def test_fine_tuning_changes_the_weights_of_one_layer(model, name, monkeypatch):
     monkeypatch.setattr(fine_tuning, "RATE", 0.02)
     before = parameters(model)
-    with BASELINES[name](model, EASY, 1):
+    with BASELINES[name](model, [EASY[:1], EASY], 1):
         changed = {n for n, p in model.model.named_parameters() if not torch.equal(p, before[n])}
         learned = sum(nll(model))
     layer = round((21 if name == "ft-m" else 22) / 32 * tiny.LAYERS)
@@ -75,10 +76,10 @@ def test_breadth_first_sees_every_fact_in_every_epoch_and_depth_first_one_after_
         return plain(model, rows)
 
     monkeypatch.setattr(fine_tuning, "target_loss", spy)
-    with BASELINES["locft-bf"](model, EASY, 1):
+    with BASELINES["locft-bf"](model, [EASY[:1], EASY], 1):
         assert set(seen) == {3} and len(seen) <= fine_tuning.STEPS
     seen.clear()
-    with BASELINES["ft-m"](model, EASY, 1):
+    with BASELINES["ft-m"](model, [EASY[:1], EASY], 1):
         assert set(seen) == {1}
 
 
@@ -99,6 +100,18 @@ def test_an_adapter_changes_output_projections_by_matrices_of_its_rank(model):
     for layer, change in changes.items():
         assert change.shape == model.weight(layer).shape
         assert 0 < int(torch.linalg.matrix_rank(change.double(), rtol=1e-4)) <= 8
+
+
+def test_averaged_factors_keep_their_rank_and_are_those_of_a_node_if_all_are_alike(model):
+    """The mean of the products of two nodes with other facts has twice the rank."""
+    alone = averaged_changes(model, [EASY], 1)
+    alike = averaged_changes(model, [EASY, EASY], 1)
+    other = averaged_changes(model, [EASY[:1], EASY[1:]], 1)
+    for layer, change in other.items():
+        assert change.shape == model.weight(layer).shape
+        assert 0 < int(torch.linalg.matrix_rank(change.double(), rtol=1e-4)) <= 8
+        assert torch.allclose(alike[layer], alone[layer], atol=1e-6)
+        assert not torch.allclose(change, alone[layer], atol=1e-6)
 
 
 def test_the_fact_nearest_to_a_prompt_is_put_before_it():
@@ -142,7 +155,7 @@ def test_radii_grow_for_the_same_target_and_are_split_between_two():
 
 def test_a_memory_learns_its_facts_beside_one_layer_and_is_no_part_of_the_unedited_model(model):
     before = nll(model)
-    with BASELINES["grace"](model, EASY, 1) as put:
+    with BASELINES["grace"](model, [EASY[:1], EASY], 1) as put:
         assert sum(nll(model, put)) < 0.5 * sum(before)
         assert put is not nothing  # scores are not found again by the state of the weights
         with model.unedited():

@@ -274,7 +274,7 @@ def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
 def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simulated):
     status, said = fedit("compare", "--preset", "field", "--nodes", 2, "--dry-run")
     assert status == 0 and not simulated
-    assert said.out.count("to be started") == 7 + 6 + 4
+    assert said.out.count("to be started") == 7 + 6 + 6
     assert "fedit, pmet, seed 0" in said.out and "local, pmet" not in said.out
     options = ("--strategies", "central", "--editors", "blue,memit", "--baselines", "lora")
     status, said = fedit("compare", "--preset", "field", "--nodes", 2, "--dry-run", *options)

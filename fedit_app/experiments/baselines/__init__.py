@@ -1,7 +1,7 @@
 """What is not locate-then-edit: the methods that somebody would take instead.
 
-A baseline learns all facts of all nodes in one place, as `central` does, and its model is measured
-by the evaluation of every other run. `BASELINES` names them; each is one module.
+A baseline learns the facts of all nodes at once, in this process, and its model is measured by the
+evaluation of every other run. `BASELINES` names them; each is one module.
 """
 
 from fedit_app.experiments.baselines.methods import BASELINES, Baseline

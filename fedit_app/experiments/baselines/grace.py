@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedit_app.evaluation.scores import Before, last_states
 from fedit_app.experiments.baselines.fine_tuning import tuned_layer
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss
+from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss, together
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import TokenRow, pad
@@ -105,8 +105,11 @@ def _no_text(_: str) -> str:
 
 
 @contextmanager
-def grace(model: EditableModel, facts: Sequence[EditRequest], seed: int) -> Iterator[Before]:
+def grace(
+    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
+) -> Iterator[Before]:
     """The model with a memory of the facts, learned one after another."""
+    facts = together(groups)
     layer, memory = tuned_layer(model, _LAYERS), Memory()
     torch.manual_seed(seed)
 

@@ -7,30 +7,35 @@ and values: what a model was before is then told by its W_out alone, as with eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 
 from fedit_app.evaluation.scores import Before, nothing
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss
+from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss, together
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
 
 RANK, ALPHA, STEPS, RATE = 8, 32, 50, 5e-3
 
-_NAME = "facts"
+NAME = "facts"
 
 
 @contextmanager
-def lora(model: EditableModel, facts: Sequence[EditRequest], seed: int) -> Iterator[Before]:
+def lora(
+    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
+) -> Iterator[Before]:
     """The model with a trained adapter merged into its weights.
 
     Raises:
         FedEditError: PEFT is not installed.
     """
+    facts = together(groups)
     with model.edited(trained_changes(model, facts, seed)):
         yield nothing
 
@@ -39,15 +44,10 @@ def trained_changes(
     model: EditableModel, facts: Sequence[EditRequest], seed: int
 ) -> dict[int, torch.Tensor]:
     """Layer -> B A of the trained adapter (d_model, d_ff), all facts in one batch a step."""
-    try:
-        from peft import AdaLoraConfig, AdaLoraModel
-    except ImportError:
-        raise FedEditError(
-            "baseline lora: PEFT is not installed; pip install 'fedit[baselines]'"
-        ) from None
+    found = peft()
     torch.manual_seed(seed)
-    names = model.module_names(range(model.n_layers))
-    config = AdaLoraConfig(
+    names, d_model = model.module_names(range(model.n_layers)), model.d_model
+    config = found.AdaLoraConfig(
         init_r=RANK,
         target_r=RANK,
         lora_alpha=ALPHA,
@@ -56,23 +56,46 @@ def trained_changes(
         target_modules=[*names.values()],
     )
     rows, everything = fact_rows(model, facts), [[range(len(facts))]] * STEPS
-    adapted: Any = cast(Any, AdaLoraModel)(model.model, {_NAME: config}, _NAME)
+    adapted: Any = cast(Any, found.AdaLoraModel)(model.model, {NAME: config}, NAME)
     try:
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         descend(trained, lambda b: target_loss(model, [rows[i] for i in b]), RATE, everything)
-        changes = {layer: _change(model.mlp_output(layer)) for layer in names}
+        return changes_of(model, names, d_model)
     finally:
         adapted.unload()
         model.model.requires_grad_(False)
-    return {layer: _as_weight(model, layer, change) for layer, change in changes.items()}
+
+
+def peft() -> ModuleType:
+    """PEFT, which is no requirement of FedEdit.
+
+    Raises:
+        FedEditError: it is not installed.
+    """
+    try:
+        return importlib.import_module("peft")
+    except ImportError:
+        raise FedEditError(
+            "baseline lora: PEFT is not installed; pip install 'fedit[baselines]'"
+        ) from None
+
+
+def changes_of(
+    model: EditableModel, layers: Iterable[int], d_model: int
+) -> dict[int, torch.Tensor]:
+    """Layer -> change (d_model, d_ff) that PEFT's adapter makes of W_out.
+
+    Args:
+        model: the model, whose layers are adapted now.
+        layers: the layers.
+        d_model: its own, which adapted layers do not tell.
+    """
+    changes = {layer: _change(model.mlp_output(layer)) for layer in layers}
+    # Conv1D keeps the transpose.
+    return {n: c if len(c) == d_model else c.T for n, c in changes.items()}
 
 
 def _change(adapted: Any) -> torch.Tensor:
     """B A of an adapted module of PEFT, as its weight lies."""
-    change: torch.Tensor = adapted.get_delta_weight(_NAME).detach().clone()
+    change: torch.Tensor = adapted.get_delta_weight(NAME).detach().clone()
     return change
-
-
-def _as_weight(model: EditableModel, layer: int, change: torch.Tensor) -> torch.Tensor:
-    """(d_model, d_ff), however the module keeps its weight."""
-    return change if change.shape == model.weight(layer).shape else change.T

@@ -10,17 +10,21 @@ from fedit_app.experiments.baselines.fine_tuning import ft_m, locft_bf
 from fedit_app.experiments.baselines.grace import grace
 from fedit_app.experiments.baselines.in_context import in_context
 from fedit_app.experiments.baselines.lora import lora
+from fedit_app.experiments.baselines.lora_fedavg import lora_fedavg
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
-Baseline = Callable[[EditableModel, Sequence[EditRequest], int], AbstractContextManager[Before]]
-"""(model, facts, seed) -> a block in which the model has learned the facts; it is given what is put
-before each prompt, see `evaluation.scores`."""
+Baseline = Callable[
+    [EditableModel, Sequence[Sequence[EditRequest]], int], AbstractContextManager[Before]
+]
+"""(model, facts of each node, seed) -> a block in which the model has learned the facts; it is
+given what is put before each prompt, see `evaluation.scores`."""
 
 BASELINES: dict[str, Baseline] = {
     "ft-m": ft_m,
     "locft-bf": locft_bf,
     "lora": lora,
+    "lora-fedavg": lora_fedavg,
     "grace": grace,
     "in-context": in_context,
 }

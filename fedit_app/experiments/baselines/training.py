@@ -16,6 +16,11 @@ ENOUGH = 1e-2
 """A batch whose loss is below this one is left alone (the threshold of EasyEdit and LocFT-BF)."""
 
 
+def together(groups: Sequence[Sequence[EditRequest]]) -> list[EditRequest]:
+    """The facts of all nodes in one place, each once."""
+    return list(dict.fromkeys(fact for own in groups for fact in own))
+
+
 def fact_rows(model: EditableModel, requests: Sequence[EditRequest]) -> list[TokenRow]:
     """Each fact's prompt with its target as tokens."""
     return [continuation_row(model, *request.asked_new) for request in requests]
