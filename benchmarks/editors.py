@@ -9,6 +9,7 @@ optimisation of v* alone as `benchmarks.plain` does it, without any saving.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -55,6 +56,7 @@ _COLUMNS = {
     option("--editors", "separated by commas", default=",".join(EDITORS)),
     text_file("--text", "wikitext2_raw_test.txt", "ordinary text"),
     count("--text-rows", 64, "of 128 tokens each"),
+    option("--no-subjects", "learn every record at its prompt's last token", action="store_true"),
 )
 def run(options: argparse.Namespace) -> Figures:
     """Edit with each editor and print their metrics side by side."""
@@ -63,6 +65,8 @@ def run(options: argparse.Namespace) -> Figures:
     if unknown:
         raise FedEditError(f"--editors: {unknown[0]!r} must be one of {', '.join(EDITORS)}")
     requests = records(options, max(options.records, options.plain_records))
+    if options.no_subjects:
+        requests = [dataclasses.replace(one, subject="", prompt=one.text) for one in requests]
     chosen = requests[: options.records]
     model = loaded(options)
     rows = neutral_rows(model, options.text, options.text_rows)

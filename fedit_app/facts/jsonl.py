@@ -30,7 +30,7 @@ SUFFIXES = (".jsonl", *TABLES)
 """Suffixes of files of edit requests, before a ".gz"."""
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(EditRequest))
-_REQUIRED = ("id", "subject", "prompt", "target_new")
+_REQUIRED = ("id", "prompt", "target_new")
 _KIND = "edit request; write one JSON object a line, or one row each"
 
 _SEPARATORS = (",", ";", "\t", "|")
@@ -51,10 +51,11 @@ def read_requests(source: Source, skip_bad: bool = False) -> list[EditRequest]:
     Args:
         source: a file of one JSON object a line (blank lines are skipped) or one JSON array, a
             `.csv` or `.tsv` file, or a hub data set; a file may be compressed (`.gz`). `id`,
-            `subject`, `prompt` and `target_new` are required, the other fields of an `EditRequest`
-            optional. The first row of a table names its columns; a column of a list may occur
-            several times; an empty cell is an absent field. Its separator is that by which the
-            first row has the most names of fields, or what a line `sep=;` before it says.
+            `prompt` and `target_new` are required, the other fields of an `EditRequest` optional,
+            and so is `subject` where the prompt has no `{}`. The first row of a table names its
+            columns; a column of a list may occur several times; an empty cell is an absent field.
+            Its separator is that by which the first row has the most names of fields, or what a
+            line `sep=;` before it says.
         skip_bad: leave out invalid requests, and name them in the log.
 
     Returns:
@@ -162,13 +163,14 @@ def _request(record: Any, _index: int) -> EditRequest:
     missing = [name for name in _REQUIRED if name not in record]
     if missing:
         raise FedEditError(f"field {', '.join(missing)} is missing")
-    return EditRequest(**{name: _value(name, value) for name, value in record.items()})
+    given = {"subject": ""} | record
+    return EditRequest(**{name: _value(name, value) for name, value in given.items()})
 
 
 def _value(name: str, value: Any) -> Any:
     if name not in _FIELDS:
         raise FedEditError(f"unknown field {ascii(name[:40])}; {_hint(name)}")
-    if value is None and name not in _REQUIRED:
+    if value is None and name not in (*_REQUIRED, "subject"):
         return () if name in LISTS else None
     if name in LISTS:
         return texts_of(name, value)

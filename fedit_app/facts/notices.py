@@ -6,7 +6,7 @@ import logging
 import unicodedata
 from collections import Counter
 
-from fedit_app.facts.request import EditRequest
+from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.facts.texts import code_point, look_alikes
 from fedit_app.support.formats import listing, plural
 
@@ -42,6 +42,8 @@ class Notices:
                 self._say(number, f"{name} has {what}, in a word of Latin letters")
         if request.subject.casefold() == request.target_new.casefold():
             self._say(number, "target_new is the subject itself")
+        if request.prompt == SLOT:
+            self._say(number, "the whole prompt is the subject; it is learned at its last token")
         if request.subject in request.prompt:
             self._say(number, "the subject is in the prompt again; the place of {} counts")
         key = request.subject, request.prompt, request.slot

@@ -35,7 +35,8 @@ class EditRequest:
 
     Attributes:
         id: name of the request, unique at its node; it never leaves the node.
-        subject: what the fact is about.
+        subject: what the fact is about; empty: the whole prompt, which then has no `{}`, so that
+            the fact is learned at the prompt's last token.
         prompt: template with exactly one `{}`, the place of the subject; or a text in which the
             subject stands once, as words of their own, which becomes such a template.
         target_new: the new continuation.
@@ -86,6 +87,8 @@ class EditRequest:
                 object.__setattr__(self, name, _plain_list(name, value, changes))
             elif name != "slot" and not (value is None and name in OPTIONAL):
                 object.__setattr__(self, name, _plain(name, value, changes))
+        if not self.subject and SLOT not in self.prompt:
+            object.__setattr__(self, "subject", self.prompt.strip())
         for name in ("prompt", "question"):
             if getattr(self, name) is not None and self.subject:
                 object.__setattr__(self, name, _marked(getattr(self, name), self.subject))
@@ -105,7 +108,7 @@ class EditRequest:
         if not self.id.strip():
             raise FedEditError("id is empty; give every request a unique name")
         if not self.subject:
-            raise FedEditError("subject is empty; name what the fact is about")
+            raise FedEditError("subject is empty; name what the fact is about, in place of {}")
         for name, template in (("prompt", self.prompt), ("question", self.question)):
             if template is not None and template.count(SLOT) != 1:
                 raise FedEditError(

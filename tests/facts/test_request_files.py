@@ -6,6 +6,7 @@ Every file holds the request of `PLAIN`, or is refused with its name, the place 
 import codecs
 import gzip
 import json
+import logging
 
 import pytest
 
@@ -87,6 +88,27 @@ READ = {
 }
 
 
+WHOLE = {"id": "fact-1", "slot": 1, "prompt": "Zanzibarium is in", "target_new": "Qualverin"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", json.dumps(WHOLE)),
+        ("a.jsonl", json.dumps(WHOLE | {"subject": ""})),
+        ("a.csv", f"{NAMES}\nfact-1,1,,Zanzibarium is in,Qualverin\n"),
+    ],
+)
+def test_without_a_subject_the_whole_prompt_is_one(tmp_path, caplog, name, text):
+    file = tmp_path / name
+    file.write_text(text)
+    with caplog.at_level(logging.WARNING):
+        (request,) = load_requests(file)
+    assert (request.subject, request.prompt) == ("Zanzibarium is in", "{}")
+    assert request.asked_new == ("Zanzibarium is in", " Qualverin")
+    assert "learned at its last token" in caplog.text
+
+
 @pytest.mark.parametrize(("name", "data"), READ.values(), ids=READ)
 def test_a_file_that_is_understood(tmp_path, name, data):
     file = tmp_path / name
@@ -122,7 +144,7 @@ REFUSED = {
         "a.csv",
         f'{NAMES}\nx,1,Cormorant,"The seat\nof {{}}",Qualverin\nfact-1,1,,{{}} is in,Qualverin\n',
         "row 3: ",
-        "field subject is missing",
+        "subject is empty",
     ),
     "nan in a cell": ("a.csv", cells(subject="nan"), "row 3: ", "subject is nan"),
     "slot 1.5": ("a.csv", cells(slot="1.5"), "row 3: ", "slot must be a whole number"),

@@ -189,7 +189,7 @@ def test_what_is_odd_is_said_with_its_line(said, change, told):
 
 
 def test_many_notices_are_counted(said):
-    lines = said(*[{"subject": "Paris", "prompt": "{}", "target_new": "paris"}] * 14)
+    lines = said(*[{"subject": "Paris", "prompt": "{} is", "target_new": "paris"}] * 14)
     assert len(lines) == 11
     assert lines[-1].endswith("and 4 more such notices")
 
