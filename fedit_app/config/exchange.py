@@ -37,6 +37,12 @@ class ExchangeSettings(Settings):
         ge=0,
         le=1,
     )
+    upkeep: bool = key(
+        True,
+        "whether a node asks its model for its own facts in every slot, and writes MKVs anew whose "
+        "facts it no longer says, at most as many as the slot has requests (eight if it has fewer)",
+        source="of 500 facts 88 % are said instead of 75 % (benchmarks/README.md)",
+    )
     conflict_policy: Literal["own-wins", "newest", "majority"] = key(
         "own-wins",
         "which of two MKVs about one subject that want different targets holds at a node: own-wins "

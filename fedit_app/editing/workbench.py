@@ -325,6 +325,55 @@ class Workbench:
         nothing = torch.zeros(len(requests))
         return self._written(requests, ledger, node, slot, Values(values, states, nothing, nothing))
 
+    def renew(
+        self,
+        groups: Sequence[Sequence[EditRequest]],
+        mkvs: Sequence[MKV],
+        ledger: Edits,
+        node: str,
+        slot: int,
+    ) -> list[MKV]:
+        """Write the values of MKVs anew, so that their facts are said on top of a ledger.
+
+        What an MKV wants of the subject's state is learned on the unedited model. Among many others
+        the same state may not say the fact any more: here it is learned on, on the model that the
+        ledger makes, and written. The new MKV keeps the value, and differs in what it takes.
+
+        Args:
+            groups: the requests of each of n keys.
+            mkvs: their MKVs, which the ledger does not have.
+            ledger: all others.
+            node: the node that writes.
+            slot: the time slot.
+
+        Returns:
+            The new MKV of each key.
+        """
+        requests = [request for group in groups for request in group]
+        numbers = iter(range(len(requests)))
+        of_key = [[next(numbers) for _ in group] for group in groups]
+        starts = [torch.from_numpy(mkv.delta) for mkv in mkvs]
+        with self.edited(ledger):
+            goals = self.editor.values(
+                self.model, requests, self.templates, self.settings, starts, None, of_key
+            )
+        firsts = [group[0] for group in groups]
+        wanted, h0 = goals.v_star[:, -1].float().cpu().numpy(), np.stack([m.h0 for m in mkvs])
+        found = self.write(firsts, wanted, h0, ledger, node, slot)
+        return [
+            create(
+                node,
+                slot,
+                self.fingerprint,
+                new.keys,
+                new.shifts,
+                old.v_star,
+                old.h0,
+                self.precision,
+            )
+            for new, old in zip(found, mkvs, strict=True)
+        ]
+
     def _written(
         self, requests: Sequence[EditRequest], ledger: Edits, node: str, slot: int, values: Values
     ) -> list[MKV]:

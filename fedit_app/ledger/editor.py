@@ -33,6 +33,7 @@ from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import read_origin, write_origin
 from fedit_app.ledger.undo import take_out
+from fedit_app.ledger.upkeep import uphold
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.models.answers import Comparison, answer
 from fedit_app.models.checkpoint import stored_dtype
@@ -272,6 +273,8 @@ class Editor:
         repeat(requests, self._texts.values(), ledger, slot)
         new = [request for request in requests if request.id not in ledger.fulfilled()]
         found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
+        if new and self.config.upkeep:
+            found += uphold(self.bench, ledger, texts.values(), self.node, slot, len(new))
         settle(ledger, [mkv.id for mkv in found], self.config.conflict_policy, same)
         return texts
 

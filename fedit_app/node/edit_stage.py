@@ -16,6 +16,7 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import Conflict, settle
 from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.ledger.upkeep import is_renewed, uphold
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import SameFact
 from fedit_app.node.adoption import adopt
@@ -46,6 +47,7 @@ class EditOutcome:
         cached: of how many new MKVs the value v* came from the work-cache, or from an edited model.
         warm_started: how many of the new ones were optimised from another MKV's value.
         supersedes: id of a new one -> ids of own ones in whose place it holds.
+        renewed: how many of the new ones were written anew for facts of before.
     """
 
     new: list[MKV]
@@ -57,6 +59,7 @@ class EditOutcome:
     cached: int = 0
     warm_started: int = 0
     supersedes: dict[str, list[str]] = field(default_factory=dict)
+    renewed: int = 0
 
 
 class EditStage:
@@ -113,6 +116,7 @@ class EditStage:
             logger.info("node %s, slot %d: %d requests of earlier slots", self._owner, slot, late)
         arrivals = admit(candidates, self._bench, self._policy, ledger)
         known = {mkv.id for mkv in arrivals.candidates}
+        done_before = any(self._is_of(entry.mkv, slot) for entry in ledger.entries.values())
         # The pool also returns the node's own MKVs to a node that has lost its ledger.
         from_pool = known - ledger.entries.keys()
         with ledger.step("edit", slot):
@@ -149,14 +153,18 @@ class EditStage:
             )
             if self._corrects:
                 release_outdated(requests, earlier, ledger)
+            renewed: list[MKV] = []
+            if self._config.upkeep and not done_before:
+                renewed = uphold(self._bench, ledger, own, self._owner, slot, len(requests))
             used = _fulfilling(requests, ledger)
             same = SameFact(same_key=self._config.same_key_threshold)
-            conflicts = settle(ledger, used, self._config.conflict_policy, same)
+            settled = [*used, *(mkv.id for mkv in renewed)]
+            conflicts = settle(ledger, settled, self._config.conflict_policy, same)
         known |= {id_ for id_, entry in ledger.entries.items() if entry.slot < slot}
         new = [
             entry
             for id_, entry in sorted(ledger.entries.items())
-            if id_ not in from_pool and (entry.mkv.node, entry.mkv.slot) == (self._owner, slot)
+            if id_ not in from_pool and self._is_of(entry.mkv, slot)
         ]
         # What overrules an MKV of this slot has come after it.
         settled_here = {e.mkv.id for e in new} | {e.overruled_by for e in new}
@@ -171,6 +179,7 @@ class EditStage:
             cached=len(adopted) + (self._store.found if self._store else 0),
             warm_started=sum(entry.warm_started for entry in new),
             supersedes=_superseded_here(ledger, [entry.mkv.id for entry in new], self._owner),
+            renewed=sum(is_renewed(ledger, entry.mkv.id) for entry in new),
         )
         logger.info(
             "node %s, slot %d: %d requests, %d optimised in %.1f s (%d not from zero, %d known "
@@ -185,6 +194,10 @@ class EditStage:
             len(outcome.reused),
         )
         return outcome
+
+    def _is_of(self, mkv: MKV, slot: int) -> bool:
+        """Whether the owner has made an MKV in a slot."""
+        return (mkv.node, mkv.slot) == (self._owner, slot)
 
 
 def _superseded_here(ledger: Ledger, ids: Sequence[str], owner: str) -> dict[str, list[str]]:

@@ -133,8 +133,9 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
     answered = EditAnswer(
         node=participant.name,
         requests=outcome.requests,
-        optimised=len(outcome.new),
+        optimised=len(outcome.new) - outcome.renewed,
         cached=outcome.cached,
+        renewed=outcome.renewed,
         warm_started=outcome.warm_started,
         reused=[envelope.id_out(id_) for id_ in outcome.reused],
         again=[envelope.id_out(mkv.id) for mkv in outcome.again],

@@ -349,6 +349,7 @@ class EditAnswer(TrainAnswer):
 
     Attributes:
         warm_started: how many optimisations began at a similar MKV's value.
+        renewed: how many MKVs of facts of before were written anew.
         reused: ids of the MKVs of others that fulfil requests of its own.
         again: ids of the MKVs of earlier slots that are among those sent.
         quarantined: how many MKVs it has put aside.
@@ -359,6 +360,7 @@ class EditAnswer(TrainAnswer):
     """
 
     warm_started: Count
+    renewed: Count
     reused: Ids
     again: Ids
     quarantined: Count

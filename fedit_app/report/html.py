@@ -46,7 +46,7 @@ from fedit_app.support.formats import (
 from fedit_app.support.tables import Cell, Table
 
 # Counts that most runs do not have; their columns are there if a run does.
-_SELDOM = ("cached", "warm_started", "composed", "compose_rounds", "quarantined")
+_SELDOM = ("cached", "warm_started", "renewed", "composed", "compose_rounds", "quarantined")
 _MOST_NAMES = 4
 
 

@@ -57,6 +57,7 @@ class Costs(Part):
         optimised: values v* that the node optimised; facts of one key share one.
         cached: optimised values that were in the work-cache, or in the edited model of a node.
         warm_started: optimised requests that began at another MKV's value.
+        renewed: own MKVs that were written anew, as the model no longer said their facts.
         composed: keys whose value the node learned together with others.
         compose_rounds: rounds that contested keys took, those that were given up as well.
         reused: requests that another node's MKV fulfils.
@@ -75,6 +76,7 @@ class Costs(Part):
     optimised: int
     cached: int = 0
     warm_started: int = 0
+    renewed: int = 0
     composed: int = 0
     compose_rounds: int = 0
     reused: int

@@ -204,7 +204,8 @@ class RunGrid(Grid):
             counts = {key: getattr(answer, key) for key in ("requests", "optimised", "cached")}
             self.record.count(slot, name, **counts)
         if isinstance(answer, EditAnswer):
-            self.record.count(slot, name, warm_started=answer.warm_started)
+            counts = {key: getattr(answer, key) for key in ("warm_started", "renewed")}
+            self.record.count(slot, name, **counts)
         if isinstance(answer, EditAnswer | ReeditAnswer | ComposeAnswer):
             self.record.count(slot, name, quarantined=answer.quarantined)
         if isinstance(answer, EvaluateAnswer):

@@ -12,6 +12,7 @@ from benchmarks import (
     deployment,
     editors,
     fidelity,
+    growth,
     ledger,
     lookup,
     near_keys,
@@ -162,6 +163,17 @@ def facts(tmp_path):
     file = tmp_path / "facts.jsonl"
     file.write_text("\n".join(map(json.dumps, records)))
     return file
+
+
+def test_growth(figures, tiny_folder, data):
+    options = ("--model", tiny_folder, "--data", data, "--per-slot", 2, "--facts", "2,3")
+    found = figures(growth.run, *options, "--sample", 2)
+    for way in ("with", "without"):
+        for n in (2, 3):
+            assert 0 <= found[f"growth/{way}/n={n}/accuracy"] <= 1
+            assert 0 <= found[f"growth/{way}/n={n}/first_slot"] <= 1
+    assert found["growth/without/n=3/renewed"] == 0
+    assert found["growth/with/n=3/accuracy"] >= found["growth/without/n=3/accuracy"]
 
 
 def test_near_keys(figures, tiny_folder, facts, tmp_path):

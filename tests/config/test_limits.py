@@ -43,6 +43,7 @@ KEYS = {
     **dict.fromkeys(("kl-weight", "subject-weight", "norm-guard"), OWN_VALUES),
     "mkv-precision": "harmless: how MKVs are rounded",
     "chat-contexts": COST,
+    "upkeep": COST,
     "edit-batch": COST,
     **dict.fromkeys(("selection", "similarity-threshold", "signature", "centred"), SERVER),
     **dict.fromkeys(("top-k", "max-uploads-per-slot", "evaluate-every", "pool-uri"), SERVER),

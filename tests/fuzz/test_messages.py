@@ -62,7 +62,7 @@ ANSWERED = {
     EDIT: TRAINED
     | RECEIVED
     | SUPERSEDES
-    | {"warm_started": 0, "reused": ["0" * 32], "again": []}
+    | {"warm_started": 0, "renewed": 0, "reused": ["0" * 32], "again": []}
     | {"gone": ["1" * 32]},
     REEDIT: RECEIVED | ACCEPTED | {"contested": [CONFLICT], "agreed": ["0" * 32]},
     COMPOSE: RECEIVED

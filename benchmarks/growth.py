@@ -1,0 +1,124 @@
+"""One node's ledger that grows slot by slot: what the model still says of all its facts.
+
+CounterFact records of different subjects, edited in slots. "accuracy" is the share of all facts so
+far that are the model's answer, "first slot" the same of the oldest, the other metrics are those of
+a sample of all. With upkeep, after each slot own MKVs are written anew whose facts are not said.
+`--work-cache` keeps the values, which are the same with and without, also for the next call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness import (
+    Figures,
+    benchmark,
+    count,
+    counterfact_metrics,
+    counts,
+    loaded,
+    main,
+    option,
+    print_figures,
+    records,
+    workbench,
+)
+from fedit_app.editing.value_store import ValueStore
+from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.scores import score_targets
+from fedit_app.facts.request import EditRequest
+from fedit_app.ledger.conflicts import settle
+from fedit_app.ledger.learning import learn
+from fedit_app.ledger.ledger import Ledger
+from fedit_app.ledger.upkeep import uphold
+from fedit_app.mkv.same_key import SameFact
+from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger("fedit_app.benchmarks")
+
+_SHARES = ("score", "efficacy", "paraphrase", "neighborhood")
+_COLUMNS = {
+    "accuracy": "accuracy",
+    "first slot": "first_slot",
+    **{name: name for name in _SHARES},
+    "written anew": "renewed",
+    "minutes": "minutes",
+}
+
+
+@benchmark(
+    counts("--facts", [100, 300, 500], "facts in the ledger at which it is measured"),
+    count("--per-slot", 50, "facts of a slot"),
+    count("--sample", 200, "facts of which all metrics are measured"),
+    count("--seed", 1, "of the sample"),
+    option("--editor", "name of the editor", default="memit"),
+    option("--subject-weight", "see the run config", type=float, default=1.0),
+    option("--work-cache", "folder for values; None: they are not kept", type=Path),
+)
+def run(options: argparse.Namespace) -> Figures:
+    """Let the ledger grow twice, without and with upkeep."""
+    most = max(options.facts)
+    between = [n for n in options.facts if n % options.per_slot and n != most]
+    if between:
+        raise FedEditError(f"--facts: {between[0]} is no multiple of --per-slot")
+    facts = _of_different_subjects(options, most)
+    model = loaded(options)
+    bench = workbench(model, options.editor, subject_weight=options.subject_weight)
+    store = ValueStore(options.work_cache) if options.work_cache else None
+    figures: Figures = {}
+    lines = {}
+    for way in ("without", "with"):
+        ledger, renewed, seconds = Ledger(bench.fingerprint), 0, 0.0
+        for begin in range(0, most, options.per_slot):
+            slot, known = begin // options.per_slot + 1, facts[: begin + options.per_slot]
+            started = time.perf_counter()
+            new = learn(bench, ledger, known[begin:], known, "node", slot, {}, store=store)
+            if way == "with":
+                again = uphold(bench, ledger, known, "node", slot, len(known) - begin)
+                renewed, new = renewed + len(again), [*new, *again]
+            settle(ledger, [mkv.id for mkv in new], "own-wins", SameFact())
+            seconds += time.perf_counter() - started
+            if len(known) in options.facts:
+                path = f"growth/{way}/n={len(known)}"
+                lines[f"{len(known)} facts, {way} upkeep"] = path
+                found = _measured(bench, ledger, known, options)
+                found |= {"renewed": float(renewed), "minutes": seconds / 60}
+                figures |= {f"{path}/{key}": value for key, value in found.items()}
+                logger.info("%s upkeep, %d facts: %s", way, len(known), found)
+    print_figures("", _COLUMNS, figures, lines)
+    return figures
+
+
+def _of_different_subjects(options: argparse.Namespace, most: int) -> list[EditRequest]:
+    """The first record of each subject."""
+    first: dict[str, EditRequest] = {}
+    asked = most
+    while len(first) < most:
+        for request in records(options, asked):
+            first.setdefault(request.subject, request)
+        asked += most - len(first)
+    return list(first.values())[:most]
+
+
+def _measured(
+    bench: Workbench, ledger: Ledger, facts: Sequence[EditRequest], options: argparse.Namespace
+) -> Figures:
+    chosen = random.Random(options.seed).sample(facts, min(options.sample, len(facts)))
+    with bench.edited(ledger) as model:
+        scores = score_targets(model, [fact.asked_new for fact in facts])
+        found = counterfact_metrics(model, chosen)
+    said = [float(score.decoded) for score in scores]
+    first = said[: options.per_slot]
+    return {name: found[name] for name in _SHARES if name in found} | {
+        "accuracy": sum(said) / len(said),
+        "first_slot": sum(first) / len(first),
+    }
+
+
+if __name__ == "__main__":
+    main(run)
