@@ -30,6 +30,8 @@ from fedit_app.server.quorum import receipts
 _FLOOD = 64
 _EVE = "eve"
 _QUORUM = 2
+_NEARLY = 0.9 * BOUNDS["shift norm"]
+"""Of the usual norms of outputs: a shift that is as large still passes."""
 
 
 @dataclass
@@ -145,16 +147,30 @@ def _directions(rng: np.random.Generator, count: int, like: np.ndarray) -> np.nd
     return drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
 
 
-def _usual_norms(node: Node) -> tuple[np.ndarray, np.ndarray]:
+def largest_shifts(
+    bench: Workbench, rng: np.random.Generator, like: np.ndarray, count: int
+) -> np.ndarray:
+    """(count, n_layers, d_model) shifts in random directions, the largest that pass the screening.
+
+    Args:
+        bench: of the node that screens.
+        rng: draws the directions.
+        like: a shift (n_layers, d_model).
+        count: how many.
+    """
+    return _directions(rng, count, like) * _usual_norms(bench)[1][:, None] * _NEARLY
+
+
+def _usual_norms(bench: Workbench) -> tuple[np.ndarray, np.ndarray]:
     """(n_layers,) norms of keys and of outputs that are usual on ordinary text."""
-    scales = node.bench.scales.values()
+    scales = bench.scales.values()
     keys = np.array([scale.key_norm for scale in scales])
     return keys, np.array([scale.output_norm for scale in scales])
 
 
 def _random(node: Node) -> list[MKV]:
     rng, like = np.random.default_rng(0), node.honest[0]
-    key_norms, shift_norms = _usual_norms(node)
+    key_norms, shift_norms = _usual_norms(node.bench)
     keys = _directions(rng, _FLOOD, like.keys) * key_norms[:, None]
     shifts = _directions(rng, _FLOOD, like.shifts) * 4 * shift_norms[:, None]
     return [_made(node, *pair, like) for pair in zip(keys, shifts, strict=True)]
@@ -163,21 +179,20 @@ def _random(node: Node) -> list[MKV]:
 def _common(node: Node) -> list[MKV]:
     """Along what all keys share, with enough noise not to count as one fact."""
     rng, like = np.random.default_rng(0), node.honest[0]
-    key_norms, shift_norms = _usual_norms(node)
+    key_norms, shift_norms = _usual_norms(node.bench)
     found = covariance(node.bench.model, node.bench.settings.layers, CovarianceSource())
     common = np.stack([torch.linalg.eigh(c)[1][:, -1].numpy() for c in found.values()])
     keys = common + 0.2 * _directions(rng, _FLOOD, like.keys)
     keys *= 4 * key_norms[:, None] / np.linalg.norm(keys, axis=-1, keepdims=True)
-    one = _directions(rng, 1, like.shifts)[0] * shift_norms[:, None] * BOUNDS["shift norm"] * 0.9
+    one = _directions(rng, 1, like.shifts)[0] * shift_norms[:, None] * _NEARLY
     return [_made(node, key, one, like) for key in keys]
 
 
 def _within_bounds(node: Node) -> list[MKV]:
     """Honest keys of subjects that the node has not, and the largest shifts that pass."""
-    rng = np.random.default_rng(0)
-    shift_norms = _usual_norms(node)[1] * BOUNDS["shift norm"] * 0.9
     honest = node.wrong_answers
-    shifts = _directions(rng, len(honest), honest[0].shifts) * shift_norms[:, None]
+    rng, like = np.random.default_rng(0), honest[0].shifts
+    shifts = largest_shifts(node.bench, rng, like, len(honest))
     return [_made(node, m.keys, shift, m) for m, shift in zip(honest, shifts, strict=True)]
 
 

@@ -90,19 +90,28 @@ class InProcessGrid(Grid):
             return None
         except RuntimeError as error:
             return Message(Error(code=2, reason=str(error)), reply_to=message)
-        if reply is None:
-            content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
-            arrived = Message(
-                content=content,
-                message_type=message.metadata.message_type,
-                dst_node_id=node_id,
-            )
-            arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
-            reply = client_app(arrived, self._contexts[node_id])
+        reply = reply or self._client(node_id, message, wire)
         wire = recorddict_to_proto(_parcel(reply)).SerializeToString()
         self.received.append(wire)
         content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
         return Message(content, reply_to=message)
+
+    def reply(self, node_id: int, message: Message) -> Message:
+        """What the ClientApp answers, out of its parcel; for a tamper that changes it."""
+        wire = recorddict_to_proto(message.content).SerializeToString()
+        reply = self._client(node_id, message, wire)
+        reply.content = unwrap(reply.content)
+        return reply
+
+    def _client(self, node_id: int, message: Message, wire: bytes) -> Message:
+        content = recorddict_from_proto(ProtoRecordDict.FromString(wire))
+        arrived = Message(
+            content=content,
+            message_type=message.metadata.message_type,
+            dst_node_id=node_id,
+        )
+        arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
+        return client_app(arrived, self._contexts[node_id])
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(id_) for id_ in message_ids if id_ in self._replies]
