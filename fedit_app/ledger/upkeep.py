@@ -81,10 +81,22 @@ def uphold(
     )
     if told == then:
         return []
-    asked = {mkv.id: ledger.entries[id_].requests for id_, mkv in won.items()}
-    ledger.release({request for ids in asked.values() for request in ids})
-    ledger.accept(won.values(), slot, asked, {mkv.id: [id_] for id_, mkv in won.items()})
+    _replace(ledger, won, slot)
     return list(won.values())
+
+
+def _replace(ledger: Ledger, new: Mapping[str, MKV], slot: int) -> None:
+    """Let new MKVs supersede old ones; those of this very slot, which nobody has, leave no trace."""
+    old = {id_: ledger.entries[id_] for id_ in new}
+    fresh = {id_ for id_, entry in old.items() if entry.slot == entry.mkv.slot == slot}
+    asked = {new[id_].id: entry.requests for id_, entry in old.items()}
+    older = {
+        new[id_].id: entry.supersedes if id_ in fresh else (id_,) for id_, entry in old.items()
+    }
+    ledger.release({request for ids in asked.values() for request in ids})
+    ledger.accept(new.values(), slot, asked, older)
+    ledger.note_warm_starts(new[id_].id for id_ in sorted(fresh) if old[id_].warm_started)
+    ledger.drop(fresh)
 
 
 def is_renewed(ledger: Ledger, id_: str) -> bool:

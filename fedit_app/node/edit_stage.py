@@ -151,6 +151,7 @@ class EditStage:
                 found.rivals,
                 self._store,
             )
+            begun = sum(ledger.entries[mkv.id].warm_started for mkv in computed)
             if self._corrects:
                 release_outdated(requests, earlier, ledger)
             renewed: list[MKV] = []
@@ -189,7 +190,7 @@ class EditStage:
             outcome.requests,
             len(computed),
             time.perf_counter() - started,
-            sum(ledger.entries[mkv.id].warm_started for mkv in computed),
+            begun,
             outcome.cached,
             len(outcome.reused),
         )

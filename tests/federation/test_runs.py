@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind, and that nothing about them is left to chance."""
 
+import itertools
 import json
 import random
 import tomllib
@@ -14,6 +15,8 @@ from flwr.app import Context, RecordDict
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.workbench import Patched, Workbench
+from fedit_app.evaluation.scores import TargetScore
+from fedit_app.ledger import upkeep
 from fedit_app.ledger.ledger import read_index
 from fedit_app.mkv import PRECISIONS
 from fedit_app.node.participant import Participant
@@ -94,6 +97,38 @@ def test_every_node_has_its_costs(demo_run):
             assert sum(node["seconds"][stage] for node in asked) <= (seconds or 0)
         assert slot["warm_started"] == sum(node["warm_started"] for node in nodes)
         assert slot["warm_started"] <= slot["optimised"]
+
+
+def test_what_a_node_writes_anew_takes_its_place_at_every_node(settings, tmp_path, monkeypatch):
+    """As if no model said any own fact, until what says it has been written anew."""
+    said = itertools.cycle([0.0, 1.0])
+
+    def scores(model, pairs):
+        correct = next(said)
+        return [TargetScore(nll=1.0, correct=correct) for _ in pairs]
+
+    monkeypatch.setattr(upkeep, "score_targets", scores)
+    values = settings(num_slots=2, reuse_threshold=0.0, overlap=0.0)
+    results, _ = inprocess.federate(values, 4)
+    first, second = results["slots"]
+    assert results["failed_nodes"] == [] and first["renewed"] == 0
+    assert second["renewed"] >= 4
+    assert second["uploaded"] == second["optimised"] + second["renewed"]
+    rows = {
+        name: read_index(tmp_path / "run" / "nodes" / name / "ledger")["entries"]
+        for name in NODES
+    }
+    renewed = {
+        row["id"]: row["supersedes"]
+        for name, entries in rows.items()
+        for row in entries
+        if row["node"] == name and row.get("supersedes")
+    }
+    assert len(renewed) >= second["renewed"]
+    for entries in rows.values():
+        holding = {row["id"] for row in entries if not row["overruled_by"]}
+        older = {old for id_ in holding & renewed.keys() for old in renewed[id_]}
+        assert holding & renewed.keys() and not holding & older
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "local", "fedavg"])

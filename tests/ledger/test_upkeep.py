@@ -82,6 +82,18 @@ def test_taking_it_out_brings_the_old_one_back(spoilt):
     assert all(np.array_equal(before[layer], after[layer]) for layer in before)
 
 
+def test_what_is_of_this_slot_is_replaced_without_a_trace(spoilt):
+    old = {id_: spoilt.entries[id_] for id_ in spoilt.fulfilled().values()}
+    for id_, entry in old.items():
+        mkv = dataclasses.replace(entry.mkv, slot=3)
+        spoilt.entries[id_] = dataclasses.replace(entry, mkv=mkv, slot=3, warm_started=True)
+    made = upheld(spoilt, requests=2)
+    assert len(made) == 2 and not old.keys() & spoilt.entries.keys()
+    assert all(not spoilt.entries[mkv.id].supersedes for mkv in made)
+    assert all(spoilt.entries[mkv.id].warm_started for mkv in made)
+    assert set(spoilt.fulfilled().values()) == {mkv.id for mkv in made}
+
+
 def test_facts_that_are_said_are_left_alone(ledger):
     before = dict(ledger.entries)
     assert upheld(ledger) == []
