@@ -86,7 +86,7 @@ def uphold(
 
 
 def _replace(ledger: Ledger, new: Mapping[str, MKV], slot: int) -> None:
-    """Let new MKVs supersede old ones; those of this very slot, which nobody has, leave no trace."""
+    """Let new MKVs supersede old ones; those of this very slot, which nobody has, are dropped."""
     old = {id_: ledger.entries[id_] for id_ in new}
     fresh = {id_ for id_, entry in old.items() if entry.slot == entry.mkv.slot == slot}
     asked = {new[id_].id: entry.requests for id_, entry in old.items()}

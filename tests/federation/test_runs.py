@@ -115,8 +115,7 @@ def test_what_a_node_writes_anew_takes_its_place_at_every_node(settings, tmp_pat
     assert second["renewed"] >= 4
     assert second["uploaded"] == second["optimised"] + second["renewed"]
     rows = {
-        name: read_index(tmp_path / "run" / "nodes" / name / "ledger")["entries"]
-        for name in NODES
+        name: read_index(tmp_path / "run" / "nodes" / name / "ledger")["entries"] for name in NODES
     }
     renewed = {
         row["id"]: row["supersedes"]
