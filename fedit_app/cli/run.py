@@ -77,18 +77,18 @@ def run(
         return 1
     folder = Path(settings.output_dir or "~/fedit-runs/RUN-ID of the server")
     here = superlink is None or Path(superlink).expanduser().is_dir()
-    lines = _shared_subjects(folder / "results.json") if here else []
+    lines = _holding(folder / "results.json") if here else []
     lines += [f"results: {folder / 'results.json'}", f"report:  {folder / 'report.html'}"]
     say("\n".join(lines))
     return 0
 
 
-def _shared_subjects(file: Path) -> list[str]:
-    """What became of facts that share a subject, if the results are on this machine."""
+def _holding(file: Path) -> list[str]:
+    """How many facts hold, if the results are on this machine."""
     from fedit_app.report import load_results
-    from fedit_app.report.figures import shared_subject_lines
+    from fedit_app.report.figures import hold_lines
 
-    return shared_subject_lines(load_results(file).summary) if file.is_file() else []
+    return hold_lines(load_results(file)) if file.is_file() else []
 
 
 def _recorded(run_dir: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics, SharedSubject
-from fedit_app.report.results import Measured
+from fedit_app.report.results import Results
 from fedit_app.support.formats import plural
 
 SHARES = (*SCORE_PARTS, "score", "other_relations", "subject_fidelity", "accuracy")
@@ -56,10 +56,16 @@ def metric_of(metrics: Metrics | None) -> Metric:
     return "likelihood" if metrics is None else metrics.metric
 
 
-def shared_subject_lines(measured: Measured) -> list[str]:
-    """How many facts share a subject with others, and how many of them hold, in plain words."""
+def hold_lines(results: Results) -> list[str]:
+    """How many facts hold, of all and of those that share a subject with others, in words."""
+    of_nodes = [node.own for node in results.nodes.values() if node.own is not None]
+    counts = [(m.count, m.accuracy) for m in of_nodes if m.accuracy is not None]
     lines = []
-    own, everybody = _shared(measured.own), _shared(measured.federation)
+    if counts:
+        held = sum(round(count * accuracy) for count, accuracy in counts)
+        lines.append(f"{held:,} of {plural(sum(n for n, _ in counts), 'own fact')} hold")
+    summary = results.summary
+    own, everybody = _shared(summary.own), _shared(summary.federation)
     if own is not None:
         share, hold = ("shares", "holds") if own.count == 1 else ("share", "hold")
         facts = plural(own.count, "own fact")

@@ -17,8 +17,8 @@ from fedit_app.report.figures import (
     FURTHER,
     METRICS,
     SHARES,
+    hold_lines,
     metric_of,
-    shared_subject_lines,
     value_of,
 )
 from fedit_app.report.paper import write_paper
@@ -221,7 +221,7 @@ def _lead(results: Results) -> str:
             f"{plural(totals.requests, 'fact')} in {model} with strategy {strategy} and editor "
             f"{editor}.",
             *_score_sentences(results.summary),
-            *(f"{line[0].upper()}{line[1:]}." for line in shared_subject_lines(results.summary)),
+            *(f"{line[0].upper()}{line[1:]}." for line in hold_lines(results)),
             *_exchange_sentences(totals),
         ]
     failed = results.failed

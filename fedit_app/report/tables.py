@@ -10,8 +10,8 @@ from fedit_app.protocol.metrics import SCORE_PARTS, Metrics, mean_metrics
 from fedit_app.report.comparison import UNEDITED, Comparison, Row, Spread
 from fedit_app.report.figures import (
     figures_by_scope,
+    hold_lines,
     metric_of,
-    shared_subject_lines,
     value_of,
     words,
 )
@@ -84,7 +84,7 @@ def summary_table(results: Results) -> str:
     """
     lines = [_title(results), "", nodes_table(results).text()]
     totals = results.totals
-    lines += ["", *_further_lines(results.summary), _counts_line(totals)]
+    lines += ["", *_further_lines(results.summary), *hold_lines(results), _counts_line(totals)]
     lines.append(
         f"{byte_size(totals.bytes_up)} up, {byte_size(totals.bytes_down)} down; "
         f"{duration(results.seconds.total)}"
@@ -236,7 +236,6 @@ def _further_lines(summary: Outcome) -> list[str]:
         lines.append(
             f"facts received from others: score {share(received.score)} on {received.count:,}"
         )
-    lines += shared_subject_lines(summary)
     scopes = [
         ("own", summary.before.own, summary.own),
         ("federation", summary.before.federation, summary.federation),

@@ -118,6 +118,9 @@ def test_what_becomes_of_facts_that_share_a_subject_is_said(sample):
         metrics = getattr(results.summary, scope)
         found = SharedSubject(**shared | {"count": count})
         setattr(results.summary, scope, metrics.model_copy(update={"shared_subject": found}))
+    kept = [(node.own.count, node.own.accuracy) for node in results.nodes.values()]
+    said = sum(round(count * accuracy) for count, accuracy in kept)
+    assert f"{said} of {sum(count for count, _ in kept)} own facts hold" in summary_table(results)
     own = "12 own facts share a subject with others: 11 hold"
     everybody = "the federation's facts that share a subject, asked of every node: 11 of 48 hold"
     assert {own, everybody} < set(summary_table(results).splitlines())
