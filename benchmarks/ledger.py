@@ -112,7 +112,7 @@ def _by_name(figures: Figures, sizes: list[int], slots: list[int]) -> Figures:
 
 def _link(source: str, target: str) -> None:
     """MKVs are never changed, and so they need no copy."""
-    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+    (os.link if source.endswith(".mkvs") else shutil.copy2)(source, target)
 
 
 def _step(name: str, **given: object) -> Figures:

@@ -39,7 +39,7 @@ def ask(
 ) -> None:
     """Ask a node's model, before and after its edits."""
     from fedit_app.cli.places import find_place
-    from fedit_app.ledger.ledger import read_index
+    from fedit_app.ledger.index import read_index
     from fedit_app.models.answers import Comparison, answer
 
     found = find_place(place, node, federation)
@@ -86,7 +86,7 @@ def _fulfilled(place: Place, index: Mapping[str, Any]) -> list[EditRequest]:
 def _write_worst(place: Place, most: int, form: Format) -> None:
     """Print the node's own facts that its edited model says worst."""
     from fedit_app.evaluation.worst import worst_facts
-    from fedit_app.ledger.ledger import read_index
+    from fedit_app.ledger.index import read_index
 
     facts = _fulfilled(place, read_index(place.ledger))
     ledger = place.open()

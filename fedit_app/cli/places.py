@@ -17,7 +17,8 @@ from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.facts.partition import NodeData, data_in, finished_node
 from fedit_app.ledger.edited_model import TEXTS, form_of, ledger_in, write_edited_model
-from fedit_app.ledger.ledger import INDEX, Ledger, read_index
+from fedit_app.ledger.index import INDEX, read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import Origin, read_origin
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.node_key import read_public_key

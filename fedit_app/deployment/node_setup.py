@@ -12,7 +12,7 @@ from fedit_app.config.policy import Policy
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder, NodeSettings, check_name
 from fedit_app.deployment.services import write_services
 from fedit_app.flower_compat.bundle import app_hash, read_bundle
-from fedit_app.ledger.ledger import INDEX, sign_ledger
+from fedit_app.ledger.index import INDEX, sign_ledger
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.export import check_export, write_parts
-from fedit_app.ledger.ledger import INDEX, SUMS, Ledger
+from fedit_app.ledger.index import INDEX
+from fedit_app.ledger.ledger import SUMS, Ledger
 from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder

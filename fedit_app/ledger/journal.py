@@ -6,7 +6,7 @@ hash of the record before, so none can be changed, removed or inserted without b
 The index of the ledger, which is replaced in one step, names the journal's head: how many records
 count, how many bytes they take, and the last hash. Records after the head are left over from an
 interrupted step, and the next step cuts them off. So a step of many changes counts as a whole or
-not at all, and reading a ledger needs no replay.
+not at all, and reading a ledger replays at most what has changed since its index was written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError, with_config
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from fedit_app.ledger.entries import AS_WRITTEN, LedgerEntry, Refusal
@@ -77,8 +77,8 @@ class Head:
         hash: of the last one; of the beginning if there is none.
     """
 
-    records: int
-    bytes: int
+    records: NonNegativeInt
+    bytes: NonNegativeInt
     hash: str
 
 
@@ -225,15 +225,25 @@ def read(file: Path, head: Head, fingerprint: str) -> list[Record]:
     return records
 
 
-def examined(file: Path, head: Head, fingerprint: str) -> Iterator[Record | str]:
-    """Every record of a journal that can be read, and a sentence for every damage found."""
+def examined(
+    file: Path, head: Head, fingerprint: str, begin: Head | None = None
+) -> Iterator[Record | str]:
+    """Every record of a journal that can be read, and a sentence for every damage found.
+
+    Args:
+        file: the journal.
+        head: up to where it counts.
+        fingerprint: the ledger's.
+        begin: an earlier head, after which to begin; None: the beginning.
+    """
+    start = begin or beginning(fingerprint)
     try:
-        lines = _counted(file, head).splitlines() if head.records else []
+        lines = _counted(file, head, start.bytes).splitlines() if head.records else []
     except FedEditError as error:
         yield str(error)
-        lines = file.read_bytes().splitlines() if file.exists() else []
-    previous = beginning(fingerprint).hash
-    for number, line in enumerate(lines, start=1):
+        lines = file.read_bytes()[start.bytes :].splitlines() if file.exists() else []
+    previous = start.hash
+    for number, line in enumerate(lines, start=start.records + 1):
         record = _parsed(line)
         if record is None:
             yield f"ledger journal {file}: record {number} cannot be read"
@@ -248,9 +258,10 @@ def examined(file: Path, head: Head, fingerprint: str) -> Iterator[Record | str]
             yield f"ledger journal {file}: record {number} has number {record['sequence']}"
         yield record
         previous = hash_
-    if lines and (len(lines), previous) != (head.records, head.hash):
+    count = start.records + len(lines)
+    if (lines or begin) and (count, previous) != (head.records, head.hash):
         yield (
-            f"ledger journal {file}: {len(lines)} records found, the last with hash "
+            f"ledger journal {file}: {count} records found, the last with hash "
             f"{previous[:12]}; the index names {head.records}, the last with {head.hash[:12]}"
         )
 
@@ -260,14 +271,21 @@ def surplus(file: Path, head: Head) -> int:
     return max(0, file.stat().st_size - head.bytes) if file.exists() else 0
 
 
-def replay(records: Iterable[Change]) -> tuple[dict[str, Fields], dict[str, Fields]]:
+def replay(
+    records: Iterable[Change],
+    entries: dict[str, Fields] | None = None,
+    refused: dict[str, Fields] | None = None,
+) -> tuple[dict[str, Fields], dict[str, Fields]]:
     """The rows of entries and refusals by id that the changes lead to.
+
+    Args:
+        records: the changes.
+        entries, refused: the rows before them, which are changed; None: none.
 
     Raises:
         KeyError: a change is of an MKV that is not there.
     """
-    entries: dict[str, Fields] = {}
-    refused: dict[str, Fields] = {}
+    entries, refused = entries or {}, refused or {}
     for record in records:
         id_, fields = record["mkv"], record["set"]
         row = {"id": id_, "node": record["node"], **fields}
@@ -297,15 +315,16 @@ def _last_line(file: Path, head: Head) -> bytes:
     return end.rsplit(b"\n", 2)[-2]
 
 
-def _counted(file: Path, head: Head) -> bytes:
-    """The bytes of a journal up to its head."""
+def _counted(file: Path, head: Head, begin: int = 0) -> bytes:
+    """The bytes of a journal from one of them up to its head."""
     try:
-        content = file.read_bytes()
+        if file.stat().st_size < head.bytes:
+            raise FedEditError(_shorter(file, head))
+        with file.open("rb") as stream:
+            stream.seek(begin)
+            return stream.read(max(0, head.bytes - begin))
     except OSError as error:
         raise FedEditError(f"ledger journal {file}: cannot be read ({error.strerror})") from None
-    if len(content) < head.bytes:
-        raise FedEditError(_shorter(file, head))
-    return content[: head.bytes]
 
 
 def _shorter(file: Path, head: Head) -> str:

@@ -3,65 +3,47 @@
 Of two MKVs that contradict each other only one holds. The other is kept, overruled, and holds again
 once the first is dropped.
 
-On disk a ledger is a folder: `mkvs/ID.safetensors`, one file per MKV, never changed;
-`journal.jsonl`, every change (see `journal`); and `index.json`, which names the MKVs and the
-journal's head. The index is replaced last and in one step: what it does not name does not exist.
-In `sums` is what solves keep (see `KeptSums`); it can be deleted at any time.
+On disk a ledger is a folder: `mkvs`, the MKVs (see `mkv_files`); `journal.jsonl`, every change (see
+`journal`); and `index.json`, with `tip.json` where there are many, which names the MKVs and the
+journal's head (see `index`). These are replaced last and in one step: what they do not name does
+not exist. In `sums` is what solves keep (see `KeptSums`); it can be deleted at any time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NotRequired
 
 import filelock
-from pydantic import TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
 
 from fedit_app.editing.kept_sums import KeptSums
 from fedit_app.ledger import journal
-from fedit_app.ledger.entries import (
-    AS_WRITTEN,
-    EntryRow,
-    LedgerEntry,
-    Refusal,
-    RefusalRow,
-    SignatureFields,
-)
+from fedit_app.ledger.entries import LedgerEntry, Refusal, SignatureFields
 from fedit_app.ledger.head_signature import head_problem, sign_head
+from fedit_app.ledger.index import (
+    INDEX,
+    JOURNAL,
+    VERSION,
+    Index,
+    current_head,
+    has_to_be_whole,
+    identity,
+    read_stored,
+    write_index,
+    write_tip,
+)
 from fedit_app.ledger.journal import Head, State, Step
-from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV, mkv_file, read_mkv
-from fedit_app.mkv import MKV, to_bytes
+from fedit_app.ledger.mkv_files import MKVFiles, StoredMKV
+from fedit_app.mkv import MKV
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import make_folder, replace_file, write_file
+from fedit_app.support.files import make_folder
 
-_VERSION: Literal[3] = 3
-INDEX, JOURNAL, SUMS = "index.json", "journal.jsonl", "sums"
-
-
-@with_config(AS_WRITTEN)
-class Index(TypedDict):
-    """The content of `index.json`: the entries and refusals, and the journal's head.
-
-    The head is signed where the node has a key, see `head_signature`.
-    """
-
-    version: Literal[3]
-    fingerprint: str
-    journal: Head
-    signature: NotRequired[SignatureFields]
-    entries: list[EntryRow]
-    refused: list[RefusalRow]
-
-
-_INDEX = TypeAdapter(Index)
+SUMS = "sums"
 
 
 @dataclass(frozen=True)
@@ -71,12 +53,14 @@ class _Stored:
     Attributes:
         state: its entries and refusals.
         head: of its journal.
-        identity: of the index that says so; None if there is none.
+        identity: of the files of the index that says so.
+        written: how many records counted when the index was written.
     """
 
     state: State
     head: Head
-    identity: tuple[int, ...] | None
+    identity: tuple[tuple[int, ...], ...] = ((), ())
+    written: int = 0
 
 
 @dataclass
@@ -103,12 +87,14 @@ class Ledger:
     key: SigningKey | None = field(default=None, repr=False)
     sums: KeptSums | None = field(default=None, repr=False)
     _stored: _Stored = field(init=False, repr=False)
+    _files: MKVFiles = field(init=False, repr=False)
     _step: Step | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint), None)
+        self._stored = _Stored(State({}, {}), journal.beginning(self.fingerprint))
         if self.folder is not None:
-            self.sums = kept_sums(self.folder)
+            self._files = MKVFiles(self.folder)
+            self.sums = kept_sums(self.folder, self._files)
 
     @staticmethod
     def open(folder: Path, fingerprint: str, key: SigningKey | None = None) -> Ledger:
@@ -135,8 +121,11 @@ class Ledger:
         return ledger
 
     def _read(self, folder: Path) -> None:
-        identity = _identity(folder)  # before it is read: what comes later is noticed
-        stored = read_index(folder)
+        found = identity(folder)  # before they are read: what comes later is noticed
+        read = read_stored(folder)
+        if read.problems:
+            raise FedEditError(read.problems[0])
+        stored = read.index
         if stored["fingerprint"] != self.fingerprint:
             raise FedEditError(
                 f"ledger {folder}: made with fingerprint {stored['fingerprint']}, this run has "
@@ -147,13 +136,12 @@ class Ledger:
         problem = head_problem(stored["journal"], self.fingerprint, stored.get("signature"))
         if problem:
             raise FedEditError(f"ledger {folder}: {problem}")
-        files = MKVFiles(folder)
-        files.require(row["id"] for row in stored["entries"])
+        self._files.require(row["id"] for row in stored["entries"])
         for row in stored["entries"]:
-            mkv = StoredMKV.of_row(row, self.fingerprint, files)
+            mkv = StoredMKV.of_row(row, self.fingerprint, self._files)
             self.entries[row["id"]] = LedgerEntry.of_row(row, mkv)
         self.refused = {row["id"]: Refusal.of_row(row) for row in stored["refused"]}
-        self._stored = _Stored(self._state(), stored["journal"], identity)
+        self._stored = _Stored(self._state(), stored["journal"], found, read.written)
 
     def __len__(self) -> int:
         return sum(not entry.overruled_by for entry in self.entries.values())
@@ -341,21 +329,31 @@ class Ledger:
         make_folder(folder)
         with filelock.FileLock(folder / ".lock"):
             _require_unchanged(folder, self.fingerprint, self._stored)
-            for id_ in now.entries.keys() - before.entries.keys():
-                with replace_file(mkv_file(folder, id_)) as temporary:
-                    temporary.write_bytes(to_bytes(now.entries[id_].mkv))
+            new = sorted(now.entries.keys() - before.entries.keys())
+            if new:
+                number = self._stored.head.records + 1
+                self._files.add(number, [now.entries[id_].mkv for id_ in new])
             head = journal.extend(folder / JOURNAL, self._stored.head, found)
-            index: Index = {
-                "version": _VERSION,
-                "fingerprint": self.fingerprint,
-                "journal": head,
-                "entries": [now.entries[id_].row for id_ in sorted(now.entries)],
-                "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
-            }
-            if self.key is not None:
-                index["signature"] = sign_head(head, self.fingerprint, self.key)
-            write_file(folder / INDEX, _INDEX.dump_json(index))
-            self._stored = _Stored(now, head, _identity(folder))
+            signature = None if self.key is None else sign_head(head, self.fingerprint, self.key)
+            written = self._stored.written
+            if has_to_be_whole(len(now.entries), head.records - written):
+                write_index(folder, self._index(now, head, signature))
+                written = head.records
+            else:
+                write_tip(folder, head, signature)
+            self._stored = _Stored(now, head, identity(folder), written)
+
+    def _index(self, now: State, head: Head, signature: SignatureFields | None) -> Index:
+        index: Index = {
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "journal": head,
+            "entries": [now.entries[id_].row for id_ in sorted(now.entries)],
+            "refused": [refusal.row(id_) for id_, refusal in sorted(now.refused.items())],
+        }
+        if signature is not None:
+            index["signature"] = signature
+        return index
 
 
 @contextmanager
@@ -370,79 +368,19 @@ def _many_objects() -> Iterator[None]:
             gc.enable()
 
 
-def _identity(folder: Path) -> tuple[int, ...] | None:
-    """What tells the index from any other, which is always a new file; None if there is none."""
-    try:
-        found = (folder / INDEX).stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def _require_unchanged(folder: Path, fingerprint: str, stored: _Stored) -> None:
     """Two processes may change a ledger in turns, but each has to have read the other's changes."""
-    if _identity(folder) == stored.identity:
+    if identity(folder) == stored.identity:
         return
     on_disk = journal.beginning(fingerprint)
     if (folder / INDEX).exists():
-        on_disk = read_index(folder)["journal"]
+        on_disk = current_head(folder)
     if on_disk != stored.head:
         raise FedEditError(
             f"ledger {folder}: another process has changed it in the meantime; repeat the command"
         )
 
 
-def read_index(folder: Path) -> Index:
-    """The index of a ledger folder.
-
-    Raises:
-        FedEditError: there is none, or it is damaged or of another version.
-    """
-    file = folder / INDEX
-    try:
-        stored = file.read_bytes()
-        return _INDEX.validate_json(stored)
-    except FileNotFoundError:
-        raise FedEditError(f"ledger {folder}: not found; did this node edit in the run?") from None
-    except OSError as error:
-        raise FedEditError(f"ledger index {file}: cannot be read ({error})") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"][:3]))
-        raise FedEditError(
-            f"ledger index {file}: damaged, or not of version {_VERSION} ({place or 'JSON'}: "
-            f"{fault['type']}); restore a backup, or use the FedEdit that made it"
-        ) from None
-
-
-def kept_sums(folder: Path) -> KeptSums:
-    """The sums that are kept of a ledger folder."""
-    return KeptSums(folder / SUMS, functools.partial(read_mkv, folder))
-
-
-def sign_ledger(folder: Path, key: SigningKey) -> None:
-    """Sign the head of a ledger folder anew, for a node that has got another key.
-
-    Raises:
-        FedEditError: see `read_index`; or what is signed there is not this head.
-    """
-    with filelock.FileLock(folder / ".lock"):
-        index = read_index(folder)
-        head, fingerprint = index["journal"], index["fingerprint"]
-        problem = head_problem(head, fingerprint, index.get("signature"))
-        if problem:
-            raise FedEditError(f"ledger {folder}: {problem}")
-        index["signature"] = sign_head(head, fingerprint, key)
-        write_file(folder / INDEX, _INDEX.dump_json(index))
-
-
-def fulfilled_requests(folder: Path) -> dict[str, str]:
-    """Own request id -> id of the MKV that fulfils it, of a ledger folder; empty without one.
-
-    Raises:
-        FedEditError: its index cannot be read.
-    """
-    if not (folder / INDEX).exists():
-        return {}
-    rows = read_index(folder)["entries"]
-    return {request: row["id"] for row in rows for request in row["requests"]}
+def kept_sums(folder: Path, files: MKVFiles) -> KeptSums:
+    """The sums that are kept of a ledger folder, of MKVs of these files."""
+    return KeptSums(folder / SUMS, files.read)

@@ -9,9 +9,10 @@ from typing import Any
 
 from fedit_app.ledger import journal
 from fedit_app.ledger.head_signature import head_problem
+from fedit_app.ledger.index import JOURNAL, Index, read_stored
 from fedit_app.ledger.journal import Record
-from fedit_app.ledger.ledger import JOURNAL, Index, kept_sums, read_index
-from fedit_app.ledger.mkv_files import read_mkv
+from fedit_app.ledger.ledger import kept_sums
+from fedit_app.ledger.mkv_files import MKVFiles
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.support.errors import FedEditError
 
@@ -47,7 +48,8 @@ def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
         known_head: a hash that was the journal's head before; the chain has to contain it.
         public_key: of the node, whose signature has to stand under the head; "": none has to.
     """
-    index = read_index(folder)
+    stored = read_stored(folder)
+    index = stored.index
     head, signature = index["journal"], index.get("signature")
     problem = head_problem(head, index["fingerprint"], signature, public_key)
     return Verdict(
@@ -74,9 +76,10 @@ def _damages(folder: Path, index: Index, known_head: str) -> Iterator[str]:
             "continuation of the one that had"
         )
     yield from _against_journal(index, records)
+    files = MKVFiles(folder)
     for row in index["entries"]:
-        yield from _against_file(folder, row, index["fingerprint"])
-    yield from kept_sums(folder).damages()
+        yield from _against_file(files, row, index["fingerprint"])
+    yield from kept_sums(folder, files).damages()
 
 
 def _against_journal(index: Index, records: list[Record]) -> Iterator[str]:
@@ -104,10 +107,10 @@ def _against_journal(index: Index, records: list[Record]) -> Iterator[str]:
                 yield f"MKV {id_}: the index has another {', '.join(differ)} than the journal"
 
 
-def _against_file(folder: Path, row: Mapping[str, Any], fingerprint: str) -> Iterator[str]:
+def _against_file(files: MKVFiles, row: Mapping[str, Any], fingerprint: str) -> Iterator[str]:
     """The file decodes, its content has the hash that is its id, and it is of the same node."""
     try:
-        mkv = read_mkv(folder, row["id"])
+        mkv = files.read(row["id"])
     except FedEditError as error:
         yield f"MKV {row['id']}: {error}"
         return

@@ -12,7 +12,8 @@ import numpy as np
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.edited_model import TEXTS, ledger_in
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV
 from fedit_app.mkv.same_key import near_keys
 from fedit_app.support.errors import FedEditError

@@ -27,7 +27,8 @@ from fedit_app.evaluation.fit import that_fit, warn_of_long_targets
 from fedit_app.facts.federation_facts import facts_for, facts_received, that_must_stay
 from fedit_app.facts.partition import NodeData, own_data, simulated_nodes
 from fedit_app.facts.request import EditRequest
-from fedit_app.ledger.ledger import Ledger, fulfilled_requests
+from fedit_app.ledger.index import fulfilled_requests
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import write_origin
 from fedit_app.ledger.undo import take_withdrawn
 from fedit_app.mkv import MKV, Form

@@ -13,7 +13,8 @@ import tiny
 from fedit_app.cli.main import main
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.node_setup import init_node
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.pool import MKVPool
 

@@ -12,6 +12,7 @@ from fedit_app.cli.places import find_place
 from fedit_app.deployment.node_setup import renew_key
 from fedit_app.ledger.journal import _canonical, _hash
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.ledger.mkv_files import MKVFiles
 from fedit_app.mkv import to_bytes
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.node_key import key_fingerprint, read_public_key
@@ -154,13 +155,25 @@ def index_with(change):
     return harm
 
 
+def rewrite_mkvs(ledger, change):
+    """Write all MKVs to one file, after `change` has changed them, id -> bytes."""
+    files = MKVFiles(ledger.folder)
+    content = {id_: to_bytes(files.read(id_)) for id_ in ledger.entries}
+    change(content)
+    for file in (ledger.folder / "mkvs").iterdir():
+        file.unlink()
+    line = json.dumps([[id_, len(part)] for id_, part in content.items()]).encode()
+    (ledger.folder / "mkvs" / "0000000001.mkvs").write_bytes(
+        b"\n".join([line, b"".join(content.values())])
+    )
+
+
 def exchanged(ledger, ids):
-    one, other = (ledger.folder / "mkvs" / f"{id_}.safetensors" for id_ in ids[:2])
-    shutil.copy(one, other)
+    rewrite_mkvs(ledger, lambda content: content.update({ids[1]: content[ids[0]]}))
 
 
 def deleted(ledger, ids):
-    (ledger.folder / "mkvs" / f"{ids[1]}.safetensors").unlink()
+    rewrite_mkvs(ledger, lambda content: content.pop(ids[1]))
 
 
 def signed_by_another(ledger, ids):
@@ -168,7 +181,7 @@ def signed_by_another(ledger, ids):
     key = SigningKey(ec.generate_private_key(ec.SECP384R1()))
     other, one = (ledger.entries[id_].mkv for id_ in ids[:2])
     forged = dataclasses.replace(one, author=key.sign(other).author)
-    (ledger.folder / "mkvs" / f"{one.id}.safetensors").write_bytes(to_bytes(forged))
+    rewrite_mkvs(ledger, lambda content: content.update({one.id: to_bytes(forged)}))
 
 
 def signed_afterwards(index):
@@ -179,7 +192,7 @@ def signed_afterwards(index):
     ("harm", "told"),
     [
         (exchanged, "it holds MKV"),
-        (deleted, "cannot be read"),
+        (deleted, "none holds MKV"),
         (signed_by_another, "its file has another signature than the index"),
         (signed_by_another, "is not a signature of this MKV"),
         (index_with(lambda index: index["entries"].pop(1)), "by the journal in the index"),

@@ -9,7 +9,7 @@ from fedit_app import Editor
 from fedit_app.cli.main import main
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.facts.jsonl import write_requests
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 
 pytestmark = pytest.mark.integration
 

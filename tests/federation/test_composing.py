@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.protocol.messages import COMPOSE, pack, unpack_info, with_values
 
 pytestmark = pytest.mark.integration

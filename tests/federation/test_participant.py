@@ -13,7 +13,7 @@ from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.evaluation.scores import TargetScore
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.mkv import create
 from fedit_app.mkv.same_key import SameFact, near_keys, same_fact
 from fedit_app.node import reedit_stage

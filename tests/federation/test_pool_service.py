@@ -8,7 +8,7 @@ import pytest
 from federation.test_runs import pool_ids
 
 from fedit_app.editing.workbench import Patched, Workbench
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.pool import MKVPool
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.power_cuts import PowerCuts, written
 from fedit_app.config.run_config import RunConfig
-from fedit_app.ledger.ledger import INDEX, Ledger, read_index
+from fedit_app.ledger.index import INDEX, read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.rollback import roll_back
 from fedit_app.ledger.verify import verify
 from fedit_app.node.compose_stage import ComposeStage

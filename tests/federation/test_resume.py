@@ -12,7 +12,8 @@ import tiny
 from federation.test_runs import pool_ids, without_clock
 
 from fedit_app.editing.workbench import Workbench
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.pool import MKVPool
 from fedit_app.report import load_results
 from fedit_app.server import grid as grid_module

@@ -17,7 +17,7 @@ from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.evaluation.scores import TargetScore
 from fedit_app.ledger import upkeep
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.mkv import PRECISIONS
 from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import SIGNATURES
 from fedit_app.mkv.authorship import is_signed_by
 from fedit_app.mkv.federation_key import FederationKey

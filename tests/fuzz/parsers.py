@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fuzz.inputs import JSON, altered, damaged, json_bytes
@@ -28,7 +29,8 @@ from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.knowedit import read_knowedit
 from fedit_app.facts.zsre import read_zsre
-from fedit_app.ledger.ledger import INDEX, JOURNAL, Ledger
+from fedit_app.ledger.index import INDEX, JOURNAL, TIP
+from fedit_app.ledger.ledger import SUMS, Ledger
 from fedit_app.ledger.origin import ORIGIN, read_origin
 from fedit_app.ledger.verify import verify
 from fedit_app.mkv import Form, from_bytes, mkv_from_bytes
@@ -215,11 +217,20 @@ def made_ledger(folder):
     ledger = Ledger.open(folder, "f" * 32, SigningKey(KEY))
     ledger.accept(MKVS[:2], 1, {MKVS[0].id: ["a-1"]})
 
+    if ledger.sums is None:
+        raise ValueError("a ledger with a folder keeps sums")
+    shape = MKVS[0].keys.shape[1], MKVS[0].shifts.shape[1]
+    ledger.sums.pairs(ledger.holding, *shape).layer(0).sums(torch.device("cpu"))
+
 
 def ledger_file(name: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         made_ledger(Path(folder))
         return (Path(folder) / name).read_bytes()
+
+
+TIP_JSON = {"version": 4, "journal": json.loads(ledger_file(INDEX))["journal"] | {"records": 9}}
+STEP_FILE, SUMS_FILE = "mkvs/0000000001.mkvs", f"{SUMS}/layer-0"
 
 
 ORIGIN_TOML = b'node = "bank"\nsimulated = false\n\n[run]\nnum-slots = 3\n'
@@ -299,6 +310,14 @@ FOUND = {
         damaged(ledger_file(INDEX)) | altered(json.loads(ledger_file(INDEX))).map(json_bytes),
         in_folder(made_ledger, INDEX, verify),
     ),
+    "a ledger's tip": Parser(
+        damaged(json_bytes(TIP_JSON)) | altered(TIP_JSON).map(json_bytes),
+        in_folder(made_ledger, TIP, verify),
+    ),
+    "the MKVs of a step": Parser(
+        damaged(ledger_file(STEP_FILE)), in_folder(made_ledger, STEP_FILE, verify)
+    ),
+    "kept sums": Parser(damaged(ledger_file(SUMS_FILE)), in_folder(made_ledger, SUMS_FILE, verify)),
     "a journal": Parser(damaged(ledger_file(JOURNAL)), in_folder(made_ledger, JOURNAL, verify)),
     "an origin": Parser(
         damaged(ORIGIN_TOML), in_folder(lambda folder: folder.mkdir(), ORIGIN, read_origin)

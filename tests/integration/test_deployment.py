@@ -14,7 +14,7 @@ from fedit_app.cli.main import main
 from fedit_app.deployment.node_setup import allow_app
 from fedit_app.deployment.server_setup import init_server
 from fedit_app.flower_compat.registry import register_node, unregister_node
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.report import load_results
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.processes import family

@@ -11,7 +11,7 @@ import tiny
 import tomli_w
 
 from benchmarks.loopback import PATIENCE, ROOT, Deployment
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.pool import MKVPool
 from fedit_app.report import load_results
 

@@ -14,7 +14,7 @@ import tomli_w
 
 from benchmarks.loopback import PATIENCE, Deployment
 from fedit_app.config.folders import worker_folder
-from fedit_app.ledger.ledger import read_index
+from fedit_app.ledger.index import read_index
 from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.node.quarantine import read_quarantine

@@ -7,7 +7,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from ledger.test_ledger import make_mkvs
 
-from fedit_app.ledger.ledger import INDEX, JOURNAL, Ledger, read_index, sign_ledger
+from fedit_app.ledger.index import INDEX, JOURNAL, read_index, sign_ledger
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.verify import verify
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.support.errors import FedEditError

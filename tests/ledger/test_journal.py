@@ -9,7 +9,8 @@ from ledger.test_ledger import make_mkvs
 
 from fedit_app.ledger import journal
 from fedit_app.ledger import ledger as module
-from fedit_app.ledger.ledger import Ledger, read_index
+from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.support.errors import FedEditError
 
@@ -154,7 +155,7 @@ def test_a_crash_between_two_writes(ledger, mkvs, monkeypatch, where):
         elif where == "journal":
             patch.setattr(journal, "extend", half_written(journal.extend))
         else:
-            patch.setattr(module, "write_file", crash)
+            patch.setattr(module, "write_index", crash)
         with pytest.raises(Crash):
             ledger.accept([mkvs[2]], 4)
     after = Ledger.open(ledger.folder, "model-a")

@@ -13,11 +13,9 @@ from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.kept_sums import pairs_of
 from fedit_app.editing.solver import sums_are_cheaper
 from fedit_app.editing.workbench import Workbench
-from fedit_app.ledger import ledger as module
-from fedit_app.ledger import mkv_files
 from fedit_app.ledger.edited_model import LEDGER, write_edited_model
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.ledger.mkv_files import read_mkv
+from fedit_app.ledger.mkv_files import MKVFiles
 from fedit_app.ledger.verify import verify
 from fedit_app.mkv import create
 
@@ -55,14 +53,13 @@ def ledger(bench, many, tmp_path):
 @pytest.fixture
 def read(monkeypatch):
     """Ids of the MKVs whose files are read."""
-    found = []
+    plain, found = MKVFiles.read, []
 
-    def counted(folder, id_):
+    def counted(files, id_):
         found.append(id_)
-        return read_mkv(folder, id_)
+        return plain(files, id_)
 
-    for one in (mkv_files, module):
-        monkeypatch.setattr(one, "read_mkv", counted)
+    monkeypatch.setattr(MKVFiles, "read", counted)
     return found
 
 
