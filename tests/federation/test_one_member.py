@@ -27,6 +27,7 @@ from fedit_app.mkv.record import MAX_NAME_LENGTH
 from fedit_app.node.handlers import HANDLERS
 from fedit_app.node.participant import Participant
 from fedit_app.protocol.messages import COMPOSE, EDIT, EVALUATE, HELLO, REEDIT, TRAIN, pack
+from fedit_app.protocol.parcel import unwrap
 from fedit_app.protocol.schema import ANSWERS, ComposeAsk
 from fedit_app.support.errors import FedEditError
 
@@ -70,7 +71,7 @@ class Taken(Exception):
 
 def copied(content: RecordDict) -> RecordDict:
     wire = recorddict_to_proto(content).SerializeToString()
-    return recorddict_from_proto(ProtoRecordDict.FromString(wire))
+    return unwrap(recorddict_from_proto(ProtoRecordDict.FromString(wire)))
 
 
 class Replay(inprocess.InProcessGrid):
@@ -102,7 +103,7 @@ class Replay(inprocess.InProcessGrid):
             except Exception as error:  # whatever it is, the member is stopped
                 self.stopped.append((NAMES[node_id], kind, repr(error)))
             if kind == COMPOSE:
-                content = fitting(content, ComposeAsk.read(message.content))
+                content = fitting(content, ComposeAsk.read(unwrap(message.content)))
         return Message(content, reply_to=message)
 
 
