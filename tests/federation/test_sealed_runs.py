@@ -18,6 +18,7 @@ from fedit_app.mkv.node_key import make_node_key, read_public_key
 from fedit_app.mkv.sealer import Sealer
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, REEDIT, pack, unpack_info
+from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_private
 
@@ -228,7 +229,10 @@ class Tampering(inprocess.InProcessGrid):
         self._change = change
 
     def _answer(self, node_id, message):
+        sent, message.content = message.content, unwrap(message.content)
         self._change(node_id, message)
+        if message.content is not sent:  # it came as a parcel, and goes on as one
+            message.content = wrap(message.content)
         return super()._answer(node_id, message)
 
 
