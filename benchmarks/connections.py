@@ -24,7 +24,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from benchmarks.flower_messages.client_app import app as echo_app
+from benchmarks.flower_messages.echo_client import app as echo_app
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.mkv.node_key import read_private_key
 from fedit_app.node.app import app

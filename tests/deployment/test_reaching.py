@@ -157,7 +157,7 @@ def test_a_server_whose_key_others_may_read(fedit, reached):
         (lambda node: node.node_key.write_text("x"), "near.key: not a private key"),
         (lambda node: node.node_key.chmod(0o644), "others may read this private key"),
         (lambda node: node.data_path.unlink(), "data file data.jsonl: cannot be read"),
-        (lambda node: node.data_path.write_text("{}\n"), "line 1: field id, subject"),
+        (lambda node: node.data_path.write_text("{}\n"), "line 1: field id, prompt"),
         (lambda node: node.ca_cert.unlink(), "ca-cert"),
     ],
 )

@@ -18,6 +18,7 @@ from fedit_app.editing.workbench import Patched, Workbench
 from fedit_app.evaluation.scores import TargetScore
 from fedit_app.ledger import upkeep
 from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import PRECISIONS
 from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
@@ -195,8 +196,8 @@ def test_every_node_keeps_a_ledger(demo_run):
         fulfilled = [id_ for entry in index["entries"] for id_ in entry["requests"]]
         assert sorted(fulfilled) == sorted(f"{node}-{n:02d}" for n in range(1, 16))
         assert set(ids) <= set(pool)
-        files = {file.stem for file in (folder / "nodes" / node).rglob("*.safetensors")}
-        assert set(ids) <= files
+        ledger = Ledger.open(folder / "nodes" / node / "ledger", index["fingerprint"])
+        assert all(ledger.entries[id_].mkv.keys.size for id_ in ids), "they are read"
 
 
 def test_metrics_jsonl_has_a_line_per_slot_and_node(demo_run):

@@ -1,4 +1,4 @@
-"""The other side of `server_app`: answers a message with what it says."""
+"""The other side of `echo_server`: answers a message with what it says."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
