@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedit_app.cli.main import main
 from fedit_app.config.overrides import read_run_config
+from fedit_app.editing.workbench import latest_workbench
 from fedit_app.flower_compat import launch
 from fedit_app.models import answers
 from fedit_app.models.answers import reply
@@ -396,6 +397,7 @@ def test_ask_what_is_no_run(capsys, tmp_path):
 @pytest.fixture
 def chatting(tiny_folder, monkeypatch):
     """The model of the finished run has a chat template."""
+    latest_workbench.cache_clear()  # it may hold a model that was loaded before
     tokenizer = load_model(str(tiny_folder)).tokenizer
     monkeypatch.setattr(tokenizer, "chat_template", tiny.CHAT_TEMPLATE)
 

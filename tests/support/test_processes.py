@@ -26,7 +26,8 @@ child.wait()
 def test_a_terminated_command_ends_what_it_has_started(number):
     """Python by itself ends at once, without a `finally`."""
     code = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 from fedit_app.support.processes import interrupt_when_terminated
 interrupt_when_terminated()
 try:
@@ -41,7 +42,16 @@ finally:
         assert process.communicate(timeout=60)[0] == "cleaned up\n"
 
 
-def test_a_command_under_nohup_outlives_its_terminal():
+@pytest.fixture
+def handlers():
+    """Restores this process's handlers of signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_command_under_nohup_outlives_its_terminal(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     processes.interrupt_when_terminated()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
