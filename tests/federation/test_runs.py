@@ -109,7 +109,7 @@ def test_what_a_node_writes_anew_takes_its_place_at_every_node(settings, tmp_pat
         return [TargetScore(nll=1.0, correct=correct) for _ in pairs]
 
     monkeypatch.setattr(upkeep, "score_targets", scores)
-    values = settings(num_slots=2, reuse_threshold=0.0, overlap=0.0)
+    values = settings(num_slots=2, reuse_threshold=0.0, overlap=0.0, upkeep=True)
     results, _ = inprocess.federate(values, 4)
     first, second = results["slots"]
     assert results["failed_nodes"] == [] and first["renewed"] == 0
