@@ -30,7 +30,7 @@ from fedit_app.pool.rows import (
     vectors_of,
 )
 from fedit_app.pool.selection import Ranked, SelectionConfig, select
-from fedit_app.pool.superseded import superseded
+from fedit_app.pool.superseded import superseded, superseded_by
 from fedit_app.pool.tables import open_table
 from fedit_app.support.errors import FedEditError
 
@@ -309,11 +309,18 @@ class MKVPool:
         return select(own, lambda: self.blocks(config.signature, fingerprint), config, exclude_ids)
 
     def _facts_of(self, new: Sequence[Record]) -> dict[str, str]:
-        """Id -> id of the canonical MKV, for MKVs that the pool does not hold."""
+        """Id -> id of the canonical MKV, for MKVs that the pool does not hold.
+
+        An MKV that a new one supersedes stands for none: it is served no more, and what is folded
+        under it would not be either.
+        """
         facts: dict[str, str] = {}
+        older = superseded_by(self, [mkv.id for mkv in new])
+        replaced = {id_ for ids in older.values() for id_ in ids}
         for fingerprint in dict.fromkeys(mkv.fingerprint for mkv in new):
             group = [mkv for mkv in new if mkv.fingerprint == fingerprint]
-            near = near_keys(group, self.blocks("key", fingerprint), self._same_fact.same_key)
+            found = near_keys(group, self.blocks("key", fingerprint), self._same_fact.same_key)
+            near = [[match for match in row if match.id not in replaced] for row in found]
             canonical = self.fetch(list({match.id for row in near for match in row}))
             known = {mkv.id: mkv for mkv in canonical}
             facts |= assign_facts(group, near, known, self._same_fact)

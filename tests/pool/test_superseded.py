@@ -60,3 +60,14 @@ def test_nothing_supersedes_itself_and_rounds_end(pool):
     pool.append([A, B])
     supersede(pool, {A.id: [A.id, B.id], B.id: [A.id]})
     assert superseded_by(pool, [A.id]) == {A.id: [B.id]}
+
+
+def test_what_supersedes_is_served_though_it_is_the_same_fact(pool):
+    axes = np.eye(8)
+    shifts = axes[1][None] + 0.1 * axes[6]
+    anew = create("bank", 2, "f", axes[0][None], shifts, 2 * axes[1], axes[1])
+    pool.append([A])
+    supersede(pool, {anew.id: [A.id]})
+    pool.append([anew])
+    assert served(pool) == {anew.id}
+    assert pool.facts([anew.id]) == {anew.id: anew.id}
