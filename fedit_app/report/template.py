@@ -52,6 +52,15 @@ _MACROS = """\
 {%- endmacro -%}
 """
 
+_HEADING = """\
+<header>
+<p class="eyebrow">{{ eyebrow }}</p>
+<div class="heading"><h1>{{ headline }}</h1>
+<span class="status {{ status_class }}">{{ status }}</span></div>
+<p class="lead">{{ lead }}</p>
+</header>
+"""
+
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -67,12 +76,7 @@ _PAGE = """\
 <body>
 <main>
 {% block main %}
-<header>
-<p class="eyebrow">{{ eyebrow }}</p>
-<div class="heading"><h1>{{ headline }}</h1>
-<span class="status {{ status_class }}">{{ status }}</span></div>
-<p class="lead">{{ lead }}</p>
-</header>
+{% include "heading" %}
 {% block content %}{% endblock %}
 {% endblock %}
 </main>
@@ -365,12 +369,7 @@ an MKV.</p>
 
 _NOW = """\
 {% from "macros" import figure, number_table, reason_table with context %}
-<header>
-<p class="eyebrow">{{ eyebrow }}</p>
-<div class="heading"><h1>{{ headline }}</h1>
-<span class="status {{ status_class }}">{{ status }}</span></div>
-<p class="lead">{{ lead }}</p>
-</header>
+{% include "heading" %}
 <dl class="tiles">
 {%- for label, value, detail in tiles %}
 <div><dt>{{ label }}</dt><dd>{{ value }}<small>{{ detail }}</small></dd></div>
@@ -422,6 +421,7 @@ setTimeout(look, {{ milliseconds }});
 
 TEMPLATES = {
     "macros": _MACROS,
+    "heading": _HEADING,
     "page": _PAGE,
     "run": _RUN,
     "comparison": _COMPARISON,
