@@ -7,10 +7,10 @@ journal. Either is replaced in one step; the one that counts more records is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypeVar
+from typing import Any, Literal, NotRequired, TypeVar, cast
 
 import filelock
 from pydantic import TypeAdapter, ValidationError, with_config
@@ -58,6 +58,7 @@ class Tip(TypedDict):
 
 
 _INDEX, _TIP = TypeAdapter(Index), TypeAdapter(Tip)
+_ENTRIES, _REFUSALS = TypeAdapter(list[EntryRow]), TypeAdapter(list[RefusalRow])
 _T = TypeVar("_T")
 
 
@@ -121,15 +122,25 @@ def read_stored(folder: Path) -> Stored:
 
 
 def _replay(index: Index, records: list[journal.Record]) -> None:
-    rows: list[dict[str, Any]] = [
-        {row["id"]: dict(row) for row in part} for part in (index["entries"], index["refused"])
-    ]
-    entries, refused = journal.replay(records, *rows)
-    index["entries"] = _ROWS[0].validate_python([entries[id_] for id_ in sorted(entries)])
-    index["refused"] = _ROWS[1].validate_python([refused[id_] for id_ in sorted(refused)])
+    entries = {row["id"]: row for row in index["entries"]}
+    refused = {row["id"]: row for row in index["refused"]}
+    now = journal.replay(records, _as_fields(entries), _as_fields(refused))
+    index["entries"] = _in_order(now[0], entries, _ENTRIES)
+    index["refused"] = _in_order(now[1], refused, _REFUSALS)
 
 
-_ROWS = TypeAdapter(list[EntryRow]), TypeAdapter(list[RefusalRow])
+def _as_fields(rows: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, Any]]:
+    """The same rows in a mapping of their own, in which a replay exchanges some."""
+    return cast("dict[str, dict[str, Any]]", {**rows})
+
+
+def _in_order(
+    rows: dict[str, dict[str, Any]], known: Mapping[str, _T], content: TypeAdapter[list[_T]]
+) -> list[_T]:
+    """Rows by rising id; those that are not known ones are checked."""
+    new = [id_ for id_, row in rows.items() if known.get(id_) is not row]
+    checked = dict(zip(new, content.validate_python([rows[id_] for id_ in new]), strict=True))
+    return [checked[id_] if id_ in checked else known[id_] for id_ in sorted(rows)]
 
 
 def current_head(folder: Path) -> Head:

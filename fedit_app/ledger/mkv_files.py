@@ -85,9 +85,11 @@ class MKVFiles:
         Raises:
             FedEditError: one is missing.
         """
-        for id_ in ids:
-            if id_ not in self._places:
-                self._place(id_)
+        missing = set(ids) - self._places.keys()
+        if missing:
+            self._look()
+        for id_ in sorted(missing - self._places.keys()):
+            self._place(id_)
 
     def add(self, number: int, mkvs: Sequence[MKV]) -> None:
         """Write the MKVs of a step; a power cut afterwards loses none.
