@@ -46,8 +46,8 @@ from fedit_app.support.errors import FedEditError
 
 _ROOT = Path(__file__).parents[1]
 _LAYERS, _D_FF, _D_MODEL = (4, 5, 6, 7, 8), 1536, 576
-_FINGERPRINT = "benchmark"
-_APPENDED, _ROLLED_BACK, _PAGE, _ROWS_PER_WRITE = 100, 1000, 50, 5000
+FINGERPRINT = "benchmark"
+APPENDED, ROLLED_BACK, PAGE, _ROWS_PER_WRITE = 100, 1000, 50, 5000
 
 
 @benchmark(
@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> Figures:
     columns = {
         "open, s": "open/seconds",
         "open, MiB": "open/mib",
-        f"a page of {_PAGE}, s": "page/seconds",
-        f"append {_APPENDED}, s": "append/seconds",
-        f"roll back {_ROLLED_BACK:,}, s": "roll_back/seconds",
+        f"a page of {PAGE}, s": "page/seconds",
+        f"append {APPENDED}, s": "append/seconds",
+        f"roll back {ROLLED_BACK:,}, s": "roll_back/seconds",
         "a slot, s": "slot/seconds",
         "a slot, MiB": "slot/mib",
     }
@@ -105,7 +105,7 @@ def _by_name(figures: Figures, sizes: list[int], slots: list[int]) -> Figures:
     return {
         f"ledger/open_s_{n}": figures[f"ledger/n={n}/open/seconds"],
         f"ledger/open_mib_{n}": figures[f"ledger/n={n}/open/mib"],
-        f"ledger/append_s_{_APPENDED}": figures[f"ledger/n={n}/append/seconds"],
+        f"ledger/append_s_{APPENDED}": figures[f"ledger/n={n}/append/seconds"],
         f"ledger/slot_seconds_{many}_over_{few}": slot[many] / slot[few],
     }
 
@@ -125,14 +125,15 @@ def _step(name: str, **given: object) -> Figures:
     return found
 
 
-def _mkvs(start: int, stop: int) -> list[MKV]:
+def random_mkvs(start: int, stop: int) -> list[MKV]:
+    """MKVs of a node, the same ones for the same numbers."""
     random = np.random.default_rng(start)
     shapes = ((len(_LAYERS), _D_FF), (len(_LAYERS), _D_MODEL), _D_MODEL, _D_MODEL)
     return [
         create(
             "node",
             1,
-            _FINGERPRINT,
+            FINGERPRINT,
             *(random.standard_normal(shape, np.float32) for shape in shapes),
         )
         for _ in range(start, stop)
@@ -142,31 +143,31 @@ def _mkvs(start: int, stop: int) -> list[MKV]:
 def fill(folder: str, start: int, stop: int) -> Figures:
     """Accept the MKVs from number `start` to `stop`; nothing waits for the disk."""
     os.fsync = lambda _: None
-    ledger = Ledger.open(Path(folder), _FINGERPRINT)
+    ledger = Ledger.open(Path(folder), FINGERPRINT)
     for begin in range(start, stop, _ROWS_PER_WRITE):
-        mkvs = _mkvs(begin, min(begin + _ROWS_PER_WRITE, stop))
+        mkvs = random_mkvs(begin, min(begin + _ROWS_PER_WRITE, stop))
         ledger.accept(mkvs, 1, {mkv.id: [f"request-{mkv.id}"] for mkv in mkvs})
     return {}
 
 
 def open_(folder: str, start: int) -> Figures:
     """Open a ledger."""
-    return _timed("open", lambda: Ledger.open(Path(folder), _FINGERPRINT))
+    return _timed("open", lambda: Ledger.open(Path(folder), FINGERPRINT))
 
 
 def solve(folder: str, start: int) -> Figures:
     """Solve a ledger as the slot before has left it, with its sums kept."""
-    ledger = Ledger.open(Path(folder), _FINGERPRINT)
+    ledger = Ledger.open(Path(folder), FINGERPRINT)
     _solver().deltas(_pairs(ledger))
     return {}
 
 
 def page(folder: str, start: int) -> Figures:
     """Read 50 MKVs of an open ledger, with what is said of them."""
-    ledger = Ledger.open(Path(folder), _FINGERPRINT)
+    ledger = Ledger.open(Path(folder), FINGERPRINT)
 
     def read() -> list[object]:
-        entries = [ledger.entries[id_] for id_ in sorted(ledger.entries)[:_PAGE]]
+        entries = [ledger.entries[id_] for id_ in sorted(ledger.entries)[:PAGE]]
         return [(entry.row, entry.mkv.keys) for entry in entries]
 
     return _timed("page", read)
@@ -174,24 +175,24 @@ def page(folder: str, start: int) -> Figures:
 
 def append(folder: str, start: int) -> Figures:
     """Accept 100 more MKVs, each with a request."""
-    ledger, mkvs = Ledger.open(Path(folder), _FINGERPRINT), _mkvs(start, start + _APPENDED)
+    ledger, mkvs = Ledger.open(Path(folder), FINGERPRINT), random_mkvs(start, start + APPENDED)
     return _timed("append", lambda: ledger.accept(mkvs, 2, {mkv.id: ["r"] for mkv in mkvs[:1]}))
 
 
 def roll_back(folder: str, start: int) -> Figures:
     """Refuse 1,000 MKVs, or half of those that there are."""
-    ledger = Ledger.open(Path(folder), _FINGERPRINT)
-    ids = sorted(ledger.entries)[: min(_ROLLED_BACK, start // 2)]
+    ledger = Ledger.open(Path(folder), FINGERPRINT)
+    ids = sorted(ledger.entries)[: min(ROLLED_BACK, start // 2)]
     return _timed("roll_back", lambda: ledger.refuse(ids, "rolled back"))
 
 
 def slot(folder: str, start: int) -> Figures:
     """What a slot of 100 new facts does to a ledger, see the head of this file."""
-    mkvs, solver = _mkvs(start, start + _APPENDED), _solver()
+    mkvs, solver = random_mkvs(start, start + APPENDED), _solver()
     new = pairs_of(mkvs, _D_FF, _D_MODEL)
 
     def whole() -> None:
-        ledger = Ledger.open(Path(folder), _FINGERPRINT)
+        ledger = Ledger.open(Path(folder), FINGERPRINT)
         before = _pairs(ledger.without(()))
         solver.deltas(before)
         for i, layer in enumerate(_LAYERS):

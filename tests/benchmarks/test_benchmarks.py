@@ -22,6 +22,7 @@ from benchmarks import (
     rounds,
     sketch,
     solve,
+    stores,
     wire,
 )
 from fedit_app.editing.method import EditingMethod
@@ -131,6 +132,13 @@ def test_wire(figures, tiny_folder, data, monkeypatch):
     assert "wire/unedited/score" in found and "wire/unedited/decodes" not in found
     with pytest.raises(FedEditError, match="--clients: 4 cannot share 3 records"):
         wire.run(["--records", "3", "--clients", "4", "--data", str(data)])
+
+
+def test_stores(figures, tmp_path):
+    found = figures(stores.run, "--mkvs", 30, "--folder", tmp_path)
+    for name in ("files", "SQLite", "Lance"):
+        assert found[f"stores/{name}/append"] > 0 and found[f"stores/{name}/mib"] > 0
+    assert not any(tmp_path.glob("fedit-stores-*"))
 
 
 def test_lookup(figures, tiny_folder, data):
