@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -179,16 +180,33 @@ def verify(
         str,
         typer.Option(metavar="HASH", help="An earlier head, which the journal has to contain."),
     ] = "",
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RESULTS",
+            help="A run's results.json: the heads that the server has noted of this node, which "
+            "the journal has to contain. A run folder's own is always compared.",
+        ),
+    ] = None,
     form: FormatOption = Format.AUTO,
 ) -> int:
     """Check all of it; exit status 1 if it is damaged."""
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.verify import verify
     from fedit_app.mkv.node_key import key_fingerprint
+    from fedit_app.support.errors import FedEditError
 
     chosen = find_place(place, node, federation)
-    found = verify(chosen.ledger, head, chosen.public_key)
+    own = place / "results.json"
+    source = record or (own if own.exists() else None)
+    noted = _noted(source, chosen.node) if source else {}
+    if record and not noted:
+        raise FedEditError(f"{record}: names no head of a ledger of node {chosen.node!r}")
+    known = {"--head": head} if head else {}
+    found = verify(chosen.ledger, known | noted, chosen.public_key)
     more: dict[str, Cell] = {"MKVs": found.mkvs, "records": found.records, "head": found.head}
+    if noted:
+        more["heads noted by the server"] = len(noted)
     if found.signed_by:
         more["signed with"] = key_fingerprint(found.signed_by)
     if found.surplus:
@@ -197,3 +215,11 @@ def verify(
             "a change was interrupted (the next one cuts it off), or the index is an old copy"
         )
     return write_findings(found.damages, "ledger", form, **more)
+
+
+def _noted(record: Path, node: str) -> dict[str, str]:
+    """The heads that a run's server has noted of a node, by where they are noted."""
+    from fedit_app.report.results import load_results
+
+    heads = load_results(record).ledger_heads(node)
+    return {f"{record}, slot {slot}": head for slot, head in heads.items()}

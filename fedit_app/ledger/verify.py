@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedit_app.ledger import journal
@@ -39,13 +40,16 @@ class Verdict:
     surplus: int
 
 
-def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
+def verify(
+    folder: Path, known_heads: Mapping[str, str] = MappingProxyType({}), public_key: str = ""
+) -> Verdict:
     """Check all of a ledger: its journal, its head, its index against the journal, its files, and
     the sums that are kept of them.
 
     Args:
         folder: of the ledger.
-        known_head: a hash that was the journal's head before; the chain has to contain it.
+        known_heads: hashes that were the journal's head before, by who says so; the chain has to
+            contain all of them.
         public_key: of the node, whose signature has to stand under the head; "": none has to.
     """
     stored = read_stored(folder)
@@ -53,7 +57,7 @@ def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
     head, signature = index["journal"], index.get("signature")
     problem = head_problem(head, index["fingerprint"], signature, public_key)
     return Verdict(
-        damages=[*([problem] if problem else []), *_damages(folder, index, known_head)],
+        damages=[*([problem] if problem else []), *_damages(folder, index, known_heads)],
         mkvs=len(index["entries"]),
         records=head.records,
         head=head.hash,
@@ -62,19 +66,20 @@ def verify(folder: Path, known_head: str = "", public_key: str = "") -> Verdict:
     )
 
 
-def _damages(folder: Path, index: Index, known_head: str) -> Iterator[str]:
+def _damages(folder: Path, index: Index, known_heads: Mapping[str, str]) -> Iterator[str]:
     records: list[Record] = []
     for found in journal.examined(folder / JOURNAL, index["journal"], index["fingerprint"]):
         if isinstance(found, str):
             yield found
         else:
             records.append(found)
-    hashes = {record["hash"] for record in records}
-    if known_head and known_head not in hashes:
-        yield (
-            f"--head {known_head}: no record of the journal has this hash; the journal is not a "
-            "continuation of the one that had"
-        )
+    hashes = {journal.beginning(index["fingerprint"]).hash, *(one["hash"] for one in records)}
+    for source, head in known_heads.items():
+        if head not in hashes:
+            yield (
+                f"{source}: head {head} is not in the journal, which is an old copy, was cut off, "
+                "or is not a continuation of the one that had it"
+            )
     yield from _against_journal(index, records)
     files = MKVFiles(folder)
     for row in index["entries"]:

@@ -132,6 +132,7 @@ def edit(content: RecordDict, participant: Participant) -> RecordDict:
     upload = asked.upload and participant.policy.upload
     answered = EditAnswer(
         node=participant.name,
+        head=participant.head,
         requests=outcome.requests,
         optimised=len(outcome.new) - outcome.renewed,
         cached=outcome.cached,
@@ -156,6 +157,7 @@ def reedit(content: RecordDict, participant: Participant) -> RecordDict:
     outcome = participant.reedit(slot, offered.mkvs, votes, supersedes)
     answered = ReeditAnswer(
         node=participant.name,
+        head=participant.head,
         received_from=outcome.received_from,
         rejections={**outcome.rejections, **offered.rejections},
         quarantined=outcome.quarantined,
@@ -178,6 +180,7 @@ def compose(content: RecordDict, participant: Participant) -> RecordDict:
     outcome = participant.compose(slot, keys)
     answered = ComposeAnswer(
         node=participant.name,
+        head=participant.head,
         said=outcome.said,
         leads=outcome.leads,
         received_from=accepted.received_from,

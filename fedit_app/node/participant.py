@@ -74,12 +74,16 @@ class Participant:
         config: the run configuration.
         node_config: Flower's node configuration.
         run_id: Flower's run id.
+
+    Attributes:
+        head: hash of the last record of the ledger's journal after the latest stage that may have
+            changed it; "" before the first one.
     """
 
     def __init__(
         self, config: RunConfig, node_config: Mapping[str, ConfigValue], run_id: int
     ) -> None:
-        self.config, self._run_id = config, run_id
+        self.config, self._run_id, self.head = config, run_id, ""
         self.policy = site_policy(node_config)
         limits = site_limits(node_config)
         if limits is not None:
@@ -232,7 +236,9 @@ class Participant:
             store,
             None if central else self._edited,
         )
-        return stage.run(ledger, slot, candidates, missing if self.policy.upload else ())
+        outcome = stage.run(ledger, slot, candidates, missing if self.policy.upload else ())
+        self.head = ledger.head
+        return outcome
 
     def without(self, ids: Collection[str]) -> list[str]:
         """Those of some MKVs that the node's ledger does not have."""
@@ -265,7 +271,10 @@ class Participant:
             supersedes: id of an offered MKV -> ids of those in whose place it holds.
         """
         stage = ReeditStage(self.name, self.workbench, self.config, self.policy, self._own_requests)
-        return stage.run(self._used_ledger(), slot, offered, votes or {}, supersedes or {})
+        ledger = self._used_ledger()
+        outcome = stage.run(ledger, slot, offered, votes or {}, supersedes or {})
+        self.head = ledger.head
+        return outcome
 
     def compose(self, slot: int, keys: Sequence[Contested]) -> ComposeOutcome:
         """A round of composition, see `ComposeStage.run`.
@@ -277,7 +286,10 @@ class Participant:
         if not self.policy.upload:
             keys = [dataclasses.replace(key, ids=()) for key in keys]
         stage = ComposeStage(self.name, self.workbench, self.config, self._own_requests)
-        return stage.run(self._used_ledger(), slot, keys)
+        ledger = self._used_ledger()
+        outcome = stage.run(ledger, slot, keys)
+        self.head = ledger.head
+        return outcome
 
     @property
     def _own_requests(self) -> list[EditRequest]:

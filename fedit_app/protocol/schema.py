@@ -99,6 +99,7 @@ Counts = Annotated[dict[str, int], _object(Name, Count)]
 CountsById = Annotated[dict[str, int], _object(Id, Count)]
 IdsById = Annotated[dict[str, list[str]], _object(Id, Ids)]
 NamesById = Annotated[dict[str, list[str]], _object(Id, Names)]
+Head = Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$")]
 Lead = Annotated[float, Strict(), Field(ge=-MOST_LEAD, le=MOST_LEAD, allow_inf_nan=False)]
 Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
 
@@ -344,7 +345,21 @@ class ConflictIds(_Content):
 Conflicts = Annotated[list[ConflictIds], FailFast()]
 
 
-class EditAnswer(TrainAnswer):
+class LedgerAnswer(Answer):
+    """What a node answers after a stage that may have changed its ledger.
+
+    Attributes:
+        head: hash of the last record of the ledger's journal, which the run's record keeps.
+        quarantined: how many MKVs it has put aside.
+        conflicts: the MKVs that contradict each other.
+    """
+
+    head: Head
+    quarantined: Count
+    conflicts: Conflicts
+
+
+class EditAnswer(TrainAnswer, LedgerAnswer):
     """A node has edited; its new MKVs come with it.
 
     Attributes:
@@ -352,10 +367,8 @@ class EditAnswer(TrainAnswer):
         renewed: how many MKVs of facts of before were written anew.
         reused: ids of the MKVs of others that fulfil requests of its own.
         again: ids of the MKVs of earlier slots that are among those sent.
-        quarantined: how many MKVs it has put aside.
         supersedes: id of an MKV that comes with it -> ids of those of the node itself in whose
             place it holds.
-        conflicts: the MKVs that contradict each other.
         gone: ids of the withdrawn MKVs that it was told of and has no more, or never had.
     """
 
@@ -363,33 +376,27 @@ class EditAnswer(TrainAnswer):
     renewed: Count
     reused: Ids
     again: Ids
-    quarantined: Count
     supersedes: IdsById
-    conflicts: Conflicts
     gone: Ids
 
 
-class ReeditAnswer(Answer):
+class ReeditAnswer(LedgerAnswer):
     """A node has re-edited; the lookup keys of its next slot come with it.
 
     Attributes:
         received_from: node -> how many of its MKVs were accepted.
         rejections: reason -> how many MKVs were rejected for it.
-        quarantined: how many MKVs it has put aside.
-        conflicts: the MKVs that contradict each other.
         contested: own MKVs and those of others that do not say the targets of the node's requests.
         agreed: MKVs of others, of those sent, that say the targets of own requests with their key.
     """
 
     received_from: Counts
     rejections: Counts
-    quarantined: Count
-    conflicts: Conflicts
     contested: Conflicts
     agreed: Ids
 
 
-class ComposeAnswer(Answer):
+class ComposeAnswer(LedgerAnswer):
     """A node has done a round of composition; its values and the MKVs that it made come with it.
 
     Attributes:
@@ -398,8 +405,7 @@ class ComposeAnswer(Answer):
             part. Values come for those that are not declined.
         leads: for each key that is not declined by how much, patched in, that value says these
             targets, in nats, see `values.Outcome`; at most `MOST_LEAD` either way.
-        received_from, rejections, quarantined, conflicts: see `ReeditAnswer`, for the MKVs of
-            settled keys.
+        received_from, rejections: see `ReeditAnswer`, for the MKVs of settled keys.
         supersedes: id of an MKV that comes with it -> ids of those in whose place it holds.
     """
 
@@ -407,8 +413,6 @@ class ComposeAnswer(Answer):
     leads: Annotated[list[Lead], FailFast()]
     received_from: Counts
     rejections: Counts
-    quarantined: Count
-    conflicts: Conflicts
     supersedes: IdsById
 
 

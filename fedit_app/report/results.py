@@ -162,11 +162,14 @@ class NodeResult(Measured, Costs):
         received_from: node of origin -> number of its MKVs that were accepted.
         rejections: reason -> number of MKVs that were rejected for it.
         conflict_pairs: the conflicts.
+        ledger_head: hash of the last record of the node's journal, as its last answer had it; ""
+            of a node without a ledger.
     """
 
     received_from: dict[str, int]
     rejections: dict[str, int]
     conflict_pairs: list[ConflictPair]
+    ledger_head: str = ""
 
 
 class SlotFailure(Part):
@@ -262,6 +265,11 @@ class Results(Part):
     def failed(self) -> list[str]:
         """The names of the nodes that failed, each once."""
         return sorted({failure.node for failure in self.failed_nodes})
+
+    def ledger_heads(self, node: str) -> dict[int, str]:
+        """Slot -> the head of a node's ledger at its end, of the slots in which it said one."""
+        noted = {slot.slot: slot.nodes[node] for slot in self.slots if node in slot.nodes}
+        return {slot: found.ledger_head for slot, found in noted.items() if found.ledger_head}
 
     @property
     def slots_complete(self) -> int:

@@ -37,11 +37,10 @@ from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.protocol.schema import (
     ANSWERS,
     Answer,
-    ComposeAnswer,
     EditAnswer,
     EvaluateAnswer,
     HelloAnswer,
-    ReeditAnswer,
+    LedgerAnswer,
     RoundAsk,
     TrainAnswer,
     is_name,
@@ -206,8 +205,9 @@ class RunGrid(Grid):
         if isinstance(answer, EditAnswer):
             counts = {key: getattr(answer, key) for key in ("warm_started", "renewed")}
             self.record.count(slot, name, **counts)
-        if isinstance(answer, EditAnswer | ReeditAnswer | ComposeAnswer):
+        if isinstance(answer, LedgerAnswer):
             self.record.count(slot, name, quarantined=answer.quarantined)
+            self.record.ledger_head(slot, name, answer.head)
         if isinstance(answer, EvaluateAnswer):
             self.record.measured(slot, name, answer.model_dump(exclude={"node"}))
 

@@ -186,6 +186,10 @@ class RunRecord:
             "slot %d: conflict at node %s: MKV %s holds, %s gave way", slot, node, held, gave_way
         )
 
+    def ledger_head(self, slot: int, node: str, head: str) -> None:
+        """Note the head of a node's ledger, as its latest answer of the slot has it."""
+        self._node(slot, node).ledger_head = head
+
     def traffic(self, slot: int, up: int = 0, down: int = 0) -> None:
         """Add bytes that nodes sent (up) and received (down)."""
         _add(self._slot(slot), bytes_up=up, bytes_down=down)

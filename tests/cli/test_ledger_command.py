@@ -16,6 +16,7 @@ from fedit_app.ledger.mkv_files import MKVFiles
 from fedit_app.mkv import to_bytes
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.node_key import key_fingerprint, read_public_key
+from fedit_app.report.results import load_results
 
 
 def test_list(fedit, after_a_run):
@@ -95,7 +96,36 @@ def test_an_earlier_head_is_still_there(fedit, sites):
 
     assert fedit("ledger", "verify", sites.root / "bank", "--head", earlier)[0] == 0
     status, out, _ = fedit("ledger", "verify", sites.root / "bank", "--head", "0" * 64)
-    assert status == 1 and "no record of the journal has this hash" in out
+    assert status == 1 and f"--head: head {'0' * 64} is not in the journal" in out
+
+
+def test_heads_that_the_server_has_noted(fedit, sites, tmp_path):
+    """An old copy of the whole ledger is sound by itself; the run's record knows better."""
+    record, ledger = sites.root / "first" / "results.json", sites.folder("bank")
+    noted = load_results(record).ledger_heads("bank")
+    assert noted == {1: sites.ledger("bank").head}
+    sites.ledger("bank").refuse(sites.of("bank", "museum"), "wrong")
+    asked = ("ledger", "verify", sites.root / "bank", "--record", record)
+    status, out, _ = fedit(*asked)
+    assert status == 0 and "heads noted by the server: 1\n" in out
+
+    full = sites.ledger("bank")
+    shorter = Ledger.open(tmp_path / "ledger", full.fingerprint, full.key)
+    shorter.accept([full.entries[id_].mkv for id_ in sites.of("bank", "bank")], 1)
+    shutil.rmtree(ledger)
+    shutil.copytree(shorter.folder, ledger)
+    assert fedit("ledger", "verify", sites.root / "bank")[0] == 0
+    status, out, _ = fedit(*asked)
+    assert status == 1 and f"{record}, slot 1: head {noted[1]} is not in the journal" in out
+    museum = ("ledger", "verify", sites.root / "museum", "--record", record)
+    assert fedit(*museum)[0] == 0
+    written = json.loads(record.read_text(encoding="utf-8"))
+    del written["slots"][0]["nodes"]["bank"]
+    record.write_text(json.dumps(written), encoding="utf-8")
+    status, _, err = fedit(*asked)
+    assert status == 2 and "names no head of a ledger of node 'bank'" in err
+    status, _, err = fedit(*asked[:-1], tmp_path / "none.json")
+    assert status == 2 and "none.json" in err
 
 
 # Tampering

@@ -65,10 +65,10 @@ def folders(runs) -> list[Path]:
 
 
 def without_seconds(answer: bytes) -> bytes:
-    """An answer without how long it took."""
+    """An answer without how long it took, and the head of a journal that tells the time."""
     content = unwrap(recorddict_from_proto(ProtoRecordDict.FromString(answer)))
     assert content["info"].pop("seconds") > 0
-    return recorddict_to_proto(content).SerializeToString()
+    return re.sub(rb'"head": "\w{64}", ', b"", recorddict_to_proto(content).SerializeToString())
 
 
 def test_a_resident_process_answers_as_this_one_does(runs):

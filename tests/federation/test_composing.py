@@ -88,7 +88,13 @@ def test_without_rounds_every_contested_key_is_a_conflict(run):
 
 def rubbish(message):
     answer = {"node": "court", "quarantined": 0, "conflicts": [], "received_from": {}}
-    answer |= {"rejections": {}, "supersedes": {}, "said": ["holds"], "leads": [1.0]}
+    answer |= {
+        "head": "a" * 64,
+        "rejections": {},
+        "supersedes": {},
+        "said": ["holds"],
+        "leads": [1.0],
+    }
     return answer
 
 

@@ -312,6 +312,7 @@ def test_a_contested_key_costs_each_holder_few_bytes(sealed):
                 leads=[-12.5] * keys,
                 received_from={},
                 rejections={},
+                head="a" * 64,
                 quarantined=0,
                 conflicts=[],
                 supersedes={},
