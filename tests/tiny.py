@@ -31,6 +31,7 @@ RUN_CONFIG = {
     "value-steps": 5,
     "covariance-tokens": 400,
     "covariance-weight": 1.0,
+    "upkeep": False,  # there is always something that a random model does not say
 }
 """Run-config values with which a run with such a model takes a few seconds."""
 
