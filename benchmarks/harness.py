@@ -356,16 +356,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return Table(columns, [[_cell(value) for value in row] for row in rows]).markdown()
 
 
-def peak_memory() -> int:
-    """Most bytes that this process has held so far.
-
-    `getrusage` tells that of the program that started it, if this was larger (Linux keeps it).
-    """
-    with open("/proc/self/status", encoding="ascii") as status:
-        lines = dict(line.split(":", 1) for line in status)
-    return int(lines["VmHWM"].split()[0]) * 1024
-
-
 def print_figures(
     heading: str, columns: Mapping[str, str], figures: Figures, lines: Mapping[str, str]
 ) -> None:

@@ -34,7 +34,6 @@ from benchmarks.harness import (
     counts,
     main,
     option,
-    peak_memory,
     table,
 )
 from fedit_app.editing.kept_sums import pairs_of
@@ -43,6 +42,7 @@ from fedit_app.editing.solver import Solver
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import MKV, create
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.memory import peak_memory
 
 _ROOT = Path(__file__).parents[1]
 _LAYERS, _D_FF, _D_MODEL = (4, 5, 6, 7, 8), 1536, 576

@@ -24,12 +24,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, peak_memory, table
+from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, table
 from fedit_app.editing.covariance import Covariances
 from fedit_app.editing.pairs import LayerPairs, blocks
 from fedit_app.editing.solver import Solver, sums_are_cheaper
 from fedit_app.editing.statistics import Origin, open_statistics, write_statistics
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.memory import peak_memory
 
 _ROOT = Path(__file__).parents[1]
 _LAMBDA, _SPREAD, _LAYER = 1000.0, 2.0, 0

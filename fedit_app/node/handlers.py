@@ -33,7 +33,7 @@ from fedit_app.protocol.messages import (
     TRAIN,
     Call,
     arrays_record,
-    note_seconds,
+    note_cost,
     pack_error,
     unpack_arrays,
     unpack_info,
@@ -55,6 +55,7 @@ from fedit_app.protocol.schema import (
     TrainAnswer,
 )
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.memory import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +99,14 @@ def answer(call: Call, content: RecordDict) -> Answer:
         found = Answer(pack_error(name, stage, error), sound=False)
     torch.cuda.empty_cache()  # other processes on this device may need the memory
     seconds = time.perf_counter() - started
-    note_seconds(found.content, seconds)
+    note_cost(found.content, seconds, _peak_memory())
     logger.info("node %s%s: %s took %.1f s", name, _slot(content), stage, seconds)
     return found
+
+
+def _peak_memory() -> int:
+    """Most bytes so far: of the CUDA device if one is in use, else of this process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_memory()
 
 
 def _slot(content: RecordDict) -> str:

@@ -47,8 +47,8 @@ MAX_JSON_LENGTH = 16 * 2**20
 
 INFO = "info"
 _META = "mkv-meta"
-_SECONDS = "seconds"
-_MOST_SECONDS = 1e9
+_SECONDS, _MEMORY = "seconds", "memory"
+_MOST_SECONDS, _MOST_MEMORY = 1e9, 2**50
 _KEYS, _LOOKUP = "keys", "lookup"
 _VALUES = "values"
 _RECORDS = {kind: f"{kind}s" for kind in KINDS}
@@ -153,15 +153,27 @@ def _json_object(content: RecordDict, key: str) -> dict[str, Any]:
     return value
 
 
-def note_seconds(content: RecordDict, seconds: float) -> None:
-    """Write into an answer how long the node took for it, in seconds."""
-    content.config_records[INFO][_SECONDS] = seconds
+def note_cost(content: RecordDict, seconds: float, memory: int) -> None:
+    """Write into an answer what it took the node.
+
+    Args:
+        content: of the answer.
+        seconds: how long it took.
+        memory: the most bytes that the process that answers has held so far.
+    """
+    content.config_records[INFO].update({_SECONDS: seconds, _MEMORY: memory})
 
 
 def noted_seconds(content: RecordDict) -> float:
     """How long a node took for an answer, in seconds; 0 if it does not say so."""
     seconds = _info(content).get(_SECONDS)
     return seconds if isinstance(seconds, float) and 0 <= seconds < _MOST_SECONDS else 0.0
+
+
+def noted_memory(content: RecordDict) -> int:
+    """The most bytes that a node has held by the time of an answer; 0 if it does not say so."""
+    memory = _info(content).get(_MEMORY)
+    return memory if isinstance(memory, int) and 0 <= memory < _MOST_MEMORY else 0
 
 
 def unpack_mkvs(

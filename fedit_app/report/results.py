@@ -164,12 +164,15 @@ class NodeResult(Measured, Costs):
         conflict_pairs: the conflicts.
         ledger_head: hash of the last record of the node's journal, as its last answer had it; ""
             of a node without a ledger.
+        peak_bytes: most memory that the process that answered for the node had held by then; on a
+            CUDA device that of the device.
     """
 
     received_from: dict[str, int]
     rejections: dict[str, int]
     conflict_pairs: list[ConflictPair]
     ledger_head: str = ""
+    peak_bytes: int = 0
 
 
 class SlotFailure(Part):

@@ -140,7 +140,8 @@ _RUN = """\
 {%- macro cost_heads() -%}
 {%- for name in counts %}<th scope="col">{{ name|replace("_", " ")|capitalize }}</th>{% endfor %}
 <th scope="col">Sent up</th><th scope="col">Sent down</th>
-<th scope="col">Edit</th><th scope="col">Re-edit</th><th scope="col">Evaluate</th>
+{%- for stage in stages %}<th scope="col">
+{{- {"reedit": "Re-edit"}.get(stage, stage|capitalize) }}</th>{% endfor %}
 {%- endmacro -%}
 
 {%- macro cost_cells(record) -%}
@@ -265,12 +266,13 @@ deployment no node sees the requests of another.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Slot {{ slot.slot }} per node">
 <table>
 <thead><tr><th scope="col">Node</th>{{ cost_heads() }}
-<th scope="col">Own score</th><th scope="col">Received score</th>
+<th scope="col">Peak memory</th><th scope="col">Own score</th><th scope="col">Received score</th>
 <th scope="col">Federation score</th></tr></thead>
 <tbody>
 {%- for name, node in slot.nodes|dictsort %}
 <tr><th scope="row" title="{{ name }}">{{ name }}</th>
 {{- cost_cells(node) }}
+<td>{{ byte_size(node.peak_bytes) if node.peak_bytes else "–" }}</td>
 <td>{{ share(value_of(node.own, "score")) }}</td>
 <td>{{ share(value_of(node.received, "score")) }}</td>
 <td>{{ share(value_of(node.federation, "score")) }}</td></tr>

@@ -29,6 +29,7 @@ from fedit_app.protocol.messages import (
     REEDIT,
     TRAIN,
     content_bytes,
+    noted_memory,
     noted_seconds,
     unpack_info,
 )
@@ -332,6 +333,7 @@ class RunGrid(Grid):
         if slot and name and stage != "hello":
             up, seconds = content_bytes(reply.content), noted_seconds(reply.content)
             self.record.cost(slot, name, stage, up, down, seconds)
+            self.record.memory(slot, name, noted_memory(reply.content))
 
     def _require_signature(self, asked: _Asked, reply: Message) -> None:
         """Raises FedEditError unless the asked node has signed, if a key of it is registered."""

@@ -200,6 +200,11 @@ class RunRecord:
         _add(entry, bytes_up=up, bytes_down=down)
         _add_seconds(entry.seconds, stage, seconds)
 
+    def memory(self, slot: int, node: str, peak: int) -> None:
+        """Note the most bytes that a node had held by the time of an answer."""
+        entry = self._node(slot, node)
+        entry.peak_bytes = max(entry.peak_bytes, peak)
+
     def took(self, slot: int, stage: str, seconds: float) -> None:
         """Add the seconds of a stage, or of one of its rounds; slot 0 for hello and before."""
         _add_seconds(self._slot(slot).seconds if slot else self._seconds, stage, seconds)

@@ -14,7 +14,8 @@ from fedit_app.mkv import DEFAULT_PRECISION, MKV, PRECISIONS, create
 from fedit_app.protocol.messages import (
     arrays_record,
     content_bytes,
-    note_seconds,
+    note_cost,
+    noted_memory,
     noted_seconds,
     pack,
     unpack_arrays,
@@ -274,11 +275,12 @@ def test_random_corruptions_of_an_array():
     assert refused > 1500
 
 
-def test_an_answer_says_how_long_it_took():
+def test_an_answer_says_how_long_it_took_and_how_much_memory():
     content = pack({"node": "a"})
-    assert noted_seconds(travelled(content)) == 0
-    note_seconds(content, 2.5)
+    assert noted_seconds(travelled(content)) == noted_memory(travelled(content)) == 0
+    note_cost(content, 2.5, 3 << 30)
     assert noted_seconds(travelled(content)) == 2.5
+    assert noted_memory(travelled(content)) == 3 << 30
     assert unpack_info(content) == {"node": "a"}
 
 
@@ -288,6 +290,13 @@ def test_seconds_that_cannot_be_are_none(seconds):
     content["info"]["seconds"] = seconds
     assert noted_seconds(content) == 0
     assert noted_seconds(RecordDict()) == 0
+
+
+@pytest.mark.parametrize("memory", [-1, 1 << 60, 2.5, "2", [1]])
+def test_memory_that_cannot_be_is_none(memory):
+    content = pack({"node": "a"})
+    content["info"]["memory"] = memory
+    assert noted_memory(content) == 0
 
 
 @pytest.mark.parametrize("sealed", [False, True])

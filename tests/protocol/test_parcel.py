@@ -10,7 +10,7 @@ from fedit_app.mkv import DEFAULT_PRECISION
 from fedit_app.protocol.messages import (
     arrays_record,
     content_bytes,
-    note_seconds,
+    note_cost,
     noted_seconds,
     pack,
     unpack_info,
@@ -28,7 +28,7 @@ def answer() -> RecordDict:
     """MKVs, lookup keys, the seconds and a signature: all that a node's answer can have."""
     keys = np.arange(8, dtype=np.float16).reshape(2, 4)
     content = with_lookup(pack({"node": "bank", "reused": []}, mkvs()), keys)
-    note_seconds(content, 2.5)
+    note_cost(content, 2.5, 3 << 30)
     content["signature"] = ConfigRecord({"signature": "0f"})
     return content
 

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fedit_app.report import render_report, write_report
+from fedit_app.report import Results, render_report, write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -185,3 +185,21 @@ def test_costs_are_shown_node_by_node(sample):
     text = words(sample("full"))
     assert re.search(r"Warm started\s*Reused", text)
     assert re.search(r"museum.{0,60}412.3 kB\s*1.2 MB\s*15.2 s\s*2.1 s\s*8.4 s", text)
+
+
+def test_every_figure_stands_under_its_heading(sample):
+    """Also with stages that only some runs have."""
+    results = sample("full").as_json()
+    for slot in results["slots"]:
+        for record in (slot, *slot["nodes"].values()):
+            record["seconds"] |= {"compose": 7.5}
+        slot["nodes"]["museum"]["peak_bytes"] = 1_234_000_000
+    page = render_report(Results.model_validate(results))
+    tables = re.findall(r"<table>.*?</table>", page, re.DOTALL)
+    assert len(tables) > 5
+    for table in tables:
+        head, *rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+        columns = {row.count("<td") + row.count("<th") for row in [head, *rows]}
+        assert len(columns) == 1, head
+    assert re.search(r"Compose</th>.*Peak memory", page, re.DOTALL)
+    assert page.count("<td>1.2 GB</td>") == len(results["slots"]) and "7.5 s" in page
