@@ -47,6 +47,12 @@ class EvaluationSettings(Settings):
     """What a run measures, and when."""
 
     evaluate_every: int = key(1, "evaluate after every so many slots; always after the last", ge=1)
+    evaluate_sample: int = key(
+        0,
+        "most facts of a node, and of the federation, that an evaluation asks: a sample, the same "
+        "in every slot; 0: all",
+        ge=0,
+    )
     metrics: Literal["basic", "full"] = key(
         "basic",
         "basic (likelihoods and correct tokens), or full: before the first and after the last slot "

@@ -67,6 +67,7 @@ def aggregate(
     scores: Sequence[RequestScore],
     written: Mapping[str, float | None] | None = None,
     shared: Sequence[RequestScore] = (),
+    drawn_from: int = 0,
 ) -> Metrics | None:
     """Means over requests; the score is the harmonic mean of efficacy, paraphrase, neighborhood.
 
@@ -75,6 +76,7 @@ def aggregate(
         written: figures of text that the model generates, by their names in `Metrics`, see
             `evaluation.generation`; None if none was generated.
         shared: those of the requests that share a subject with another one.
+        drawn_from: number of requests of which these are a sample, if it is larger than theirs.
 
     Returns:
         The means; None without requests.
@@ -92,6 +94,7 @@ def aggregate(
         count=len(scores),
         metric=common_metric(score.metric for score in scores),
         shared_subject=_shared_subject(shared),
+        drawn_from=drawn_from if drawn_from > len(scores) else None,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fedit_app.facts.request import EditRequest
@@ -72,6 +74,30 @@ def facts_received(
     }
     arrived -= {_said(request) for request in requests_by_node.get(node, ())}
     return [fact for fact in facts_for(node, requests_by_node) if _said(fact) in arrived]
+
+
+def drawn(facts: Sequence[EditRequest], most: int, seed: int) -> list[EditRequest]:
+    """A sample of facts, which depends on nothing but the facts and the seed.
+
+    A fact that is in the sample of some facts is in that of any part of them, so that nodes and
+    slots are compared on the same facts as far as they have them.
+
+    Args:
+        facts: from which it is drawn.
+        most: how many at most; 0: all.
+        seed: of the choice.
+
+    Returns:
+        The chosen ones in their order.
+    """
+    if not most or len(facts) <= most:
+        return list(facts)
+
+    def number(fact: EditRequest) -> bytes:
+        return hashlib.sha256(json.dumps([seed, *fact.fact]).encode()).digest()
+
+    last = sorted(map(number, facts))[most - 1]
+    return [fact for fact in facts if number(fact) <= last]
 
 
 def that_must_stay(

@@ -11,7 +11,7 @@ from fedit_app.evaluation.generation import written_metrics
 from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
-from fedit_app.facts.federation_facts import that_share_a_subject
+from fedit_app.facts.federation_facts import drawn, that_share_a_subject
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.protocol.metrics import Metrics, Neutral
@@ -27,6 +27,8 @@ def measure(
     full: bool,
     folder: Path | None,
     by_fact: Path | None = None,
+    most: int = 0,
+    seed: int = 0,
 ) -> dict[str, Metrics | None]:
     """Metrics of the edited model by scope.
 
@@ -38,7 +40,11 @@ def measure(
         full: also what the model writes itself.
         folder: where scores are kept for other processes; None: nowhere.
         by_fact: file for the scores of each fact of the last scope, see `write_scores`; None: none.
+        most: how many facts of a scope are asked; 0: all.
+        seed: of their choice, see `drawn`.
     """
+    sizes = {scope: len(requests) for scope, requests in scopes.items()}
+    scopes = {scope: drawn(requests, most, seed) for scope, requests in scopes.items()}
     with model.edited(deltas):
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)
@@ -56,6 +62,7 @@ def measure(
             scores_of(requests),
             written.get(scope),
             scores_of(that_share_a_subject(requests, known)),
+            sizes[scope],
         )
         for scope, requests in scopes.items()
     }

@@ -339,7 +339,8 @@ class Participant:
         by_fact = None
         if self._peers and slot == self.config.num_slots:
             by_fact = scores_file(run_folder(self.config, self._run_id), self.name)
-        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact)
+        most, seed = self.config.evaluate_sample, self.config.seed
+        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact, most, seed)
         neutral = measure_neutral(bench.model, deltas) if full and slot else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 

@@ -5,6 +5,7 @@ The node computes these records (`fedit_app.evaluation`), the server keeps them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -74,6 +75,7 @@ class Metrics(_Measured):
         count: number of requests.
         metric: how the shares are counted; results of older versions are of `likelihood`.
         shared_subject: of the requests that share a subject with another one; None without any.
+        drawn_from: number of requests of which these are a sample; None: these are all.
     """
 
     efficacy: Share
@@ -96,6 +98,23 @@ class Metrics(_Measured):
     count: Annotated[int, Field(ge=0, le=MOST)]
     metric: Metric = "likelihood"
     shared_subject: SharedSubject | None = None
+    drawn_from: Annotated[int, Field(ge=1, le=MOST)] | None = None
+
+    @property
+    def all_requests(self) -> int:
+        """Number of the requests for which the means stand."""
+        return self.drawn_from or self.count
+
+    @property
+    def uncertainty(self) -> float:
+        """Largest half width of the 95 % interval of a share of all requests; 0 without a sample.
+
+        That of a share of 0.5 by the normal approximation, drawn without putting back.
+        """
+        n, every = self.count, self.all_requests
+        if not 0 < n < every:
+            return 0.0
+        return 1.96 * math.sqrt(0.25 / n * (every - n) / (every - 1))
 
     def value(self, figure: str) -> float | None:
         """One of `FIGURES`, by its name."""
@@ -103,9 +122,8 @@ class Metrics(_Measured):
         return found
 
 
-FIGURES = tuple(
-    name for name in Metrics.model_fields if name not in ("count", "metric", "shared_subject")
-)
+_NO_FIGURES = ("count", "metric", "shared_subject", "drawn_from")
+FIGURES = tuple(name for name in Metrics.model_fields if name not in _NO_FIGURES)
 """The measured numbers of `Metrics`."""
 
 
@@ -159,6 +177,9 @@ def mean_metrics(records: Iterable[Metrics | None]) -> Metrics | None:
         count=_total(record.count for record in measured),
         metric=common_metric(record.metric for record in measured),
         shared_subject=_mean_shared(record.shared_subject for record in measured),
+        drawn_from=_total(record.all_requests for record in measured)
+        if any(record.drawn_from for record in measured)
+        else None,
     )
 
 
@@ -206,7 +227,7 @@ def _total(counts: Iterable[int]) -> int:
 
 
 def _weighted_mean(records: Sequence[Metrics], figure: str) -> float | None:
-    return _weighted((r.value(figure), r.count) for r in records)
+    return _weighted((r.value(figure), r.all_requests) for r in records)
 
 
 def _mean_shared(records: Iterable[SharedSubject | None]) -> SharedSubject | None:

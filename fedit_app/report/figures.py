@@ -65,6 +65,11 @@ def hold_lines(results: Results) -> list[str]:
         held = sum(round(count * accuracy) for count, accuracy in counts)
         lines.append(f"{held:,} of {plural(sum(n for n, _ in counts), 'own fact')} hold")
     summary = results.summary
+    if lines and summary.own is not None and summary.own.drawn_from:
+        lines[-1] += (
+            f", a sample of {summary.own.drawn_from:,}: shares are within "
+            f"{summary.own.uncertainty:.2f} (95 %)"
+        )
     own, everybody = _shared(summary.own), _shared(summary.federation)
     if own is not None:
         share, hold = ("shares", "holds") if own.count == 1 else ("share", "hold")

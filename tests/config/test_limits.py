@@ -50,7 +50,7 @@ KEYS = {
     "reuse-threshold": "harmless: an MKV fulfils a request only if it says its target",
     "combination": "harmless: mean, or median, which is the stricter one",
     "sealed": POLICY,
-    "metrics": "harmless: what is measured",
+    **dict.fromkeys(("metrics", "evaluate-sample"), "harmless: what is measured"),
     "output-dir": SERVER,
     "state-dir": OWN,
     "federation": FOLDER,

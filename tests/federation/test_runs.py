@@ -23,7 +23,7 @@ from fedit_app.mkv import PRECISIONS
 from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
-from fedit_app.report import load_results
+from fedit_app.report import Results, load_results, summary_table
 from fedit_app.server.app import run_federation
 from fedit_app.support.errors import FedEditError
 
@@ -402,6 +402,17 @@ def test_evaluate_every(settings, strategy):
     assert results["nodes"]["bank"]["own"] == results["slots"][2]["nodes"]["bank"]["own"]
     lines = _folder(results["config"]).joinpath("metrics.jsonl").read_text().splitlines()
     assert len(lines) == 6
+
+
+def test_a_sample_of_the_facts_is_asked(settings):
+    results, _ = inprocess.federate(settings(evaluate_sample=4, num_slots=2), 2)
+    last = results["slots"][1]["nodes"]["bank"]
+    for scope, least in (("own", 10), ("federation", 11)):
+        assert last[scope]["count"] == 4 and last[scope]["drawn_from"] >= least
+    assert results["nodes"]["bank"]["before"]["own"]["count"] == 4
+    assert "own facts hold, a sample of 20: shares are within 0.28 (95 %)" in summary_table(
+        Results.model_validate(results)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Averages over nodes."""
 
+import numpy as np
 import pytest
 
 from fedit_app.protocol.metrics import Metrics, Neutral, SharedSubject, mean_metrics, mean_neutral
@@ -74,3 +75,21 @@ def test_facts_that_share_a_subject_are_weighted_by_their_own_number():
         ]
     )
     assert mean.shared_subject == SharedSubject(count=4, hold=3, efficacy=0.75)
+
+
+def test_a_sample_stands_for_all_that_it_was_drawn_from():
+    sample, whole = record(1.0, 1.0, 1.0, 1.0, 10, drawn_from=90), record(0.0, 1.0, 1.0, 0.0, 10)
+    mean = mean_metrics([sample, whole])
+    assert mean.efficacy == pytest.approx(0.9)
+    assert (mean.count, mean.drawn_from) == (20, 100)
+    assert mean_metrics([whole]).drawn_from is None
+
+
+def test_the_interval_of_a_sample_holds_what_it_promises():
+    """Shares of samples of 50 of 200 facts, 100 of which hold."""
+    random = np.random.default_rng(0)
+    facts = np.repeat([0, 1], 100)
+    off = [abs(random.choice(facts, 50, replace=False).mean() - 0.5) for _ in range(4000)]
+    drawn = record(0.5, 0.5, 0.5, 0.5, 50, drawn_from=200)
+    assert 0.94 < np.mean(np.array(off) <= drawn.uncertainty) < 0.98
+    assert record(0.5, 0.5, 0.5, 0.5, 50).uncertainty == 0

@@ -71,11 +71,13 @@ def test_a_missing_field_is_named(field):
         {"metric": "made up"},
         {"shared_subject": SHARED | {"hold": 5}},
         {"shared_subject": SHARED | {"count": 0, "hold": 0}},
+        {"drawn_from": 0},
     ],
 )
 def test_metrics_out_of_their_range_are_refused(changed):
     answered = {"node": "bank", "received": None, "federation": None, "neutral": None}
-    for sound in (METRICS | {"shared_subject": None}, METRICS | {"shared_subject": SHARED}):
+    whole, sample = {"shared_subject": None, "drawn_from": None}, {"drawn_from": 90}
+    for sound in (METRICS | whole, METRICS | {"shared_subject": SHARED} | sample):
         assert EvaluateAnswer.parse({**answered, "own": sound}).own.model_dump() == sound
     assert EvaluateAnswer.parse({**answered, "own": METRICS}).own.shared_subject is None
     (name,) = changed
