@@ -3,7 +3,9 @@
 Every solve runs in a process of its own. Keys and shifts are random and made a block at a time, as
 a ledger reads them; the covariance is that of random keys whose directions differ in size by a
 factor of 100. Peak memory is that of the whole process, which makes the factor of the covariance
-first, above the level after a small solve, in matrices (d_ff, d_ff) of float64.
+first, above the level after a small solve, in matrices (d_ff, d_ff) of float64. "100 more" is what
+a slot of 100 new MKVs takes where sums are kept: they are read from a file, the new pairs are
+added, and the layer is solved.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
 from benchmarks.harness import Cell, Figures, benchmark, count, counts, main, table
 from fedit_app.editing.covariance import Covariances
-from fedit_app.editing.pairs import LayerPairs, blocks
+from fedit_app.editing.pairs import LayerPairs, Sums, blocks
 from fedit_app.editing.solver import Solver, sums_are_cheaper
 from fedit_app.editing.statistics import Origin, open_statistics, write_statistics
 from fedit_app.support.errors import FedEditError
@@ -34,7 +38,13 @@ from fedit_app.support.memory import peak_memory
 
 _ROOT = Path(__file__).parents[1]
 _LAMBDA, _SPREAD, _LAYER = 1000.0, 2.0, 0
-_FORMS = {"pairs": Solver._by_pairs, "sums": Solver._by_sums, "delta": Solver.delta}
+_FORMS = {
+    "pairs": Solver._by_pairs,
+    "sums": Solver._by_sums,
+    "kept": Solver._by_sums,
+    "delta": Solver.delta,
+}
+_NEW = 100
 
 
 @benchmark(
@@ -42,31 +52,42 @@ _FORMS = {"pairs": Solver._by_pairs, "sums": Solver._by_sums, "delta": Solver.de
     count("--d-ff", 1536, "width of a key"),
     count("--d-model", 576, "width of a shift"),
     counts("--both", [100, 300, 600, 1000, 1500, 3000], "MKVs that are solved in both forms"),
+    counts("--kept", [3000, 100_000], f"MKVs whose sums are kept while {_NEW} come"),
     count("--repeat", 2, "solves, of which the fastest counts"),
     model=False,
     data=False,
 )
 def run(options: argparse.Namespace) -> Figures:
-    """Solve every size, and some in the form that is not chosen."""
+    """Solve every size, some in the form that is not chosen, and some with sums that are kept."""
     figures: Figures = {}
     root = f"solve/d_ff={options.d_ff}"
+    every = sorted({*options.sizes, *options.both, *options.kept})
     with tempfile.TemporaryDirectory(prefix="fedit-solve-") as folder:
         file = Path(folder) / "covariance.safetensors"
         _write_covariance(file, options.d_ff)
-        for n in sorted({*options.sizes, *options.both}):
+        for n in every:
             chosen = "sums" if sums_are_cheaper(n, options.d_ff, options.d_model) else "pairs"
-            for form in ("pairs", "sums"):
-                if form == chosen or n in options.both:
-                    found = in_process(file, n, options.d_ff, options.d_model, form, options.repeat)
-                    figures |= {f"{root}/n={n}/{form}/{k}": v for k, v in found.items()}
-            found = {k: figures[f"{root}/n={n}/{chosen}/{k}"] for k in ("seconds", "peak_matrices")}
-            figures |= {f"{root}/n={n}/{k}": v for k, v in found.items()}
+            forms = {chosen} if n in options.sizes else set()
+            forms |= {"pairs", "sums"} if n in options.both else set()
+            forms |= {"kept"} if n in options.kept else set()
+            for form in sorted(forms):
+                found = in_process(file, n, options.d_ff, options.d_model, form, options.repeat)
+                figures |= {f"{root}/n={n}/{form}/{k}": v for k, v in found.items()}
+            for part in ("seconds", "peak_matrices"):
+                if f"{root}/n={n}/{chosen}/{part}" in figures:
+                    figures[f"{root}/n={n}/{part}"] = figures[f"{root}/n={n}/{chosen}/{part}"]
     rows: list[list[Cell]] = []
-    for n in sorted({*options.sizes, *options.both}):
-        name = f"{root}/n={n}"
-        parts = ("seconds", "peak_matrices", "pairs/seconds", "sums/seconds")
-        rows.append([n, *(figures.get(f"{name}/{part}") for part in parts)])
-    print(table(["MKVs", "seconds", "peak matrices", "by pairs, s", "by sums, s"], rows))
+    columns = {
+        "seconds": "seconds",
+        "peak matrices": "peak_matrices",
+        "by pairs, s": "pairs/seconds",
+        "by sums, s": "sums/seconds",
+        f"{_NEW} more, s": "kept/seconds",
+        "peak matrices then": "kept/peak_matrices",
+    }
+    for n in every:
+        rows.append([n, *(figures.get(f"{root}/n={n}/{part}") for part in columns.values())])
+    print(table(["MKVs", *columns], rows))
     ends = [n for n in sorted(options.sizes) if n >= options.d_ff]
     if len(ends) > 1:
         slope = _exponent(figures, root, ends[0], ends[-1])
@@ -121,7 +142,7 @@ def in_process(file: Path, n: int, d_ff: int, d_model: int, form: str, repeat: i
         n: number of MKVs.
         d_ff: width of a key.
         d_model: width of a shift.
-        form: `pairs`, `sums`, or `delta` for the one that is chosen.
+        form: `pairs`, `sums`, `kept`, or `delta` for the one that is chosen.
         repeat: solves, of which the fastest counts.
     """
     given = {
@@ -150,13 +171,36 @@ def worker(file: str, n: int, d_ff: int, d_model: int, form: str, repeat: int) -
     before = psutil.Process().memory_info().rss
     solver = Solver(Covariances({_LAYER: open_statistics(Path(file))}), _LAMBDA)
     pairs = LayerPairs(RandomRows(n, d_ff, _SPREAD), RandomRows(n, d_model))
-    seconds = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        solve(solver, _LAYER, pairs)
-        seconds.append(time.perf_counter() - started)
+    with tempfile.TemporaryFile() as kept:
+        if form == "kept":
+            pairs = _with_new(pairs, kept)
+        seconds = []
+        for _ in range(repeat):
+            started = time.perf_counter()
+            solve(solver, _LAYER, pairs)
+            seconds.append(time.perf_counter() - started)
     peak = peak_memory() - before
     return {"seconds": min(seconds), "peak_matrices": peak / (d_ff**2 * 8)}
+
+
+def _with_new(pairs: LayerPairs, kept: IO[bytes]) -> LayerPairs:
+    """Pairs whose sums are kept in a file, and new ones."""
+    sums = pairs.sums(torch.device("cpu"))
+    shapes = [part.shape for part in (sums.keys, sums.cross)]
+    for part in (sums.keys, sums.cross):
+        kept.write(part.numpy().data)
+    del sums
+
+    def known(device: torch.device) -> Sums:
+        kept.seek(0)
+        parts = [np.empty(shape) for shape in shapes]
+        for part in parts:
+            kept.readinto(part.data.cast("B"))
+        return Sums(*(torch.from_numpy(part).to(device) for part in parts))
+
+    d_ff, d_model = pairs.widths
+    new = RandomRows(_NEW, d_ff, _SPREAD), RandomRows(_NEW, d_model)
+    return LayerPairs(pairs.keys, pairs.shifts, known).with_more(*(rows[:] for rows in new))
 
 
 if __name__ == "__main__":

@@ -316,7 +316,9 @@ def test_deployment():
 
 def test_solve(figures):
     sizes = ("--sizes", "10,40,80", "--both", 10, "--d-ff", 32, "--d-model", 12)
-    found = figures(solve.run, *sizes, "--repeat", 1)
+    found = figures(solve.run, *sizes, "--kept", 200, "--repeat", 1)
+    assert "solve/d_ff=32/n=200/kept/seconds" in found
+    assert "solve/d_ff=32/n=200/seconds" not in found
     assert {"solve/d_ff=32/n=10/sums/seconds", "solve/d_ff=32/exponent"} <= found.keys()
     assert "solve/d_ff=32/n=80/pairs/seconds" not in found
 
