@@ -75,10 +75,13 @@ class Place:
         with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
             copy = Path(shutil.copytree(self.ledger, Path(scratch) / self.ledger.name))
             ledger = dataclasses.replace(self, ledger=copy).open()
+            seen = ledger.head
             yield ledger
             dtype = stored_dtype(resolve_model(bench.model.name))
             form = form_of(self.model)
-            write_edited_model(bench, ledger, self.model, form, dtype=dtype, replace=True)
+            write_edited_model(
+                bench, ledger, self.model, form, dtype=dtype, replace=True, seen=seen
+            )
 
     def workbench(self, ledger: Ledger) -> Workbench:
         """Load the model that a ledger of this place edits, with its tools.

@@ -10,11 +10,15 @@ rolled back. What is handed on without it is the same model, and tells of no req
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import filelock
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.export import check_export, write_parts
-from fedit_app.ledger.index import INDEX
+from fedit_app.ledger.index import INDEX, current_head
 from fedit_app.ledger.ledger import SUMS, Ledger
 from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
 from fedit_app.support.errors import FedEditError
@@ -44,6 +48,7 @@ def write_edited_model(
     rank: int | None = None,
     dtype: str = "",
     replace: bool = False,
+    seen: str | None = None,
 ) -> Adapter | None:
     """Write an edited model with its ledger; the folder is complete or absent.
 
@@ -53,12 +58,15 @@ def write_edited_model(
         output: the folder to make.
         form, rank, dtype: see `export.write_export`.
         replace: whether it takes the place of the edited model that is there.
+        seen: head of the ledger of that one, as it was when this ledger was copied from it; None:
+            whatever is there is replaced.
 
     Returns:
         The adapter of the form lora; None of the others.
 
     Raises:
-        FedEditError: see `export.check_export`; or an adapter or changes would hold no edit.
+        FedEditError: see `export.check_export`; an adapter or changes would hold no edit; or the
+            model that is there has changed since it was seen.
     """
     output = output.expanduser().absolute()
     check_export(form, None if replace else output, rank)
@@ -68,8 +76,28 @@ def write_edited_model(
         )
     if ledger.folder is None:
         raise ValueError("a ledger in memory has no journal to copy")
-    with new_folder(output, replace) as folder:
+    with new_folder(output, replace, _as_seen(output, seen)) as folder:
         found = write_parts(form, bench, ledger, folder, rank, dtype)
         left_out = shutil.ignore_patterns(".lock", SUMS)
         shutil.copytree(ledger.folder, folder / LEDGER, ignore=left_out)
     return found
+
+
+@contextmanager
+def _as_seen(folder: Path, head: str | None) -> Iterator[None]:
+    """Keep other processes from an edited model, if it is still the one that was seen.
+
+    Raises:
+        FedEditError: it is not.
+    """
+    if head is None or not folder.exists():
+        yield
+        return
+    ledger = ledger_in(folder) or folder
+    with filelock.FileLock(ledger / ".lock"):
+        if ledger_in(folder) is None or current_head(ledger).hash != head:
+            raise FedEditError(
+                f"{folder}: another process has changed it in the meantime, and nothing was "
+                "written; repeat the command, or begin again with Editor.from_pretrained"
+            )
+        yield

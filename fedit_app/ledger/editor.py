@@ -151,6 +151,8 @@ class Editor:
         )
         made._set_up(model, config, ledger, node or _NODE, known)
         made._stored_dtype = stored_dtype(resolve_model(config.model))
+        if known is not None:
+            made._seen[path.resolve()] = made.ledger.head
         return made
 
     def _set_up(
@@ -163,6 +165,7 @@ class Editor:
     ) -> None:
         self.config, self.node = config, node
         self._stored_dtype = ""
+        self._seen: dict[Path, str] = {}  # the heads of the edited models that it continues
         self.bench = workbench_of(model, config)
         if folder is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="fedit-ledger-")
@@ -404,16 +407,26 @@ class Editor:
             replace: whether the folder takes the place of one that is there.
 
         Raises:
-            FedEditError: the folder exists.
+            FedEditError: the folder exists; or it is to be replaced, and another process has
+                changed it since this editor has read or written it.
 
         Example:
             >>> editor.save_pretrained("edited")
             >>> AutoModelForCausalLM.from_pretrained("edited")
         """
         self._keep(self._texts)
+        path = Path(folder).expanduser().resolve()
         write_edited_model(
-            self.bench, self.ledger, Path(folder), form, rank, self._stored_dtype, replace
+            self.bench,
+            self.ledger,
+            Path(folder),
+            form,
+            rank,
+            self._stored_dtype,
+            replace,
+            self._seen.get(path),
         )
+        self._seen[path] = self.ledger.head
 
 
 def _recorded(

@@ -10,7 +10,7 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,16 @@ def to_disk(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, replace: bool = False, swap: AbstractContextManager[None] | None = None
+) -> Iterator[Path]:
     """Fill a folder next to `path` and rename it into place if the block raises no error.
 
     Args:
         path: the folder to create; missing parent folders are made.
         replace: whether it takes the place of a folder that is there already.
+        swap: is entered when the folder is complete, and left once it is in its place; what this
+            raises leaves everything as it was.
 
     Yields:
         The temporary folder to write to; it is removed after an error.
@@ -104,9 +108,10 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         for part in (*temporary.rglob("*"), temporary):
             if not part.is_symlink():
                 to_disk(part)
-        if path.exists():
-            path.rename(former)
-        temporary.rename(path)
+        with swap or nullcontext():
+            if path.exists():
+                path.rename(former)
+            temporary.rename(path)
         to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

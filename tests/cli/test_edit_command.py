@@ -11,7 +11,9 @@ from editing.cases import EASY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedit_app.cli.main import main
+from fedit_app.cli.places import find_place
 from fedit_app.facts.jsonl import write_requests
+from fedit_app.support.errors import FedEditError
 
 STRONG = {
     **{"layers": "1-3", "covariance-tokens": 500, "covariance-weight": 0.02, "contexts": 2},
@@ -176,6 +178,17 @@ def test_a_failed_edit_leaves_the_folder_as_it_was(edited, fedit, monkeypatch):
         main(["edit", str(edited), *fact(SECOND)])
     assert {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()} == before
     assert [path.name for path in edited.parent.glob(".*")] == []
+
+
+def test_a_rollback_does_not_undo_an_edit_that_it_has_not_seen(edited, fedit):
+    place = find_place(edited)
+    with (
+        pytest.raises(FedEditError, match="another process has changed it"),
+        place.changed() as ledger,
+    ):
+        ledger.drop(list(ledger.entries))
+        fedit("edit", edited, *fact(SECOND))
+    assert sorted(mkvs(edited).values()) == [[FIRST.id], ["fact-1"]]
 
 
 @pytest.mark.parametrize(

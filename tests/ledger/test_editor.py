@@ -122,6 +122,25 @@ def test_a_saved_folder_is_continued(folder, tmp_path):
     assert Editor.from_pretrained(tmp_path / "edited").requests == EASY[:1], "until it is saved"
 
 
+def test_of_two_edits_of_one_folder_at_a_time_neither_is_lost(folder, tmp_path):
+    edited = tmp_path / "edited"
+    begun = Editor.from_pretrained(folder, **STRONG)
+    begun.edit(EASY[:1])
+    begun.save_pretrained(edited)
+    first, second = (Editor.from_pretrained(edited) for _ in range(2))
+    first.edit(EASY[1:2])
+    first.save_pretrained(edited, replace=True)
+    for late in (second, begun):
+        late.edit(EASY[2:3])
+        with pytest.raises(FedEditError, match="another process has changed it"):
+            late.save_pretrained(edited, replace=True)
+    assert Editor.from_pretrained(edited).requests == EASY[:2]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    first.edit(EASY[2:3])
+    first.save_pretrained(edited, replace=True)
+    assert Editor.from_pretrained(edited).requests == EASY[:3]
+
+
 def test_two_targets_for_one_prompt_are_refused(editor):
     with pytest.raises(FedEditError, match="'e1' and 'e9': the same prompt with different"):
         editor.edit([EASY[0], dataclasses.replace(EASY[0], id="e9", target_new="Leeds")])
