@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,10 +71,11 @@ def edit(
     dry_run: DryRun = False,
 ) -> None:
     """Edit facts into one model, and write it."""
-    from fedit_app.ledger.edited_model import form_of
+    from fedit_app.ledger.edited_model import form_of, ledger_in
     from fedit_app.ledger.editor import Editor
     from fedit_app.ledger.export import check_export
     from fedit_app.ledger.one_call import output_of
+    from fedit_app.ledger.request_texts import check_new
 
     folder = Path(model).expanduser() if dry_run else output_of(model, output)
     written = form.value if form else "hf" if output or dry_run else form_of(folder)
@@ -83,12 +85,16 @@ def edit(
         settings["on-bad-request"] = "skip"
     skip_bad = settings.get("on-bad-request") == "skip"
     asked = _requests(requests, fact, dataset, skip_bad)
+    known = ledger_in(Path(model).expanduser())
+    if known is not None and fact is None:
+        check_new(known, asked)
     if "model" in settings:
         raise FedEditError("edit: the model is the first argument; leave -c model out")
     method = str(settings.pop("editor", "")) or None
     given = {key.replace("-", "_"): value for key, value in settings.items()}
     editor = Editor.from_pretrained(model, method, ledger=None, node=None, **given)
-    asked = [_named(editor, request) for request in asked]
+    if fact is not None:
+        asked = [_named(editor, request) for request in asked]
     if dry_run:
         write(_plan(editor, editor.check(asked)), Format.AUTO)
         return
@@ -136,12 +142,12 @@ def _requests(
 
 def _named(editor: Editor, request: EditRequest) -> EditRequest:
     """The fact of the command line, under an id that no other fact of the ledger has."""
-    if request.id != "fact":
-        return request
     known = {one.id: one.fact for one in editor.requests}
-    names = (f"fact-{number}" for number in range(1, len(known) + 2))
-    id_ = next(name for name in names if known.get(name, request.fact) == request.fact)
-    return dataclasses.replace(request, id=id_)
+    taken = editor.ledger.fulfilled().keys() - {
+        id_ for id_, fact in known.items() if fact == request.fact
+    }
+    names = (f"fact-{number}" for number in itertools.count(1))
+    return dataclasses.replace(request, id=next(name for name in names if name not in taken))
 
 
 def _sharing(editor: Editor, asked: Sequence[EditRequest]) -> str:

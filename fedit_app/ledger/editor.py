@@ -24,7 +24,7 @@ from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.evaluation.scores import score_requests, score_targets
-from fedit_app.facts.jsonl import read_requests, write_requests
+from fedit_app.facts.jsonl import write_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.edit_report import EditedFact, EditReport, Measured
@@ -32,6 +32,7 @@ from fedit_app.ledger.edited_model import TEXTS, ledger_in, write_edited_model
 from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import read_origin, write_origin
+from fedit_app.ledger.request_texts import check_ids, read_texts
 from fedit_app.ledger.undo import take_out
 from fedit_app.ledger.upkeep import uphold
 from fedit_app.mkv.same_key import SameFact
@@ -173,8 +174,7 @@ class Editor:
             if copied is not None:
                 shutil.copytree(copied, folder)
         self.ledger = Ledger.open(Path(folder).expanduser(), self.bench.fingerprint)
-        known = read_requests(self._texts_file) if self._texts_file.exists() else []
-        self._texts = {request.id: request for request in known}
+        self._texts = read_texts(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -182,10 +182,6 @@ class Editor:
         if self.ledger.folder is None:
             raise ValueError("an editor's ledger always has a folder")
         return self.ledger.folder
-
-    @property
-    def _texts_file(self) -> Path:
-        return self._folder / TEXTS
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -201,8 +197,8 @@ class Editor:
         target replaces the earlier fact.
 
         Args:
-            requests: facts with ids of their own. An id that was used before names the new fact
-                from now on.
+            requests: facts with ids of their own. An id of the ledger may come again with its
+                fact, or with another target for the same prompt, which corrects it.
 
         Returns:
             The score of every target before and after.
@@ -239,13 +235,15 @@ class Editor:
             take, which the log names.
 
         Raises:
-            FedEditError: two have one id, or ask the same with different targets; or one does not
-                fit the model, see `that_fit`.
+            FedEditError: two have one id, or ask the same with different targets; an id names
+                another fact of the ledger, see `check_ids`; or one does not fit the model, see
+                `that_fit`.
         """
         ids = [request.id for request in requests]
         repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
         if repeated:
             raise FedEditError(f"requests: id {repeated[0]!r} is used more than once")
+        check_ids(requests, self._texts, self.ledger.fulfilled())
         targets = {(request.subject, request.prompt): request for request in requests}
         for request in requests:
             last = targets[request.subject, request.prompt]
@@ -272,9 +270,10 @@ class Editor:
         ledger, same = self.ledger, SameFact(same_key=self.config.same_key_threshold)
         slot = self._next_slot
         texts = self._texts | {request.id: request for request in requests}
-        ledger.release(r.id for r in requests if self._texts.get(r.id, r).fact != r.fact)
         repeat(requests, self._texts.values(), ledger, slot)
-        new = [request for request in requests if request.id not in ledger.fulfilled()]
+        fulfilled = ledger.fulfilled()
+        old = self._texts
+        new = [r for r in requests if r.id not in fulfilled or old.get(r.id, r).fact != r.fact]
         found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
         if new and self.config.upkeep:
             found += uphold(self.bench, ledger, texts.values(), self.node, slot, len(new))
@@ -286,7 +285,7 @@ class Editor:
         fulfilled = self.ledger.fulfilled()
         self._texts = {id_: request for id_, request in texts.items() if id_ in fulfilled}
         write_origin(self._folder, self.node, False, self.config)
-        write_requests(self._texts_file, list(self._texts.values()))
+        write_requests(self._folder / TEXTS, list(self._texts.values()))
 
     def measure(self, requests: Sequence[EditRequest] | None = None) -> Measured:
         """The metrics of requests, what the model answers, and what the edits do to ordinary text.

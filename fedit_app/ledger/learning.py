@@ -55,7 +55,8 @@ def learn(
     Args:
         bench: the model and its tools.
         ledger: where the MKVs go, inside a step of it.
-        requests: of which no two ask the same with another target.
+        requests: of which no two ask the same with another target. An id that the ledger fulfils
+            already is one whose fact is corrected.
         known: all own requests whose texts are there; what the ledger fulfils for others is lost
             from a key that is learned again.
         node: the node that computes.
@@ -140,4 +141,9 @@ def _learned_again(
             gone[0],
         )
     kept = [texts[id_] for id_ in fulfilled if id_ in texts]
-    return [r for r in kept if targets.get((r.subject, r.prompt), r.target_new) == r.target_new]
+    asked = {request.id for request in requests}
+    return [
+        r
+        for r in kept
+        if r.id not in asked and targets.get((r.subject, r.prompt), r.target_new) == r.target_new
+    ]

@@ -13,6 +13,7 @@ from fedit_app.ledger.edit_report import EditReport
 from fedit_app.ledger.edited_model import form_of, ledger_in
 from fedit_app.ledger.editor import Editor
 from fedit_app.ledger.export import check_export
+from fedit_app.ledger.request_texts import check_new
 from fedit_app.models.answers import Answer, answer
 from fedit_app.models.loading import load_model
 from fedit_app.support.errors import FedEditError
@@ -51,6 +52,9 @@ def edit(
     if isinstance(requests, str | Path):
         skip_bad = settings.get("on_bad_request") == "skip"
         requests = load_requests(os.path.expanduser(requests), skip_bad=skip_bad)
+    requests, known = list(requests), ledger_in(Path(model).expanduser())
+    if known is not None:
+        check_new(known, requests)
     made = Editor.from_pretrained(model, editor, ledger=None, node=node, **settings)
     report = made.edit(requests)
     form = "hf" if output is not None else form_of(target)

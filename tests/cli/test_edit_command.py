@@ -10,6 +10,7 @@ import torch
 from editing.cases import EASY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fedit_app
 from fedit_app.cli.main import main
 from fedit_app.cli.places import find_place
 from fedit_app.facts.jsonl import write_requests
@@ -178,6 +179,30 @@ def test_a_failed_edit_leaves_the_folder_as_it_was(edited, fedit, monkeypatch):
         main(["edit", str(edited), *fact(SECOND)])
     assert {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()} == before
     assert [path.name for path in edited.parent.glob(".*")] == []
+
+
+def test_a_second_file_numbered_like_the_first_is_refused_before_the_model_is_loaded(
+    edited, tmp_path, fedit, monkeypatch
+):
+    monkeypatch.setattr("fedit_app.ledger.editor.load_model", None)
+    write_requests(tmp_path / "more.jsonl", [dataclasses.replace(SECOND, id=FIRST.id)])
+    said = fedit("edit", edited, tmp_path / "more.jsonl", status=2)
+    assert f"request '{FIRST.id}': this id names another fact of the ledger" in said
+    with pytest.raises(FedEditError, match="names another fact"):
+        fedit_app.edit(edited, tmp_path / "more.jsonl")
+
+
+def test_a_fact_of_a_file_keeps_its_id_and_the_one_of_the_command_line_gets_a_free_one(
+    base, tmp_path, fedit
+):
+    folder = tmp_path / "edited"
+    named = [dataclasses.replace(FIRST, id="fact"), dataclasses.replace(SECOND, id="fact-1")]
+    write_requests(tmp_path / "facts.jsonl", named)
+    fedit("edit", base, tmp_path / "facts.jsonl", "--output", folder, *OPTIONS)
+    assert sorted(mkvs(folder).values()) == [["fact"], ["fact-1"]]
+    (folder / "ledger" / "requests.jsonl").unlink()
+    fedit("edit", folder, *fact(EASY[2]))
+    assert ["fact-2"] in mkvs(folder).values()
 
 
 def test_a_rollback_does_not_undo_an_edit_that_it_has_not_seen(edited, fedit):

@@ -141,6 +141,29 @@ def test_of_two_edits_of_one_folder_at_a_time_neither_is_lost(folder, tmp_path):
     assert Editor.from_pretrained(edited).requests == EASY[:3]
 
 
+def test_an_id_of_another_fact_is_refused_and_the_earlier_fact_stays_in_the_books(editor):
+    editor.edit(EASY[:1])
+    reused = dataclasses.replace(EASY[1], id="e1")
+    told = "request 'e1': this id names another fact of the ledger, 'The head office of Reuters'"
+    with pytest.raises(FedEditError, match=told):
+        editor.edit([reused])
+    assert editor.requests == EASY[:1]
+    corrected = dataclasses.replace(EASY[0], target_new="published")
+    assert editor.edit([corrected]).decoded == 1 and editor.requests == [corrected]
+    editor.rollback(["e1"])
+    editor.edit([reused])
+    assert editor.requests == [reused]
+
+
+def test_an_id_whose_text_is_lost_is_refused_and_not_taken_for_learned(folder, tmp_path):
+    Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG).edit(EASY[:1])
+    (tmp_path / "ledger" / "requests.jsonl").unlink()
+    again = Editor.from_pretrained(folder, ledger=tmp_path / "ledger", **STRONG)
+    with pytest.raises(FedEditError, match="request 'e1': .* whose text is not in its requests"):
+        again.edit([dataclasses.replace(EASY[1], id="e1")])
+    assert again.edit(EASY[1:2]).decoded == 1
+
+
 def test_two_targets_for_one_prompt_are_refused(editor):
     with pytest.raises(FedEditError, match="'e1' and 'e9': the same prompt with different"):
         editor.edit([EASY[0], dataclasses.replace(EASY[0], id="e9", target_new="Leeds")])
