@@ -49,8 +49,8 @@ class EvaluationSettings(Settings):
     evaluate_every: int = key(1, "evaluate after every so many slots; always after the last", ge=1)
     evaluate_sample: int = key(
         0,
-        "most facts of a node, and of the federation, that an evaluation asks: a sample, the same "
-        "in every slot; 0: all",
+        "most facts of each scope (docs/results.md) that an evaluation asks, a sample that depends "
+        "on the facts alone; 0: all",
         ge=0,
     )
     metrics: Literal["basic", "full"] = key(

@@ -76,16 +76,15 @@ def facts_received(
     return [fact for fact in facts_for(node, requests_by_node) if _said(fact) in arrived]
 
 
-def drawn(facts: Sequence[EditRequest], most: int, seed: int) -> list[EditRequest]:
-    """A sample of facts, which depends on nothing but the facts and the seed.
+def drawn(facts: Sequence[EditRequest], most: int) -> list[EditRequest]:
+    """A sample of facts, which depends on nothing but the facts.
 
-    A fact that is in the sample of some facts is in that of any part of them, so that nodes and
-    slots are compared on the same facts as far as they have them.
+    A fact that is in the sample of some facts is in that of any part of them, so that nodes, slots
+    and runs are compared on the same facts as far as they have them.
 
     Args:
         facts: from which it is drawn.
         most: how many at most; 0: all.
-        seed: of the choice.
 
     Returns:
         The chosen ones in their order.
@@ -94,7 +93,7 @@ def drawn(facts: Sequence[EditRequest], most: int, seed: int) -> list[EditReques
         return list(facts)
 
     def number(fact: EditRequest) -> bytes:
-        return hashlib.sha256(json.dumps([seed, *fact.fact]).encode()).digest()
+        return hashlib.sha256(json.dumps(fact.fact).encode()).digest()
 
     last = sorted(map(number, facts))[most - 1]
     return [fact for fact in facts if number(fact) <= last]

@@ -28,7 +28,6 @@ def measure(
     folder: Path | None,
     by_fact: Path | None = None,
     most: int = 0,
-    seed: int = 0,
 ) -> dict[str, Metrics | None]:
     """Metrics of the edited model by scope.
 
@@ -40,11 +39,10 @@ def measure(
         full: also what the model writes itself.
         folder: where scores are kept for other processes; None: nowhere.
         by_fact: file for the scores of each fact of the last scope, see `write_scores`; None: none.
-        most: how many facts of a scope are asked; 0: all.
-        seed: of their choice, see `drawn`.
+        most: how many facts of a scope are asked, see `drawn`; 0: all.
     """
     sizes = {scope: len(requests) for scope, requests in scopes.items()}
-    scopes = {scope: drawn(requests, most, seed) for scope, requests in scopes.items()}
+    scopes = {scope: drawn(requests, most) for scope, requests in scopes.items()}
     with model.edited(deltas):
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)

@@ -237,7 +237,7 @@ class Participant:
             None if central else self._edited,
         )
         outcome = stage.run(ledger, slot, candidates, missing if self.policy.upload else ())
-        self.head = ledger.head
+        self.head = "" if central else ledger.head
         return outcome
 
     def without(self, ids: Collection[str]) -> list[str]:
@@ -339,8 +339,8 @@ class Participant:
         by_fact = None
         if self._peers and slot == self.config.num_slots:
             by_fact = scores_file(run_folder(self.config, self._run_id), self.name)
-        most, seed = self.config.evaluate_sample, self.config.seed
-        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact, most, seed)
+        most = self.config.evaluate_sample
+        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact, most)
         neutral = measure_neutral(bench.model, deltas) if full and slot else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 

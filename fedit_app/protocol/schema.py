@@ -99,7 +99,7 @@ Counts = Annotated[dict[str, int], _object(Name, Count)]
 CountsById = Annotated[dict[str, int], _object(Id, Count)]
 IdsById = Annotated[dict[str, list[str]], _object(Id, Ids)]
 NamesById = Annotated[dict[str, list[str]], _object(Id, Names)]
-Head = Annotated[str, Strict(), Field(pattern="^[0-9a-f]{64}$")]
+Head = Annotated[str, Strict(), Field(pattern="^([0-9a-f]{64})?$")]
 Lead = Annotated[float, Strict(), Field(ge=-MOST_LEAD, le=MOST_LEAD, allow_inf_nan=False)]
 Slot = Annotated[int, Strict(), Field(ge=0, le=MAX_SLOT)]
 
@@ -349,7 +349,8 @@ class LedgerAnswer(Answer):
     """What a node answers after a stage that may have changed its ledger.
 
     Attributes:
-        head: hash of the last record of the ledger's journal, which the run's record keeps.
+        head: hash of the last record of the journal of the node's own ledger, which the run's
+            record keeps; empty after an edit of the central one.
         quarantined: how many MKVs it has put aside.
         conflicts: the MKVs that contradict each other.
     """

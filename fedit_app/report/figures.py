@@ -65,11 +65,8 @@ def hold_lines(results: Results) -> list[str]:
         held = sum(round(count * accuracy) for count, accuracy in counts)
         lines.append(f"{held:,} of {plural(sum(n for n, _ in counts), 'own fact')} hold")
     summary = results.summary
-    if lines and summary.own is not None and summary.own.drawn_from:
-        lines[-1] += (
-            f", a sample of {summary.own.drawn_from:,}: shares are within "
-            f"{summary.own.uncertainty:.2f} (95 %)"
-        )
+    if lines and summary.own is not None:
+        lines[-1] += _of_a_sample(summary.own, summary.own.uncertainty)
     own, everybody = _shared(summary.own), _shared(summary.federation)
     if own is not None:
         share, hold = ("shares", "holds") if own.count == 1 else ("share", "hold")
@@ -80,7 +77,19 @@ def hold_lines(results: Results) -> list[str]:
             "the federation's facts that share a subject, asked of every node: "
             f"{everybody.hold:,} of {everybody.count:,} hold"
         )
+    everywhere = [node.federation for node in results.nodes.values() if node.federation is not None]
+    least = max(everywhere, key=lambda found: found.uncertainty, default=None)
+    if least is not None and least.drawn_from:
+        # The nodes are asked the same ones, so that a mean over nodes is no more certain.
+        said = _of_a_sample(least, least.uncertainty)
+        lines.append(f"of the federation's facts a node was asked {least.count:,}{said}")
     return lines
+
+
+def _of_a_sample(found: Metrics, uncertainty: float) -> str:
+    if not found.drawn_from:
+        return ""
+    return f", a sample of {found.drawn_from:,}: shares are within {uncertainty:.2f} (95 %)"
 
 
 def _shared(metrics: Metrics | None) -> SharedSubject | None:
@@ -98,6 +107,7 @@ def figures_by_scope(measured: Mapping[str, BaseModel | None]) -> dict[str, dict
         if part is not None:
             figures = part.model_dump()
             shared = figures.pop("shared_subject", None)
+            figures.pop("drawn_from", None)
             scopes[scope] = figures
             if shared is not None:
                 scopes[f"{scope}.shared_subject"] = shared

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedit_app.protocol.metrics import Metrics
-from fedit_app.report.comparison import ComparedRun, Comparison
+from fedit_app.report.comparison import UNEDITED, ComparedRun, Comparison
 from fedit_app.report.comparison_plots import axis_plot, method_plot, slots_plot
 from fedit_app.report.figures import (
     FURTHER,
@@ -30,7 +30,7 @@ from fedit_app.report.plots import (
     score_plot,
 )
 from fedit_app.report.rendering import render
-from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results
+from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results, stage_name
 from fedit_app.report.tables import METRICS as COLUMNS
 from fedit_app.report.tables import methods_table, nodes_table, slots_table
 from fedit_app.support.files import write_file
@@ -93,6 +93,7 @@ def _report(results: Results, plots: Mapping[str, str]) -> str:
         totals=totals,
         counts=[name for name in COUNTS if name not in _SELDOM or getattr(totals, name)],
         stages=[s for s in STAGES if s != "compose" or totals.seconds.compose],
+        stage_name=stage_name,
         rejections=_rejections(results),
         failures=[
             (failure.node, failure.slot or NOT_MEASURED, failure.stage, failure.reason)
@@ -144,7 +145,9 @@ def render_comparison(
     """
     config, axis, runs = comparison.config, comparison.axis, comparison.runs
     done = sum(run.status == "completed" for run in runs)
-    methods = plural(len(comparison.strategies) * len(comparison.editors), "method")
+    methods = plural(
+        len({row.method for row in comparison.rows if row.strategy != UNEDITED}), "method"
+    )
     return render(
         "comparison",
         title=f"FedEdit comparison: {config['model']}",

@@ -32,7 +32,7 @@ from fedit_app.report.drawing import (
     svg,
 )
 from fedit_app.report.figures import value_of
-from fedit_app.report.results import STAGES, Before, Measured, Results
+from fedit_app.report.results import STAGES, Before, Measured, Results, stage_name
 from fedit_app.support.formats import byte_size, share, shorten
 
 _SCOPES = (("own", "Own facts", OWN, "o"), ("federation", "Federation's facts", FEDERATION, "s"))
@@ -89,18 +89,19 @@ def facts_plot(results: Results) -> str:
                 # A name that begins with an underscore is in no legend.
                 line(axes, known, label=label if known else "_", **look)
                 label = label if not known else "_"
-        axes.set_xlabel("Facts in the model of a node: own and accepted")
+        axes.set_xlabel("Facts in the model of a node: own and received")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         return score_lines(figure, axes, "facts", "Score over the facts in a node's model", 2)
 
 
 def _facts_so_far(results: Results, name: str) -> dict[float, float]:
-    """Slot -> requests of the node and MKVs that it has accepted, up to that slot."""
-    total, found = 0, {0.0: 0.0}
+    """Slot -> facts of the node up to that slot, with those that it has from others, if known."""
+    own, found = 0, {0.0: 0.0}
     for slot in results.slots:
         if name in slot.nodes:
-            total += slot.nodes[name].requests + slot.nodes[name].accepted
-            found[slot.slot] = total
+            node = slot.nodes[name]
+            own += node.requests
+            found[slot.slot] = own + (node.received.all_requests if node.received else 0)
     return found
 
 
@@ -115,7 +116,14 @@ def cost_plot(results: Results) -> str:
         starts = np.zeros(len(slots))
         for stage, colour in zip(stages, SERIES, strict=False):
             took = np.array([getattr(slot.seconds, stage) or 0.0 for slot in slots])
-            axes.barh(range(len(slots)), took, left=starts, height=0.62, color=colour, label=stage)
+            axes.barh(
+                range(len(slots)),
+                took,
+                left=starts,
+                height=0.62,
+                color=colour,
+                label=stage_name(stage),
+            )
             starts += took
         for row, slot in enumerate(slots):
             sent = byte_size(slot.bytes_up + slot.bytes_down)

@@ -49,6 +49,11 @@ STAGES = tuple(StageSeconds.model_fields)
 """The stages of a slot."""
 
 
+def stage_name(stage: str) -> str:
+    """A stage as people read it."""
+    return {"reedit": "Re-edit"}.get(stage, stage.capitalize())
+
+
 class Costs(Part):
     """What happened in a slot, at one node or at all of them.
 
@@ -343,12 +348,11 @@ def load_results(path: str | Path) -> Results:
         return Results.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise FedEditError(
-            f"{path}: no such file. Give the results.json in a run's output folder; "
-            "it is written when the run ends."
+            f"{path}: no such file; a run writes it into its output folder after its first slot"
         ) from None
     except OSError as error:
         raise FedEditError(
-            f"{path}: cannot be read ({error.strerror}). Give the results.json file of a run."
+            f"{path}: cannot be read ({error.strerror}); is it in the output folder of a run?"
         ) from None
     except ValidationError as error:
         raise FedEditError(f"{path}: {_complaint(error)}") from None

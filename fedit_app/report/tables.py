@@ -127,7 +127,7 @@ def runs_table(runs: Sequence[tuple[str, Results]]) -> Table:
     they stand in where it has no separate federation figures. Columns for received facts, for what
     models wrote themselves and for neutral text are there if a run has such figures. Runs whose
     shares are counted differently (zsRE's correct tokens, CounterFact's comparisons) are told
-    apart by a column.
+    apart by a column, and so are those of which a sample of the facts was asked.
 
     Args:
         runs: pairs of a label and its results.
@@ -151,6 +151,11 @@ def runs_table(runs: Sequence[tuple[str, Results]]) -> Table:
         columns.append("Metric")
         for row, metric in zip(cells, metrics, strict=True):
             row.append(metric)
+    asked = [record.own for _, record in rows]
+    if any(own is not None and own.drawn_from for own in asked):
+        columns.append("Own facts asked")
+        for row, own in zip(cells, asked, strict=True):
+            row.append(f"{own.count:,} of {own.all_requests:,}" if own is not None else None)
     central = next((run.summary for _, run in runs if run.strategy == "central"), None)
     if central is not None:
         columns.append("Of central")

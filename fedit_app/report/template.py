@@ -140,8 +140,7 @@ _RUN = """\
 {%- macro cost_heads() -%}
 {%- for name in counts %}<th scope="col">{{ name|replace("_", " ")|capitalize }}</th>{% endfor %}
 <th scope="col">Sent up</th><th scope="col">Sent down</th>
-{%- for stage in stages %}<th scope="col">
-{{- {"reedit": "Re-edit"}.get(stage, stage|capitalize) }}</th>{% endfor %}
+{%- for stage in stages %}<th scope="col">{{ stage_name(stage) }}</th>{% endfor %}
 {%- endmacro -%}
 
 {%- macro cost_cells(record) -%}

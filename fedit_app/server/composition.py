@@ -96,6 +96,7 @@ class Composition:
             if values:
                 with_values(content, np.stack(values))
             member.holds |= set(new)
+            self._slot.grid.record.count(self._slot.number, name, offered=len(new))
             messages.append(member.message(COMPOSE, content))
         return messages
 

@@ -8,7 +8,7 @@ NOT_MEASURED = "–"
 
 def share(value: float | None) -> str:
     """A share in 0..1 with two decimals, a dash where nothing was measured."""
-    return NOT_MEASURED if value is None else f"{value:.2f}"
+    return NOT_MEASURED if value is None else f"{value:z.2f}"  # -0.00 is 0.00
 
 
 def percent(value: float) -> str:

@@ -22,6 +22,8 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     NOT_MEASURED: "--",
 }
 _UNLIMITED = 10_000
@@ -252,4 +254,6 @@ def _code(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in printable(text))
+    parts = printable(text).split(" -> ")
+    escaped = ("".join(_LATEX.get(char, char) for char in part) for part in parts)
+    return r" $\to$ ".join(escaped)

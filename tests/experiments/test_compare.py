@@ -251,6 +251,7 @@ def test_sweep(fedit, simulated, tmp_path):
 
 def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
     options = ("--nodes", 2, "--strategies", "central", "--baselines", "ft-m,in-context")
+    options += ("-c", "evaluate-sample=3")
     status, said = fedit("compare", *options)
     assert status == 0 and [call["strategy"] for call in simulated] == ["central"]
     folder = tmp_path / "all"
@@ -259,13 +260,15 @@ def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
     assert list(rows) == ["unedited", "central", "ft-m", "in-context"]
     assert rows["ft-m"]["editor"] == "" and rows["ft-m"]["retention"]["mean"] is not None
     assert "| ft-m | " in said.out
+    assert ">3 methods" in (folder / "comparison.html").read_text()
     central, tuned = (
         results(folder, name) for name in ("central_memit_seed-0", "ft-m_baseline_seed-0")
     )
     assert central["nodes"].keys() == tuned["nodes"].keys()
     for name, node in tuned["nodes"].items():
         assert node["before"] == central["nodes"][name]["before"], "the same evaluation"
-        assert node["own"]["count"] == 4 and node["federation"]["count"] == 8
+        asked = [(node[of]["count"], node[of]["drawn_from"]) for of in ("own", "federation")]
+        assert asked == [(3, 4), (3, 8)], "of the same sample"
     before = (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns
     assert fedit("compare", *options)[0] == 0 and len(simulated) == 1
     assert (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns == before

@@ -139,10 +139,9 @@ def test_the_same_fact_of_another_node_does_not_share_its_subject():
 
 def test_a_sample_is_the_same_in_any_part_and_any_order():
     facts = [fact(str(number), f"Tower {number}", "Rome") for number in range(40)]
-    chosen = drawn(facts, 10, seed=1)
+    chosen = drawn(facts, 10)
     assert len(chosen) == 10 and chosen == [one for one in facts if one in chosen]
-    assert set(drawn(facts[::-1], 10, seed=1)) == set(chosen)
+    assert set(drawn(facts[::-1], 10)) == set(chosen)
     part = facts[:25]
-    assert set(chosen) & set(part) <= set(drawn(part, 10, seed=1))
-    assert drawn(facts, 10, seed=2) != chosen
-    assert drawn(facts, 0, seed=1) == drawn(facts, 40, seed=1) == facts
+    assert set(chosen) & set(part) <= set(drawn(part, 10))
+    assert drawn(facts, 0) == drawn(facts, 40) == facts

@@ -99,6 +99,7 @@ def test_every_node_has_its_costs(demo_run):
             assert all(node["seconds"][stage] > 0 for node in asked)
             assert all(node["peak_bytes"] > 50e6 for node in asked)
             assert sum(node["seconds"][stage] for node in asked) <= (seconds or 0)
+        assert all(n["offered"] == n["accepted"] + n["rejected"] for n in nodes)
         assert slot["warm_started"] == sum(node["warm_started"] for node in nodes)
         assert slot["warm_started"] <= slot["optimised"]
 
@@ -273,6 +274,8 @@ def test_central_keeps_one_ledger_with_every_fact(settings):
     assert sum(slot["requests"] for slot in results["slots"]) == 60
     measured = {node["federation"]["count"] for node in results["nodes"].values()}
     assert measured <= {46, 47, 48}
+    heads = {node["ledger_head"] for slot in results["slots"] for node in slot["nodes"].values()}
+    assert heads == {""}, "no node has a ledger of its own"
 
 
 def test_central_needs_a_simulation(settings, demo_copy):
@@ -410,6 +413,9 @@ def test_a_sample_of_the_facts_is_asked(settings):
     for scope, least in (("own", 10), ("federation", 11)):
         assert last[scope]["count"] == 4 and last[scope]["drawn_from"] >= least
     assert results["nodes"]["bank"]["before"]["own"]["count"] == 4
+    assert "of the federation's facts a node was asked 4, a sample of 1" in summary_table(
+        Results.model_validate(results)
+    )
     assert "own facts hold, a sample of 20: shares are within 0.28 (95 %)" in summary_table(
         Results.model_validate(results)
     )

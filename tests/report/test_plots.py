@@ -5,6 +5,7 @@ import pytest
 
 from fedit_app.report.drawing import standalone
 from fedit_app.report.plots import (
+    _facts_so_far,
     change_plot,
     cost_plot,
     exchange_plot,
@@ -116,11 +117,16 @@ def test_the_curve_over_facts_needs_facts_of_others(sample):
     labels = texts(facts_plot(sample("completed")))
     assert labels.count("Own facts") == labels.count("Federation's facts") == 1
     assert facts_plot(sample("local")) == ""
+    results = sample("completed")
+    last = results.slots[-1].nodes["museum"]
+    last.received = last.own.model_copy(update={"count": 7})
+    own = sum(slot.nodes["museum"].requests for slot in results.slots)
+    assert _facts_so_far(results, "museum")[3] == own + 7, "not what came in the place of others"
 
 
 def test_costs_name_every_stage_that_took_time_and_the_bytes_of_a_slot(sample):
     labels = texts(cost_plot(sample("completed")))
-    assert {"edit", "reedit", "evaluate", "Slot 3", "6.6 MB", "4.9 MB"} <= set(labels)
+    assert {"Edit", "Re-edit", "Evaluate", "Slot 3", "6.6 MB", "4.9 MB"} <= set(labels)
     assert "compose" not in labels and cost_plot(sample("unstarted")) == ""
 
 

@@ -42,7 +42,9 @@ def test_markdown_escapes_its_signs(table):
 def test_latex_escapes_its_signs(table):
     lines = table.latex().splitlines()
     assert lines[:2] == [r"\begin{tabular}{lrr}", r"\toprule"]
-    assert lines[4] == r"a|b <i> & 1,200 & 0.750 $\pm$ 0.071 \\"
+    assert lines[4] == r"a|b \textless{}i\textgreater{} & 1,200 & 0.750 $\pm$ 0.071 \\"
+    (change,) = Table(["Score"], [(Change(0.36, 0.87),)]).latex().splitlines()[4:5]
+    assert change == r"0.36 $\to$ 0.87 \\"
     assert lines[5] == r"50\%\_\&\textbackslash{} & 7 & -- \\"
 
 

@@ -14,7 +14,12 @@ from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.scores import Before, nothing, score_requests
 from fedit_app.experiments.baselines.methods import BASELINES
-from fedit_app.facts.federation_facts import facts_for, that_must_stay, that_share_a_subject
+from fedit_app.facts.federation_facts import (
+    drawn,
+    facts_for,
+    that_must_stay,
+    that_share_a_subject,
+)
 from fedit_app.facts.partition import simulated_nodes
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
@@ -90,7 +95,15 @@ class _Asked:
         """Record every node's metrics of the model as it is now; slot 0: it is unedited."""
         edited = [request for own in everybody.values() for request in own]
         stay = dict(zip(edited, that_must_stay(edited, edited), strict=True))
-        unique = list(dict.fromkeys(stay.values()))
+        every, most = {}, self._config.evaluate_sample
+        for name, own in everybody.items():
+            every[name] = dict(zip(_SCOPES, (own, facts_for(name, everybody)), strict=True))
+        samples = {
+            name: {scope: drawn(asked, most) for scope, asked in scopes.items()}
+            for name, scopes in every.items()
+        }
+        asked = [r for scopes in samples.values() for part in scopes.values() for r in part]
+        unique = list(dict.fromkeys(stay[request] for request in asked))
         if before is nothing:  # found again by the state of the weights, in any run
             root = self._config.work_cache
             folder = Path(root).expanduser() / "scores" if root else None
@@ -101,13 +114,17 @@ class _Asked:
         def of(requests: Sequence[EditRequest]) -> list[RequestScore]:
             return [scores[stay[request]] for request in requests]
 
-        for name, own in everybody.items():
-            federation = facts_for(name, everybody)
+        for name, scopes in samples.items():
             found = {
-                scope: aggregate(of(asked), None, of(that_share_a_subject(asked, edited)))
-                for scope, asked in zip(_SCOPES, (own, federation), strict=True)
+                scope: aggregate(
+                    of(part),
+                    None,
+                    of(that_share_a_subject(part, edited)),
+                    len(every[name][scope]),
+                )
+                for scope, part in scopes.items()
             }
             self._record.measured(slot, name, found)
             if slot:
-                by_fact = {stay[fact]: scores[stay[fact]] for fact in federation}
+                by_fact = {stay[fact]: scores[stay[fact]] for fact in scopes[_SCOPES[-1]]}
                 write_scores(scores_file(self._record.folder, name), by_fact)
