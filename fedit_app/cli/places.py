@@ -20,6 +20,7 @@ from fedit_app.ledger.edited_model import TEXTS, form_of, ledger_in, write_edite
 from fedit_app.ledger.index import INDEX, read_index
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import Origin, read_origin
+from fedit_app.ledger.request_texts import read_texts, write_texts
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.node_key import read_public_key
 from fedit_app.models.checkpoint import stored_dtype
@@ -69,7 +70,9 @@ class Place:
         """
         if self.model is None:
             key = SigningKey.read(self.key) if self.key else None
-            yield Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"], key)
+            ledger = Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"], key)
+            yield ledger
+            _keep_texts(ledger, self.ledger)
             return
         bench = self.workbench(self.open())
         with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
@@ -77,6 +80,7 @@ class Place:
             ledger = dataclasses.replace(self, ledger=copy).open()
             seen = ledger.head
             yield ledger
+            _keep_texts(ledger, copy)
             dtype = stored_dtype(resolve_model(bench.model.name))
             form = form_of(self.model)
             write_edited_model(
@@ -120,6 +124,12 @@ class Place:
             return finished_node(self.config, Path(self.config.output_dir or ""), self.node)
         file = Path(self.config.data_path or "")
         return data_in(file, self.config, self.node) if file.is_file() else None
+
+
+def _keep_texts(ledger: Ledger, folder: Path) -> None:
+    """Keep the texts of what a ledger fulfils, if it has texts beside it."""
+    if (folder / TEXTS).exists():
+        write_texts(folder, read_texts(folder), ledger)
 
 
 def find_place(folder: Path, node: str = "", federation: str = "") -> Place:

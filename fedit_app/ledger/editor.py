@@ -24,15 +24,14 @@ from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.evaluation.scores import score_requests, score_targets
-from fedit_app.facts.jsonl import write_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import settle
 from fedit_app.ledger.edit_report import EditedFact, EditReport, Measured
-from fedit_app.ledger.edited_model import TEXTS, ledger_in, write_edited_model
+from fedit_app.ledger.edited_model import ledger_in, write_edited_model
 from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import read_origin, write_origin
-from fedit_app.ledger.request_texts import check_ids, read_texts
+from fedit_app.ledger.request_texts import check_ids, read_texts, write_texts
 from fedit_app.ledger.undo import take_out
 from fedit_app.ledger.upkeep import uphold
 from fedit_app.mkv.same_key import SameFact
@@ -282,10 +281,8 @@ class Editor:
 
     def _keep(self, texts: Mapping[str, EditRequest]) -> None:
         """Write the texts of what the ledger fulfils, and the settings, beside it."""
-        fulfilled = self.ledger.fulfilled()
-        self._texts = {id_: request for id_, request in texts.items() if id_ in fulfilled}
         write_origin(self._folder, self.node, False, self.config)
-        write_requests(self._folder / TEXTS, list(self._texts.values()))
+        self._texts = write_texts(self._folder, texts, self.ledger)
 
     def measure(self, requests: Sequence[EditRequest] | None = None) -> Measured:
         """The metrics of requests, what the model answers, and what the edits do to ordinary text.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from fedit_app.facts.jsonl import read_requests
+from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.edited_model import TEXTS
 from fedit_app.ledger.index import INDEX, read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.support.errors import FedEditError
 
 
@@ -19,7 +20,32 @@ def read_texts(folder: Path) -> dict[str, EditRequest]:
         FedEditError: the file is damaged.
     """
     file = folder / TEXTS
-    return {request.id: request for request in read_requests(file)} if file.exists() else {}
+    found = read_requests(file) if file.exists() and file.stat().st_size else []
+    return {request.id: request for request in found}
+
+
+def write_texts(
+    folder: Path, texts: Mapping[str, EditRequest], ledger: Ledger
+) -> dict[str, EditRequest]:
+    """Write the requests that a ledger fulfils into its folder; the others are no longer there.
+
+    Without any there is no file.
+
+    Args:
+        folder: of the ledger.
+        texts: all requests whose texts are known, by their ids.
+        ledger: the ledger.
+
+    Returns:
+        What was written, by the ids.
+    """
+    fulfilled = ledger.fulfilled()
+    kept = {id_: request for id_, request in texts.items() if id_ in fulfilled}
+    if kept:
+        write_requests(folder / TEXTS, list(kept.values()))
+    else:
+        (folder / TEXTS).unlink(missing_ok=True)
+    return kept
 
 
 def check_new(folder: Path, requests: Sequence[EditRequest]) -> None:

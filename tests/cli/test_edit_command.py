@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import fedit_app
 from fedit_app.cli.main import main
 from fedit_app.cli.places import find_place
-from fedit_app.facts.jsonl import write_requests
+from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.support.errors import FedEditError
 
 STRONG = {
@@ -91,6 +91,20 @@ def test_the_folder_is_edited_further_asked_and_rolled_back(edited, fedit):
     assert "1 of 2 MKVs taken out" in said
     assert says(edited, SECOND) and not says(edited, FIRST)
     fedit("ledger", "verify", edited)
+
+
+def test_a_text_that_was_rolled_back_leaves_the_disk_and_can_be_learned_again(edited, fedit):
+    fedit("edit", edited, *fact(SECOND))
+    texts = edited / "ledger" / "requests.jsonl"
+    for place in (edited, edited / "ledger"):
+        (id_, (request,)), *_ = mkvs(edited).items()
+        gone, kept = request, FIRST.id if request != FIRST.id else "fact-1"
+        fedit("rollback", place, "--mkv", id_, "--no-metrics")
+        left = [one.id for one in read_requests(texts)] if texts.exists() else []
+        assert gone not in left and left == ([kept] if place == edited else [])
+    said = fedit("edit", edited, "--dry-run", *fact(FIRST))
+    assert "already in the ledger: 0" in said
+    assert "1 fact in its ledger" in fedit("edit", edited, *fact(FIRST))
 
 
 def test_the_own_facts_that_a_model_says_worst_come_first(base, tmp_path, fedit):
