@@ -9,6 +9,8 @@ rolled back. What is handed on without it is the same model, and tells of no req
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,12 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder
 
 LEDGER, TEXTS = "ledger", "requests.jsonl"
+
+# What FedEdit writes in one form and not in another, or as more or fewer files.
+_WRITTEN = (
+    *(LEDGER, "config.json", "generation_config.json", ADAPTER_CONFIG, "deltas.safetensors"),
+    *("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"),
+)
 
 
 def ledger_in(folder: Path) -> Path | None:
@@ -57,7 +65,8 @@ def write_edited_model(
         ledger: one with a folder, which is copied.
         output: the folder to make.
         form, rank, dtype: see `export.write_export`.
-        replace: whether it takes the place of the edited model that is there.
+        replace: whether it takes the place of the edited model that is there; other files in its
+            folder are kept.
         seen: head of the ledger of that one, as it was when this ledger was copied from it; None:
             whatever is there is replaced.
 
@@ -80,7 +89,29 @@ def write_edited_model(
         found = write_parts(form, bench, ledger, folder, rank, dtype)
         left_out = shutil.ignore_patterns(".lock", SUMS)
         shutil.copytree(ledger.folder, folder / LEDGER, ignore=left_out)
+        if output.exists():
+            _keep_others(output, folder)
     return found
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Take what somebody else has put into the old folder of a model along into the new one."""
+    there = {part.name for part in new.iterdir()}
+    for part in old.iterdir():
+        if part.name in there or any(fnmatch.fnmatch(part.name, name) for name in _WRITTEN):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.copytree(part, new / part.name, symlinks=True, copy_function=_link)
+        else:
+            _link(part, new / part.name)
+
+
+def _link(old: Path | str, new: Path | str) -> None:
+    """Give a file a second name; a copy where the disk has none."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(old, new, follow_symlinks=False)
 
 
 @contextmanager

@@ -400,7 +400,8 @@ class Editor:
                 lora, an adapter that PEFT loads onto the base model; delta, the changes of the
                 weights.
             rank: of the adapter; None: exact.
-            replace: whether the folder takes the place of one that is there.
+            replace: whether the folder takes the place of one that is there; other files in
+                it are kept.
 
         Raises:
             FedEditError: the folder exists; or it is to be replaced, and another process has

@@ -14,6 +14,8 @@ import fedit_app
 from fedit_app.cli.main import main
 from fedit_app.cli.places import find_place
 from fedit_app.facts.jsonl import read_requests, write_requests
+from fedit_app.ledger.edited_model import form_of
+from fedit_app.ledger.editor import Editor
 from fedit_app.support.errors import FedEditError
 
 STRONG = {
@@ -91,6 +93,23 @@ def test_the_folder_is_edited_further_asked_and_rolled_back(edited, fedit):
     assert "1 of 2 MKVs taken out" in said
     assert says(edited, SECOND) and not says(edited, FIRST)
     fedit("ledger", "verify", edited)
+
+
+def test_files_of_the_user_stay_in_the_folder_and_weights_of_another_form_do_not(edited, fedit):
+    (edited / "NOTES.txt").write_text("mine")
+    (edited / "gguf").mkdir()
+    (edited / "gguf" / "model.gguf").write_bytes(b"large")
+    (edited / "latest.gguf").symlink_to("gguf/model.gguf")
+    (edited / "model-00002-of-00002.safetensors").write_bytes(b"of a former writing in parts")
+    fedit("edit", edited, *fact(SECOND))
+    assert not (edited / "model-00002-of-00002.safetensors").exists()
+    editor = Editor.from_pretrained(edited)
+    editor.save_pretrained(edited, "lora", replace=True)
+    assert form_of(edited) == "lora" and not list(edited.glob("model*"))
+    assert not (edited / "config.json").exists()
+    assert (edited / "NOTES.txt").read_text() == "mine"
+    assert (edited / "latest.gguf").is_symlink()
+    assert (edited / "latest.gguf").read_bytes() == b"large"
 
 
 def test_a_text_that_was_rolled_back_leaves_the_disk_and_can_be_learned_again(edited, fedit):
