@@ -173,8 +173,11 @@ def _compare(
     from fedit_app.experiments.plan import load_plan
     from fedit_app.experiments.runner import prepare
     from fedit_app.experiments.summary import summarise, write_comparison
+    from fedit_app.report.figures import check_figures
     from fedit_app.report.tables import METRICS, methods_table
 
+    columns = metrics.split(",") if metrics else METRICS
+    check_figures(columns, "--metrics")
     failures: dict[str, str] = {}
     if plan is None:
         plan = load_plan(folder)
@@ -185,7 +188,6 @@ def _compare(
     else:
         failures = _execute(plan, app)
     comparison = summarise(plan, failures)
-    columns = metrics.split(",") if metrics else METRICS
     evidence = gather(plan)
     files = write_comparison(comparison, folder, columns, evidence)
     parts: dict[str, Part] = {}

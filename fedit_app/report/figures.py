@@ -1,13 +1,21 @@
 """What figures are called, and what they mean in plain words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel
 
-from fedit_app.protocol.metrics import SCORE_PARTS, Metric, Metrics, SharedSubject
-from fedit_app.report.results import Results
-from fedit_app.support.formats import plural
+from fedit_app.protocol.metrics import (
+    FIGURES,
+    SCORE_PARTS,
+    Metric,
+    Metrics,
+    Neutral,
+    SharedSubject,
+)
+from fedit_app.report.results import SCOPES, Results
+from fedit_app.support.errors import FedEditError, shown
+from fedit_app.support.formats import listing, plural
 
 SHARES = (*SCORE_PARTS, "score", "other_relations", "subject_fidelity", "accuracy")
 """The figures that tables have a column for."""
@@ -49,6 +57,33 @@ def words(figure: str) -> str:
 def value_of(metrics: Metrics | None, figure: str) -> float | None:
     """One figure of metrics; None where the metrics or the figure were not measured."""
     return None if metrics is None else metrics.value(figure)
+
+
+def check_figures(names: Iterable[str], option: str) -> None:
+    """Check the names of figures, see `comparison.Row.figure`.
+
+    Args:
+        names: the names.
+        option: where they come from, for the message.
+
+    Raises:
+        FedEditError: `results.json` has no such figure.
+    """
+    known = {"neutral": [*Neutral.model_fields]}
+    for scope in SCOPES:
+        known[scope] = [*FIGURES, "count"]
+        known[f"{scope}.shared_subject"] = [*SharedSubject.model_fields, "accuracy"]
+    for name in names:
+        scope, _, figure = name.rpartition(".")
+        scope = scope or "federation"
+        if scope not in known:
+            raise FedEditError(
+                f"{option}: {shown(name)}: no such scope; there are {listing([*known])}"
+            )
+        if figure not in known[scope]:
+            raise FedEditError(
+                f"{option}: {shown(name)}: no such figure; {scope} has {listing(known[scope])}"
+            )
 
 
 def metric_of(metrics: Metrics | None) -> Metric:

@@ -228,6 +228,15 @@ def test_report_only(fedit, simulated, compared, tmp_path):
         (heading,) = [line for line in text.splitlines() if line.startswith("| Strategy")]
         assert "Accuracy" in heading and "Own count" in heading and "Efficacy" not in heading
     assert fedit("compare", "--report-only", folder="none")[0] == 2
+    for wrong, why in (
+        ("own.upkeep", "no such figure; own has efficacy"),
+        ("own.drawn_from", "no such figure"),
+        ("mine.score", "no such scope; there are neutral"),
+        ("score,", "'': no such figure; federation has"),
+    ):
+        for options in (("--report-only",), ("--dry-run", "--nodes", 2)):
+            status, said = fedit("compare", *options, "--metrics", wrong)
+            assert status == 2 and why in said.err
 
 
 def test_sweep(fedit, simulated, tmp_path):
