@@ -7,6 +7,7 @@ that it speaks for is the base model and the ledger, solved together; nothing el
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections import Counter
@@ -46,6 +47,8 @@ from fedit_app.models.loading import (
 )
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.support.errors import FedEditError
+
+logger = logging.getLogger(__name__)
 
 _NODE = "local"
 _MEMIT = "memit"
@@ -230,29 +233,21 @@ class Editor:
             requests: see `edit`.
 
         Returns:
-            The requests to edit. With `on_bad_request="skip"`, without those that the model cannot
-            take, which the log names.
+            The requests to edit. Of those that ask the same with different targets the later one
+            counts; and with `on_bad_request="skip"` those that the model cannot take are left out.
+            The log names what is left out.
 
         Raises:
-            FedEditError: two have one id, or ask the same with different targets; an id names
-                another fact of the ledger, see `check_ids`; or one does not fit the model, see
-                `that_fit`.
+            FedEditError: two have one id; an id names another fact of the ledger, see `check_ids`;
+                or one does not fit the model, see `that_fit`.
         """
         ids = [request.id for request in requests]
         repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
         if repeated:
             raise FedEditError(f"requests: id {repeated[0]!r} is used more than once")
         check_ids(requests, self._texts, self.ledger.fulfilled())
-        targets = {(request.subject, request.prompt): request for request in requests}
-        for request in requests:
-            last = targets[request.subject, request.prompt]
-            if last.target_new != request.target_new:
-                raise FedEditError(
-                    f"requests {request.id!r} and {last.id!r}: the same prompt with different "
-                    "targets"
-                )
         skip_bad = self.config.on_bad_request == "skip"
-        kept = that_fit(self.bench.model, requests, self.bench.templates, skip_bad)
+        kept = _that_count(that_fit(self.bench.model, requests, self.bench.templates, skip_bad))
         warn_of_long_targets(self.bench.model, kept)
         return kept
 
@@ -424,6 +419,23 @@ class Editor:
             self._seen.get(path),
         )
         self._seen[path] = self.ledger.head
+
+
+def _that_count(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests without those that a later one asks with another target, which are logged."""
+    last = {(request.subject, request.prompt): request for request in requests}
+    kept = []
+    for request in requests:
+        counts = last[request.subject, request.prompt]
+        if counts.target_new == request.target_new:
+            kept.append(request)
+        else:
+            logger.warning(
+                "request %s is left out: %s asks the same with another target, and the later one "
+                "counts",
+                *(request.id, counts.id),
+            )
+    return kept
 
 
 def _recorded(

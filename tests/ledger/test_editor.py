@@ -164,9 +164,12 @@ def test_an_id_whose_text_is_lost_is_refused_and_not_taken_for_learned(folder, t
     assert again.edit(EASY[1:2]).decoded == 1
 
 
-def test_two_targets_for_one_prompt_are_refused(editor):
-    with pytest.raises(FedEditError, match="'e1' and 'e9': the same prompt with different"):
-        editor.edit([EASY[0], dataclasses.replace(EASY[0], id="e9", target_new="Leeds")])
+def test_of_two_targets_for_one_prompt_the_later_one_counts_and_the_other_is_named(editor, caplog):
+    first = dataclasses.replace(EASY[0], id="e9", target_new="London")
+    report = editor.edit([first, *EASY[:2]])
+    assert [fact.request.id for fact in report.facts] == ["e1", "e2"] and report.decoded == 2
+    assert editor.requests == EASY[:2]
+    assert "request e9 is left out: e1 asks the same with another target" in caplog.text
 
 
 def test_one_id_for_two_requests_is_refused(editor):
