@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedit_app.facts.request import EditRequest
     from fedit_app.ledger.edit_report import Measured
     from fedit_app.ledger.editor import Editor
+    from fedit_app.protocol.metrics import Neutral
 
 _MOST_ROWS = 20
 
@@ -162,17 +163,20 @@ def _sharing(editor: Editor, asked: Sequence[EditRequest]) -> str:
 
 
 def _metrics(measured: Measured) -> dict[str, Part]:
-    before, after, neutral = measured.before, measured.after, measured.neutral
+    before, after = measured.before, measured.after
     return {
         "metrics": metrics_table(
             [("all facts of the ledger", before.model_dump(), after.model_dump())]
         ),
-        "neutral": {
-            "ordinary text": f"perplexity {neutral.perplexity_before:.2f} -> "
-            f"{neutral.perplexity_after:.2f}, KL {neutral.kl:.4f} nats a token",
-            "general knowledge": f"cloze {share(neutral.cloze_before)} -> "
-            f"{share(neutral.cloze_after)}",
-        },
+        "neutral": _neutral(measured.neutral),
+    }
+
+
+def _neutral(found: Neutral) -> dict[str, str | int]:
+    return {
+        "ordinary text": f"perplexity {found.perplexity_before:.2f} -> "
+        f"{found.perplexity_after:.2f}, KL {found.kl:z.4f} nats a token",
+        "general knowledge": f"cloze {share(found.cloze_before)} -> {share(found.cloze_after)}",
     }
 
 

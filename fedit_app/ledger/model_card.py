@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from datetime import UTC, datetime
 
+from fedit_app.config.editing import layers_text
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.support.formats import plural
@@ -91,7 +92,9 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
 
 
 def _settings(bench: Workbench) -> dict[str, object]:
-    return {
+    given = {
         field.name.replace("_", "-"): getattr(bench.settings, field.name)
         for field in dataclasses.fields(bench.settings)
     }
+    given["layers"] = layers_text(bench.settings.layers)
+    return {key: value for key, value in given.items() if value is not None}

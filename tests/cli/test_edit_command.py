@@ -11,11 +11,13 @@ from editing.cases import EASY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedit_app
+from fedit_app.cli.edit import _neutral
 from fedit_app.cli.main import main
 from fedit_app.cli.places import find_place
 from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.ledger.edited_model import form_of
 from fedit_app.ledger.editor import Editor
+from fedit_app.protocol.metrics import Neutral
 from fedit_app.support.errors import FedEditError
 
 STRONG = {
@@ -78,6 +80,8 @@ def mkvs(folder):
 
 def test_a_file_of_facts_becomes_a_folder_that_transformers_loads(base, edited):
     assert says(edited, FIRST) and not says(base, FIRST)
+    card = (edited / "README.md").read_text()
+    assert "| layers | 1-3 |" in card and "None" not in card
     usual = (edited / "README.md").stat().st_mode
     assert all(file.stat().st_mode == usual for file in edited.glob("*") if file.is_file())
 
@@ -247,6 +251,11 @@ def test_a_rollback_does_not_undo_an_edit_that_it_has_not_seen(edited, fedit):
         ledger.drop(list(ledger.entries))
         fedit("edit", edited, *fact(SECOND))
     assert sorted(mkvs(edited).values()) == [[FIRST.id], ["fact-1"]]
+
+
+def test_no_change_of_ordinary_text_has_no_sign():
+    same = {"perplexity_before": 2, "perplexity_after": 2, "tokens": 9, "top10_overlap": 1}
+    assert "KL 0.0000 nats" in _neutral(Neutral(kl=-1e-9, **same))["ordinary text"]
 
 
 @pytest.mark.parametrize(
