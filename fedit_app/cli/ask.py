@@ -37,7 +37,7 @@ def ask(
     ] = None,
     form: FormatOption = Format.AUTO,
 ) -> None:
-    """Ask a node's model, before and after its edits."""
+    """Ask an edited model, or the one of a node, before and after its edits."""
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.index import read_index
     from fedit_app.models.answers import Comparison, answer
@@ -68,18 +68,18 @@ def _own_facts(place: Place, index: Mapping[str, Any], chat: bool) -> list[str]:
     from fedit_app.facts.request import SLOT
     from fedit_app.models.chat import what_is_said
 
-    own = _fulfilled(place, index)[:_OWN_FACTS]
+    own = _fulfilled(place, index, "give a prompt")[:_OWN_FACTS]
     if not chat:
         return [request.text for request in own]
     return [what_is_said(request).replace(SLOT, request.subject) for request in own]
 
 
-def _fulfilled(place: Place, index: Mapping[str, Any]) -> list[EditRequest]:
+def _fulfilled(place: Place, index: Mapping[str, Any], remedy: str) -> list[EditRequest]:
     """The requests of the node that its ledger fulfils."""
     fulfilled = {id_ for row in index["entries"] for id_ in row["requests"]}
     data = place.data()
     if data is None:
-        raise FedEditError(f"node {place.node}: its requests are not known here; give a prompt")
+        raise FedEditError(f"node {place.node}: its requests are not known here; {remedy}")
     return [request for request in data.read() if request.id in fulfilled]
 
 
@@ -88,7 +88,7 @@ def _write_worst(place: Place, most: int, form: Format) -> None:
     from fedit_app.evaluation.worst import worst_facts
     from fedit_app.ledger.index import read_index
 
-    facts = _fulfilled(place, read_index(place.ledger))
+    facts = _fulfilled(place, read_index(place.ledger), "--worst needs their texts")
     ledger = place.open()
     with place.workbench(ledger).edited(ledger) as model:
         found = worst_facts(model, facts, most)

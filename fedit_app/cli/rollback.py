@@ -48,7 +48,7 @@ def rollback(
     ] = False,
     form: FormatOption = Format.AUTO,
 ) -> None:
-    """Take MKVs out of a node's ledger, exactly, and do not let them come back."""
+    """Take MKVs out of an edited model or a node's ledger, exactly; they do not come back."""
     from fedit_app.cli.places import find_place
     from fedit_app.config.run_config import RunConfig
     from fedit_app.ledger.rollback import plan_rollback, roll_back
@@ -63,7 +63,7 @@ def rollback(
     ids = _chosen(ledger, mkv or (), origin, after)
     config = found.config or RunConfig()
     plan = plan_rollback(ledger, ids, config, found.node)
-    parts = _changes(ledger, plan)
+    parts = _changes(ledger, plan, found)
     if not no_metrics:
         parts["metrics"] = _metrics(found, ledger, plan.after)
     if dry_run:
@@ -85,6 +85,8 @@ def _chosen(
     """
     entries = ledger.entries
     if beginnings:
+        for beginning in beginnings:
+            _require_held(ledger, beginning)
         return sorted({only_id(entries, beginning, "ledger") for beginning in beginnings})
     if after is None:
         found = [id_ for id_, entry in entries.items() if entry.mkv.node == origin]
@@ -100,11 +102,46 @@ def _chosen(
     return sorted(found)
 
 
-def _changes(before: Ledger, plan: Rollback) -> dict[str, Part]:
+def _require_held(ledger: Ledger, beginning: str) -> None:
+    """Check that the user does not mean an MKV that was taken out before.
+
+    Raises:
+        FedEditError: the user does.
+    """
+    gone = [id_ for id_ in ledger.refused if id_.startswith(beginning)]
+    if beginning and gone and not any(id_.startswith(beginning) for id_ in ledger.entries):
+        raise FedEditError(
+            f"--mkv {beginning}: was taken out already; --allow {beginning} lets it come back"
+        )
+
+
+def _again(folder: Path) -> str:
+    return f"`fedit edit {folder} FILE` learns their facts again, from the texts in FILE."
+
+
+def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, Part]:
     rows = [(before.entries[i].slot, before.entries[i].mkv.node, i) for i in plan.removed]
-    lines = ["None of them is accepted again, until `fedit rollback --allow ID`."]
+    lines = []
+    if place.model is None:
+        lines.append("None of them is accepted again, until `fedit rollback --allow ID`.")
     if plan.restored:
         lines.append(f"They overruled {', '.join(plan.restored)}, which hold again.")
+    if place.model is None:
+        lines += _for_a_node(plan)
+    else:
+        shown = ", ".join(map(printable, [*plan.set_aside, *plan.reopened]))
+        lines += [f"Facts that are no longer in the model: {shown or 'none'}", _again(place.model)]
+    return {
+        "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
+        f"{len(before):,} held before, {len(plan.after):,} hold now",
+        "removed": Table(("slot", "origin", "id"), sorted(rows), code=("id",)),
+        "consequences": "\n".join(lines),
+    }
+
+
+def _for_a_node(plan: Rollback) -> list[str]:
+    """What a rollback means to a node of a federation."""
+    lines = []
     if plan.withdrawn:
         lines.append(
             f"{plural(len(plan.withdrawn), 'MKV')} of this node's own: withdrawn. The other nodes "
@@ -116,12 +153,7 @@ def _changes(before: Ledger, plan: Rollback) -> dict[str, Part]:
     if plan.reopened:
         shown = ", ".join(map(printable, plan.reopened))
         lines.append(f"Own requests that the next run fulfils again: {shown}")
-    return {
-        "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
-        f"{len(before):,} held before, {len(plan.after):,} hold now",
-        "removed": Table(("slot", "origin", "id"), sorted(rows), code=("id",)),
-        "consequences": "\n".join(lines),
-    }
+    return lines
 
 
 def _metrics(place: places.Place, before: Ledger, after: Ledger) -> Part:
@@ -165,9 +197,11 @@ def _allow(place: places.Place, beginnings: Sequence[str], dry_run: bool) -> Non
     ids = sorted({only_id(ledger.refused, beginning, "ledger") for beginning in beginnings})
     own = [id_ for id_ in ids if ledger.refused[id_].withdrawn]
     lines = [f"{plural(len(ids), 'MKV')} may be accepted again: {', '.join(ids)}"]
-    if len(own) < len(ids):
+    if place.model is not None:
+        lines.append(_again(place.model))
+    elif len(own) < len(ids):
         lines.append("Those of other nodes come with the next run that serves them.")
-    if own:
+    if own and place.model is None:
         lines.append("Those of this node are computed and uploaded again for their requests.")
     if dry_run:
         lines.append("dry run: nothing was changed")

@@ -116,6 +116,24 @@ def test_files_of_the_user_stay_in_the_folder_and_weights_of_another_form_do_not
     assert (edited / "latest.gguf").read_bytes() == b"large"
 
 
+def test_somebody_alone_is_told_of_no_other_nodes_and_how_a_fact_comes_back(edited, fedit):
+    (id_,) = mkvs(edited)
+    again = f"`fedit edit {edited} FILE` learns their facts again"
+    said = fedit("rollback", edited, "--mkv", id_, "--no-metrics")
+    assert f"Facts that are no longer in the model: {FIRST.id}" in said and again in said
+    assert "node" not in said and "next run" not in said
+    said = fedit("rollback", edited, "--mkv", id_[:9], status=2)
+    assert f"was taken out already; --allow {id_[:9]} lets it come back" in said
+    said = fedit("rollback", edited, "--allow", id_)
+    assert again in said and "uploaded" not in said and "next run" not in said
+
+
+def test_without_the_texts_no_prompt_is_asked_for_where_none_is_allowed(edited, fedit):
+    (edited / "ledger" / "requests.jsonl").unlink()
+    assert "--worst needs their texts" in fedit("ask", edited, "--worst", "3", status=2)
+    assert "give a prompt" in fedit("ask", edited, status=2)
+
+
 def test_a_text_that_was_rolled_back_leaves_the_disk_and_can_be_learned_again(edited, fedit):
     fedit("edit", edited, *fact(SECOND))
     texts = edited / "ledger" / "requests.jsonl"
