@@ -78,6 +78,12 @@ def test_bad_input_is_refused_in_one_line(arguments, told, capsys):
     assert told in said.err
 
 
+def test_arguments_have_help_as_options_do(capsys):
+    assert main(["ask", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Folder of an edited model, a run, a node or a ledger." in text
+
+
 @pytest.mark.parametrize("arguments", [[], ["pool"]])
 def test_no_command_shows_the_help(arguments, capsys):
     assert main(arguments) == 2
