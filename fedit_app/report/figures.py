@@ -101,7 +101,7 @@ def hold_lines(results: Results) -> list[str]:
         lines.append(f"{held:,} of {plural(sum(n for n, _ in counts), 'own fact')} hold")
     summary = results.summary
     if lines and summary.own is not None:
-        lines[-1] += _of_a_sample(summary.own, summary.own.uncertainty)
+        lines[-1] += _of_a_sample(summary.own)
     own, everybody = _shared(summary.own), _shared(summary.federation)
     if own is not None:
         share, hold = ("shares", "holds") if own.count == 1 else ("share", "hold")
@@ -113,18 +113,18 @@ def hold_lines(results: Results) -> list[str]:
             f"{everybody.hold:,} of {everybody.count:,} hold"
         )
     everywhere = [node.federation for node in results.nodes.values() if node.federation is not None]
-    least = max(everywhere, key=lambda found: found.uncertainty, default=None)
-    if least is not None and least.drawn_from:
-        # The nodes are asked the same ones, so that a mean over nodes is no more certain.
-        said = _of_a_sample(least, least.uncertainty)
-        lines.append(f"of the federation's facts a node was asked {least.count:,}{said}")
+    # The nodes are asked the same ones, so that a mean over nodes is no more certain.
+    widest = max(everywhere, key=lambda found: found.uncertainty, default=None)
+    if widest is not None and widest.drawn_from:
+        asked = f"of the federation's facts a node was asked {widest.count:,}"
+        lines.append(asked + _of_a_sample(widest))
     return lines
 
 
-def _of_a_sample(found: Metrics, uncertainty: float) -> str:
+def _of_a_sample(found: Metrics) -> str:
     if not found.drawn_from:
         return ""
-    return f", a sample of {found.drawn_from:,}: shares are within {uncertainty:.2f} (95 %)"
+    return f", a sample of {found.drawn_from:,}: shares are within {found.uncertainty:.2f} (95 %)"
 
 
 def _shared(metrics: Metrics | None) -> SharedSubject | None:

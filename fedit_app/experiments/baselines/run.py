@@ -126,5 +126,5 @@ class _Asked:
             }
             self._record.measured(slot, name, found)
             if slot:
-                by_fact = {stay[fact]: scores[stay[fact]] for fact in scopes[_SCOPES[-1]]}
+                by_fact = {stay[fact]: scores[stay[fact]] for fact in scopes["federation"]}
                 write_scores(scores_file(self._record.folder, name), by_fact)
