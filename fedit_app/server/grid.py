@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -47,6 +46,7 @@ from fedit_app.protocol.schema import (
     is_name,
 )
 from fedit_app.protocol.signed import Question, require_signature
+from fedit_app.server.pulls import Pulls
 from fedit_app.server.record import RunRecord
 from fedit_app.server.uploads import check_average
 from fedit_app.support.errors import FedEditError
@@ -220,9 +220,10 @@ class RunGrid(Grid):
         began = time.perf_counter()
         waiting = self._push(slot, messages)
         self.record.progress.asks(slot, stage, (asked.known for asked in waiting.values()))
+        pulls = Pulls(self._grid.pull_messages)
         replies: list[Message] = []
         enough = math.ceil(round(self.share * len(messages), 6)) if slot else len(messages)
-        for reply in self._arriving(waiting, began, timeout, lambda: len(replies) >= enough):
+        for reply in self._arriving(pulls, waiting, began, timeout, lambda: len(replies) >= enough):
             asked = waiting.pop(reply.metadata.reply_to_message_id, None)
             if asked is None:
                 logger.warning("slot %d %s: an answer came twice; the first counts", slot, stage)
@@ -250,8 +251,9 @@ class RunGrid(Grid):
         reason = f"no answer within {timeout:g} s (slot-timeout)"
         if waiting and len(replies) >= enough:
             reason = f"no answer when {enough} of {len(messages)} had come (stage-share)"
-        for asked in waiting.values():
-            self.failed(asked.name, slot, stage, reason)
+        for id_, asked in waiting.items():
+            begun = ": it began to send one" if id_ in pulls.unfinished else ""
+            self.failed(asked.name, slot, stage, reason + begun)
         self.record.took(slot, stage, time.perf_counter() - began)
         return replies
 
@@ -277,6 +279,7 @@ class RunGrid(Grid):
 
     def _arriving(
         self,
+        pulls: Pulls,
         waiting: Mapping[str, _Asked],
         began: float,
         timeout: float,
@@ -285,6 +288,7 @@ class RunGrid(Grid):
         """The answers as they come, until no more are waited for or time is up.
 
         Args:
+            pulls: where they come from.
             waiting: what is waited for; the caller takes out what has arrived.
             began: when the stage began; the time over sending its messages counts.
             timeout: most seconds to wait for all, of virtual nodes for the next answer.
@@ -293,7 +297,7 @@ class RunGrid(Grid):
         heard = began
         while waiting and not enough():
             asked_at = time.perf_counter()
-            answers = self._pull(list(waiting))
+            answers = pulls.ask(list(waiting))
             yield from answers
             if answers and self._simulated == {True}:  # virtual nodes wait for each other
                 heard = time.perf_counter()
@@ -302,17 +306,6 @@ class RunGrid(Grid):
             # A busy SuperLink is asked less often.
             asking = time.perf_counter() - asked_at
             time.sleep(max(_POLL_SECONDS, asking) if waiting else 0)
-
-    def _pull(self, ids: Sequence[str]) -> list[Message]:
-        """The answers that are there; none if the SuperLink failed over the question."""
-        try:
-            return list(self._grid.pull_messages(ids))
-        except httpx.HTTPStatusError as error:
-            if not error.response.is_server_error:
-                raise
-            status = error.response.status_code
-            logger.warning("the SuperLink answered with error %d, see its log; asked again", status)
-            return []
 
     def failed(self, name: str, slot: int, stage: str, reason: str) -> None:
         """Record that a member's part of a slot is lost; it is to say hello again, see `welcome`.
