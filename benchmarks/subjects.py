@@ -52,8 +52,14 @@ _COLUMNS = {
 PARTS = ("alone", "one-slot", "two-slots", "holders", "contradictions", "many")
 
 
-def pairs_of(facts: Sequence[EditRequest], count: int, seed: int) -> list[list[EditRequest]]:
-    """Per subject its facts, one of each relation, at least two; prompts begin with the subject."""
+def pairs_of(facts: Sequence[EditRequest], count: int | None, seed: int) -> list[list[EditRequest]]:
+    """Per subject its facts, one of each relation, at least two; prompts begin with the subject.
+
+    Args:
+        facts: of CounterFact.
+        count: how many subjects; None for all.
+        seed: of the order.
+    """
     by_subject: dict[str, dict[str | None, EditRequest]] = defaultdict(dict)
     for request in facts:
         known = by_subject[request.subject]
@@ -83,7 +89,7 @@ def run(options: argparse.Namespace) -> Figures:
     figures: Figures = {}
     parts = options.parts.split(",")
     with tempfile.TemporaryDirectory(prefix="fedit-subjects-") as name:
-        run_ = _Runs(options, Path(name))
+        run_ = Runs(options, Path(name))
         if "alone" in parts:
             done = run_("alone", {"a": [first], "b": [second]}, strategy="local")
             figures |= _pair("alone", done)
@@ -126,14 +132,14 @@ def run(options: argparse.Namespace) -> Figures:
     return figures
 
 
-class _Runs:
+class Runs:
     """Runs federations in folders of their own."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options, self._folder = options, folder
 
     def __call__(
-        self, name: str, nodes: Mapping[str, Sequence[Sequence[EditRequest]]], **given: str
+        self, name: str, nodes: Mapping[str, Sequence[Sequence[EditRequest]]], **given: str | int
     ) -> Results:
         data, options = self._folder / f"data-{name}", self._options
         data.mkdir()

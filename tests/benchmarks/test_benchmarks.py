@@ -18,14 +18,17 @@ from benchmarks import (
     near_keys,
     pool,
     pool_worker,
+    retention,
     reuse,
     rounds,
     sketch,
     solve,
     stores,
+    subjects,
     wire,
 )
 from fedit_app.editing.method import EditingMethod
+from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
 
 FACTS = [
@@ -255,6 +258,36 @@ def test_reuse(figures, tiny_folder, data, monkeypatch):
     assert found["reuse/0.5/avoided_share"] <= 1
     with pytest.raises(FedEditError, match="--shares"):
         reuse.run(["--shares", "0,2", "--data", str(data)])
+
+
+def test_retention(figures, tiny_folder, data, facts, monkeypatch):
+    def in_process(app, config, nodes, on_line):
+        inprocess.federate({**config, **small}, nodes)
+        return "finished:completed"
+
+    small = {"contexts": 1, "covariance-weight": 1.0, "value-steps": 3, "covariance-tokens": 400}
+    monkeypatch.setattr(subjects, "simulate", in_process)
+    options = ("--data", data, "--facts", facts, "--clients", 2, "--slots", 1, "--requests", 2)
+    found = figures(retention.run, "--model", tiny_folder, *options, "--share", 0.5)
+    assert found["retention/fedit/shared"] == found["retention/central/shared"] == 2
+    assert found["retention/central/retention"] == 1 and found["retention/central/composed"] == 0
+    with pytest.raises(FedEditError, match="need 1 and 6"):
+        retention.run([*map(str, options), "--slots", "2", "--share", "0.25"])
+
+
+def test_a_plan_spreads_every_fact_once():
+    facts = [EditRequest(str(i), f"S{i // 2}", "{} is", "x") for i in range(20)]
+    pairs = [facts[i : i + 2] for i in range(0, 8, 2)]
+    plan = retention.planned(pairs, facts, (2, 3, 2), 0.5, seed=1)
+    assert {name: [len(slot) for slot in slots] for name, slots in plan.items()} == {
+        "client-0": [2, 2, 2],
+        "client-1": [2, 2, 2],
+    }
+    for fact in (pair[0] for pair in pairs[:3]):
+        owners = [name for name, slots in plan.items() for slot in slots for one in slot
+                  if one.subject == fact.subject]  # fmt: skip
+        assert sorted(owners) == ["client-0", "client-1"]
+    assert len({one.id for slots in plan.values() for slot in slots for one in slot}) == 12
 
 
 def test_pool(figures, tmp_path, monkeypatch):
