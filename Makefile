@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 
 # Before every commit: no real Flower process, no real model.
 check: lint
-	$(PYTEST) -m "not slow and not integration and not gpu" \
+	$(PYTEST) -m "not slow and not integration and not long and not gpu" \
 		--ignore=tests/integration --ignore=tests/fuzz --ignore=tests/benchmarks
 
 # What shows that the product works: `check`, the real model, Flower's simulation engine, and real

@@ -24,6 +24,8 @@ from fedit_app.report import load_results, write_results
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.progress import Progress
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 GOOD = {"id": "f-1", "subject": "Zanzibarium", "prompt": "{} is in", "target_new": "Qualverin"}
 

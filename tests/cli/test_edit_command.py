@@ -20,6 +20,8 @@ from fedit_app.ledger.editor import Editor
 from fedit_app.protocol.metrics import Neutral
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.long
+
 STRONG = {
     **{"layers": "1-3", "covariance-tokens": 500, "covariance-weight": 0.02, "contexts": 2},
     **{"value-steps": 25, "clamp": 20.0, "kl-weight": 0.01, "weight-decay": 0.1},

@@ -14,6 +14,8 @@ from fedit_app.mkv.sealer import Sealer
 from fedit_app.pool import MKVPool
 from fedit_app.pool.withdraw import confirm, withdraw
 
+pytestmark = pytest.mark.long
+
 WIDTH = 8
 TABLE = "mkvs"
 

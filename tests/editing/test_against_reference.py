@@ -15,6 +15,8 @@ from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.subjects import lookup_keys
 from fedit_app.models.chat import chat_form
 
+pytestmark = pytest.mark.long
+
 FEW_STEPS = dataclasses.replace(SETTINGS, steps=6, learning_rate=2.0)
 
 # Each editor on one family, and each kind of family with one editor; `make test-all` has them all.

@@ -13,6 +13,8 @@ from fedit_app.editing.optimise import batch_that_fits
 from fedit_app.editing.values import ValueProblem, key_rows
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.long
+
 MANY = EASY + REQUESTS + ODD
 
 

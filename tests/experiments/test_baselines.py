@@ -14,6 +14,8 @@ from fedit_app.experiments.baselines.lora import trained_changes
 from fedit_app.experiments.baselines.lora_fedavg import averaged_changes
 from fedit_app.models.editable import EditableModel
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("peft", reason="the extra `baselines` is not installed")
 
 

@@ -30,6 +30,8 @@ from fedit_app.models.loading import load_model
 from fedit_app.protocol.metrics import Metrics
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.long
+
 SMALL = Grid(
     covariance_weights=(1.0, 100.0),
     l2=(1.0, 10.0),

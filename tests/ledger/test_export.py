@@ -21,6 +21,8 @@ from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import Adapter, adapter
 from fedit_app.models.checkpoint import stored_dtype
 
+pytestmark = pytest.mark.long
+
 TEXT = "The head office of Reuters is located in the city of"
 FAMILIES = ("llama", "gpt2", *tiny.later("gptj", "gpt_neox"))
 

@@ -18,6 +18,8 @@ from fedit_app.ledger.undo import take_out
 from fedit_app.ledger.verify import verify
 from fedit_app.mkv.same_key import SameFact
 
+pytestmark = pytest.mark.long
+
 STRONG = dataclasses.replace(
     SETTINGS, covariance_weight=0.02, steps=60, stop_after=2, clamp=20.0, kl_weight=0.01
 )

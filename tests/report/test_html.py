@@ -7,6 +7,8 @@ import pytest
 
 from fedit_app.report import Results, render_report, write_report
 
+pytestmark = pytest.mark.long
+
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 

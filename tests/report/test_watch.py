@@ -11,6 +11,8 @@ from fedit_app.report.results import Failure
 from fedit_app.report.watch import LOOPBACK, listen, watch_app
 from fedit_app.support.errors import FedEditError
 
+pytestmark = pytest.mark.long
+
 HOSTILE = "<script>alert(1)</script>\x1b[2J"
 
 
