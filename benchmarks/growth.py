@@ -58,6 +58,11 @@ _COLUMNS = {
     count("--seed", 1, "of the sample"),
     option("--editor", "name of the editor", default="memit"),
     option("--subject-weight", "see the run config", type=float, default=1.0),
+    option("--layers", "see the run config; None: the model's", default=None),
+    option(
+        "--covariance-weight", "see the run config; None: the editor's", type=float, default=None
+    ),
+    option("--ways", "without and with upkeep", default="without,with"),
     option("--work-cache", "folder for values; None: they are not kept", type=Path),
 )
 def run(options: argparse.Namespace) -> Figures:
@@ -68,11 +73,16 @@ def run(options: argparse.Namespace) -> Figures:
         raise FedEditError(f"--facts: {between[0]} is no multiple of --per-slot")
     facts = _of_different_subjects(options, most)
     model = loaded(options)
-    bench = workbench(model, options.editor, subject_weight=options.subject_weight)
+    given = {
+        "subject_weight": options.subject_weight,
+        "layers": options.layers,
+        "covariance_weight": options.covariance_weight,
+    }
+    bench = workbench(model, options.editor, **given)
     store = ValueStore(options.work_cache) if options.work_cache else None
     figures: Figures = {}
     lines = {}
-    for way in ("without", "with"):
+    for way in options.ways.split(","):
         ledger, renewed, seconds = Ledger(bench.fingerprint), 0, 0.0
         for begin in range(0, most, options.per_slot):
             slot, known = begin // options.per_slot + 1, facts[: begin + options.per_slot]

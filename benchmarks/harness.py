@@ -238,7 +238,7 @@ def workbench(
     precision: str = DEFAULT_PRECISION,
     contexts: int = CONTEXTS,
     chats: int = 0,
-    **given: float,
+    **given: float | str | None,
 ) -> Workbench:
     """A model with an editor's own settings and as many context prefixes as a run has by default.
 

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedit_app.mkv import create
 from fedit_app.protocol.messages import pack, with_lookup
 from fedit_app.protocol.parcel import wrap
+from fedit_app.server.pulls import Pulls
 
 __all__ = ["app"]
 
@@ -71,9 +72,10 @@ def _exchange(grid, content) -> float:
     ]
     began = time.perf_counter()
     waiting = set(grid.push_messages(messages))
+    pulls = Pulls(grid.pull_messages)
     while waiting:
         asked = time.perf_counter()
-        for reply in grid.pull_messages(list(waiting)):
+        for reply in pulls.ask(list(waiting)):
             waiting.discard(reply.metadata.reply_to_message_id)
         if waiting:
             time.sleep(max(_POLL_SECONDS, time.perf_counter() - asked))

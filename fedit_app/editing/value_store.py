@@ -29,8 +29,16 @@ from fedit_app.support.files import replace_file
 
 logger = logging.getLogger(__name__)
 
-# Settings of the solve, which a value does not depend on, and the batch, which its rows say.
-_OF_THE_SOLVE = ("covariance_weight", "max_condition", "null_space_threshold", "l2", "batch")
+# Settings that say nothing of a value: those of the solve, the layers (the site names the one that
+# counts), and the batch (the rows say it).
+_NOT_OF_VALUES = (
+    "layers",
+    "covariance_weight",
+    "max_condition",
+    "null_space_threshold",
+    "l2",
+    "batch",
+)
 _PARTS = tuple(field.name for field in dataclasses.fields(Values))
 
 
@@ -101,7 +109,7 @@ def batch_key(
         starts: for each key where delta begins, None for zero.
     """
     chosen = dataclasses.asdict(settings)
-    for name in _OF_THE_SOLVE:
+    for name in _NOT_OF_VALUES:
         del chosen[name]
     made_from = {
         "numerics": NUMERICS_VERSION,

@@ -79,6 +79,7 @@ def test_a_batch_is_found_as_a_whole_only(tmp_path, computed):
         ({"settings": dataclasses.replace(ALONE, clamp=3.0)}, 0),
         ({"settings": dataclasses.replace(ALONE, learning_rate=0.4)}, 0),
         ({"settings": dataclasses.replace(ALONE, layers=(1, 2))}, 0),
+        ({"settings": dataclasses.replace(ALONE, layers=(2, 3))}, 3),
         ({"settings": dataclasses.replace(ALONE, covariance_weight=9.0, l2=1.0)}, 3),
         ({"editor": "alphaedit"}, 3),  # its values are MEMIT's
         ({"editor": "pmet"}, 0),
