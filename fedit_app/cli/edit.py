@@ -147,6 +147,7 @@ def _named(editor: Editor, request: EditRequest) -> EditRequest:
     taken = editor.ledger.fulfilled().keys() - {
         id_ for id_, fact in known.items() if fact == request.fact
     }
+    taken |= {id_ for ids in editor.texts.replaced_ids.values() for id_ in ids}
     names = (f"fact-{number}" for number in itertools.count(1))
     return dataclasses.replace(request, id=next(name for name in names if name not in taken))
 

@@ -20,7 +20,7 @@ from fedit_app.ledger.edited_model import TEXTS, form_of, ledger_in, write_edite
 from fedit_app.ledger.index import INDEX, read_index
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import Origin, read_origin
-from fedit_app.ledger.request_texts import read_texts, write_texts
+from fedit_app.ledger.request_texts import Texts
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.node_key import read_public_key
 from fedit_app.models.checkpoint import stored_dtype
@@ -71,16 +71,16 @@ class Place:
         if self.model is None:
             key = SigningKey.read(self.key) if self.key else None
             ledger = Ledger.open(self.ledger, read_index(self.ledger)["fingerprint"], key)
-            yield ledger
-            _keep_texts(ledger, self.ledger)
+            with _texts_follow(ledger, self.ledger):
+                yield ledger
             return
         bench = self.workbench(self.open())
         with tempfile.TemporaryDirectory(prefix="fedit-ledger-") as scratch:
             copy = Path(shutil.copytree(self.ledger, Path(scratch) / self.ledger.name))
             ledger = dataclasses.replace(self, ledger=copy).open()
             seen = ledger.head
-            yield ledger
-            _keep_texts(ledger, copy)
+            with _texts_follow(ledger, copy):
+                yield ledger
             dtype = stored_dtype(resolve_model(bench.model.name))
             form = form_of(self.model)
             write_edited_model(
@@ -126,10 +126,13 @@ class Place:
         return data_in(file, self.config, self.node) if file.is_file() else None
 
 
-def _keep_texts(ledger: Ledger, folder: Path) -> None:
-    """Keep the texts of what a ledger fulfils, if it has texts beside it."""
-    if (folder / TEXTS).exists():
-        write_texts(folder, read_texts(folder), ledger)
+@contextmanager
+def _texts_follow(ledger: Ledger, folder: Path) -> Iterator[None]:
+    """Let the texts beside a ledger be those of what it fulfils after the block; if it has some."""
+    texts, held = Texts.read(folder), ledger.fulfilled()
+    yield
+    if texts.known or texts.replaced:
+        texts.after(held, ledger).write(folder)
 
 
 def find_place(folder: Path, node: str = "", federation: str = "") -> Place:

@@ -131,6 +131,9 @@ def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, P
     else:
         shown = ", ".join(map(printable, [*plan.set_aside, *plan.reopened]))
         lines += [f"Facts that are no longer in the model: {shown or 'none'}", _again(place.model)]
+        if plan.returned:
+            back = ", ".join(map(printable, plan.returned))
+            lines.append(f"Facts that the model says as before: {back}")
     return {
         "count": f"{len(rows):,} of {plural(len(before.entries), 'MKV')} taken out; "
         f"{len(before):,} held before, {len(plan.after):,} hold now",

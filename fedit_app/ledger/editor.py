@@ -32,7 +32,7 @@ from fedit_app.ledger.edited_model import ledger_in, write_edited_model
 from fedit_app.ledger.learning import learn, repeat
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.origin import read_origin, write_origin
-from fedit_app.ledger.request_texts import check_ids, read_texts, write_texts
+from fedit_app.ledger.request_texts import Texts, check_ids
 from fedit_app.ledger.undo import take_out
 from fedit_app.ledger.upkeep import uphold
 from fedit_app.mkv.same_key import SameFact
@@ -83,6 +83,7 @@ class Editor:
         bench: the model with the method and what it needs; `bench.fingerprint` is the ledger's.
         config: the run configuration that the settings make.
         node: the name under which the MKVs are computed.
+        texts: the requests of the ledger, and those that later ones have replaced.
 
     Raises:
         FedEditError: the model's family is not known, a setting is invalid, or the ledger belongs
@@ -176,7 +177,7 @@ class Editor:
             if copied is not None:
                 shutil.copytree(copied, folder)
         self.ledger = Ledger.open(Path(folder).expanduser(), self.bench.fingerprint)
-        self._texts = read_texts(self._folder)
+        self.texts = Texts.read(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -188,7 +189,7 @@ class Editor:
     @property
     def requests(self) -> list[EditRequest]:
         """The requests that the ledger fulfils."""
-        return list(self._texts.values())
+        return list(self.texts.known.values())
 
     @torch.enable_grad()
     def edit(self, requests: Iterable[EditRequest]) -> EditReport:
@@ -216,7 +217,7 @@ class Editor:
         asked = self.check(list(requests))
         if asked:
             with self.ledger.step("edit", self._next_slot):
-                texts = self._learn(asked)
+                texts = self._learn(asked, self.texts)
             self._keep(texts)
         pairs = [request.asked_new for request in asked]
         before = score_targets(self.bench.model, pairs)
@@ -245,7 +246,7 @@ class Editor:
         repeated = sorted(id_ for id_, count in Counter(ids).items() if count > 1)
         if repeated:
             raise FedEditError(f"requests: id {repeated[0]!r} is used more than once")
-        check_ids(requests, self._texts, self.ledger.fulfilled())
+        check_ids(requests, self.texts, self.ledger.fulfilled())
         skip_bad = self.config.on_bad_request == "skip"
         kept = _that_count(that_fit(self.bench.model, requests, self.bench.templates, skip_bad))
         warn_of_long_targets(self.bench.model, kept)
@@ -255,29 +256,29 @@ class Editor:
     def _next_slot(self) -> int:
         return 1 + max((entry.slot for entry in self.ledger.entries.values()), default=0)
 
-    def _learn(self, requests: Sequence[EditRequest]) -> dict[str, EditRequest]:
+    def _learn(self, requests: Sequence[EditRequest], texts: Texts) -> Texts:
         """Compute the MKVs of requests and accept them, inside a step of the ledger.
 
         Returns:
-            All requests whose texts are known now, by their ids.
+            The texts of the ledger that are known now, when these were known before.
         """
         ledger, same = self.ledger, SameFact(same_key=self.config.same_key_threshold)
-        slot = self._next_slot
-        texts = self._texts | {request.id: request for request in requests}
-        repeat(requests, self._texts.values(), ledger, slot)
+        slot, held, old = self._next_slot, self.ledger.fulfilled(), texts.known
+        known = {**old, **{request.id: request for request in requests}}
+        repeat(requests, old.values(), ledger, slot)
         fulfilled = ledger.fulfilled()
-        old = self._texts
         new = [r for r in requests if r.id not in fulfilled or old.get(r.id, r).fact != r.fact]
-        found = learn(self.bench, ledger, new, texts.values(), self.node, slot, {})
+        found = learn(self.bench, ledger, new, known.values(), self.node, slot, {})
         if new and self.config.upkeep:
-            found += uphold(self.bench, ledger, texts.values(), self.node, slot, len(new))
+            found += uphold(self.bench, ledger, known.values(), self.node, slot, len(new))
         settle(ledger, [mkv.id for mkv in found], self.config.conflict_policy, same)
-        return texts
+        return texts.after(held, ledger, requests)
 
-    def _keep(self, texts: Mapping[str, EditRequest]) -> None:
-        """Write the texts of what the ledger fulfils, and the settings, beside it."""
+    def _keep(self, texts: Texts) -> None:
+        """Write the texts of the ledger's requests, and the settings, beside it."""
         write_origin(self._folder, self.node, False, self.config)
-        self._texts = write_texts(self._folder, texts, self.ledger)
+        texts.write(self._folder)
+        self.texts = texts
 
     def measure(self, requests: Sequence[EditRequest] | None = None) -> Measured:
         """The metrics of requests, what the model answers, and what the edits do to ordinary text.
@@ -366,15 +367,16 @@ class Editor:
         mkvs = gone - requests | {fulfilled[id_] for id_ in requests}
         beside = {id_ for mkv in mkvs for id_ in ledger.entries[mkv].requests} - requests
         beside -= {id_ for mkv in gone - requests for id_ in ledger.entries[mkv].requests}
-        history = ledger.history()
+        history, held, replaced = ledger.history(), fulfilled, self.texts.replaced_ids
         with ledger.step("rollback"):
             while mkvs:
-                take_out(ledger, mkvs, history, self.config)
+                take_out(ledger, mkvs, history, self.config, replaced=replaced)
                 fulfilled = ledger.fulfilled()
                 mkvs = {fulfilled[id_] for id_ in requests & fulfilled.keys()}
-            lost = sorted(beside - fulfilled.keys())
-            self._learn([self._texts[id_] for id_ in lost if id_ in self._texts])
-        self._keep(self._texts)
+            lost, old = sorted(beside - fulfilled.keys()), self.texts.known
+            again = [old[id_] for id_ in lost if id_ in old]
+            texts = self._learn(again, self.texts.after(held, ledger))
+        self._keep(texts)
 
     def save_pretrained(
         self,
@@ -406,7 +408,7 @@ class Editor:
             >>> editor.save_pretrained("edited")
             >>> AutoModelForCausalLM.from_pretrained("edited")
         """
-        self._keep(self._texts)
+        self._keep(self.texts)
         path = Path(folder).expanduser().resolve()
         write_edited_model(
             self.bench,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.ledger.request_texts import Texts, read_replaced
 from fedit_app.ledger.undo import take_out
 
 _REASON = "rolled back"
@@ -22,6 +23,7 @@ class Rollback:
         restored: ids of the MKVs that these overruled, and that hold again.
         withdrawn: those among the removed that the node itself has computed: the other nodes take
             them out in the next run in which the node takes part.
+        returned: own requests that these fulfil again.
         set_aside: own requests that stay unfulfilled, as their MKV is withdrawn.
         reopened: own requests that the next run fulfils again.
     """
@@ -29,6 +31,7 @@ class Rollback:
     removed: list[str]
     after: Ledger
     restored: list[str]
+    returned: list[str]
     withdrawn: list[str]
     set_aside: list[str]
     reopened: list[str]
@@ -44,8 +47,8 @@ def plan_rollback(ledger: Ledger, ids: Collection[str], config: RunConfig, node:
         node: the name of the ledger's node.
     """
     after = ledger.without(())
-    take_out(after, ids, ledger.history(), config, _REASON, node)
-    entries = ledger.entries
+    take_out(after, ids, ledger.history(), config, _REASON, node, _replaced(ledger))
+    entries, fulfilled = ledger.entries, after.fulfilled()
     restored = [
         id_
         for id_, entry in after.entries.items()
@@ -58,8 +61,11 @@ def plan_rollback(ledger: Ledger, ids: Collection[str], config: RunConfig, node:
         after=after,
         restored=sorted(restored),
         withdrawn=sorted(withdrawn),
-        set_aside=sorted({r for id_ in withdrawn for r in after.refused[id_].requests}),
-        reopened=sorted(lost - after.fulfilled().keys() - after.set_aside),
+        returned=sorted({r for id_ in restored for r in after.entries[id_].requests}),
+        set_aside=sorted(
+            {r for id_ in withdrawn for r in after.refused[id_].requests} - fulfilled.keys()
+        ),
+        reopened=sorted(lost - fulfilled.keys() - after.set_aside),
     )
 
 
@@ -77,7 +83,13 @@ def roll_back(ledger: Ledger, ids: Collection[str], config: RunConfig, node: str
     """
     history = ledger.history()
     with ledger.step("rollback"):
-        take_out(ledger, ids, history, config, _REASON, node)
+        take_out(ledger, ids, history, config, _REASON, node, _replaced(ledger))
+
+
+def _replaced(ledger: Ledger) -> dict[str, list[str]]:
+    """Own requests that come back with an MKV: those of one model, whose texts are kept."""
+    found = read_replaced(ledger.folder) if ledger.folder else {}
+    return Texts(replaced=found).replaced_ids
 
 
 def allow_again(ledger: Ledger, ids: Sequence[str]) -> None:

@@ -1,17 +1,19 @@
 """Taking MKVs out of a ledger, as if they had never been in it.
 
 For the weights, dropping an MKV is exact (see `Ledger.holding`). Its effects on the other MKVs are
-undone here as well: own requests go back to the MKV that fulfilled them before, and the MKVs that
-it overruled are settled again among themselves.
+undone here as well: own requests go back to the MKV that fulfilled them before, those that it had
+replaced are fulfilled again, and the MKVs that it overruled are settled again among themselves.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.ledger.conflicts import settle
+from fedit_app.ledger.entries import LedgerEntry
 from fedit_app.ledger.journal import Record
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv.same_key import SameFact
@@ -26,6 +28,7 @@ def take_out(
     config: RunConfig,
     refusal: str = "",
     author: str = "",
+    replaced: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> None:
     """Take MKVs out of a ledger, inside a step of the ledger.
 
@@ -37,11 +40,15 @@ def take_out(
         refusal: why they are not accepted again; "": they may be.
         author: the ledger's node. Its own MKVs are withdrawn if they are refused, with the requests
             that they fulfil; "": none are.
+        replaced: id of an MKV that another one has superseded -> the own requests that it fulfilled
+            then. It fulfils them again when it holds again.
     """
     gone, entries = set(ids), ledger.entries
+    again = _no_longer_superseded(entries, gone) & replaced.keys()
     own = {id_ for id_ in gone if refusal and author and entries[id_].mkv.node == author}
     lost = {request for id_ in gone - own for request in entries[id_].requests}
-    back = _earlier_holders(history, lost, entries.keys() - gone)
+    older = {old for id_ in again for old in entries[id_].supersedes}
+    back = _earlier_holders(history, lost, entries.keys() - gone - older)
     freed = [id_ for id_, entry in entries.items() if entry.overruled_by in gone]
     if refusal:
         ledger.refuse(sorted(gone - own), refusal)
@@ -50,8 +57,19 @@ def take_out(
         ledger.drop(gone)
     for request, id_ in sorted(back.items()):
         ledger.accept([entries[id_].mkv], entries[id_].slot, {id_: [request]})
-    changed = [id_ for id_ in [*freed, *back.values()] if id_ in entries]
+    for id_ in sorted(again):
+        still_held = ledger.fulfilled()
+        asked = [request for request in replaced[id_] if request not in still_held]
+        ledger.accept([entries[id_].mkv], entries[id_].slot, {id_: asked})
+    changed = [id_ for id_ in [*freed, *back.values(), *again] if id_ in entries]
     settle(ledger, changed, config.conflict_policy, SameFact(same_key=config.same_key_threshold))
+
+
+def _no_longer_superseded(entries: Mapping[str, LedgerEntry], gone: Collection[str]) -> set[str]:
+    """Ids of the MKVs that some of those that go supersede, and none of those that stay."""
+    by_gone = {old for id_ in gone for old in entries[id_].supersedes}
+    by_rest = {old for id_ in entries.keys() - gone for old in entries[id_].supersedes}
+    return by_gone & entries.keys() - by_rest - set(gone)
 
 
 def _earlier_holders(

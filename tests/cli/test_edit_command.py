@@ -150,6 +150,22 @@ def test_a_text_that_was_rolled_back_leaves_the_disk_and_can_be_learned_again(ed
     assert "1 fact in its ledger" in fedit("edit", edited, *fact(FIRST))
 
 
+def test_a_rollback_of_a_correction_lists_what_it_had_replaced(edited, fedit):
+    corrected = dataclasses.replace(FIRST, target_new="London")
+    fedit("edit", edited, *fact(corrected))
+    held = {requests[0]: id_ for id_, requests in mkvs(edited).items() if requests}
+    assert held.keys() == {"fact-1"}
+    said = fedit("rollback", edited, "--mkv", held["fact-1"], "--no-metrics")
+    assert "no longer in the model: fact-1\n" in said
+    assert f"Facts that the model says as before: {FIRST.id}" in said
+    assert read_requests(edited / "ledger" / "requests.jsonl") == [FIRST]
+    assert FIRST.target_new in fedit("ask", edited, "--worst", 3)
+    ((id_, requests),) = mkvs(edited).items()
+    assert requests == [FIRST.id]
+    said = fedit("rollback", edited, "--mkv", id_, "--no-metrics")
+    assert f"no longer in the model: {FIRST.id}\n" in said
+
+
 def test_the_own_facts_that_a_model_says_worst_come_first(base, tmp_path, fedit):
     folder = tmp_path / "two"
     write_requests(tmp_path / "facts.jsonl", [FIRST, SECOND])
@@ -259,7 +275,9 @@ def test_a_fact_of_a_file_keeps_its_id_and_the_one_of_the_command_line_gets_a_fr
     assert sorted(mkvs(folder).values()) == [["fact"], ["fact-1"]]
     (folder / "ledger" / "requests.jsonl").unlink()
     fedit("edit", folder, *fact(EASY[2]))
-    assert ["fact-2"] in mkvs(folder).values()
+    fedit("edit", folder, *fact(dataclasses.replace(EASY[2], target_new="city")))
+    fedit("edit", folder, *fact(dataclasses.replace(EASY[2], subject="Basel")))
+    assert sorted(mkvs(folder).values()) == [[], ["fact"], ["fact-1"], ["fact-3"], ["fact-4"]]
 
 
 def test_a_rollback_does_not_undo_an_edit_that_it_has_not_seen(edited, fedit):

@@ -70,6 +70,39 @@ def test_a_later_edit_of_a_fact_replaces_the_earlier_one_and_rollback_restores_i
     assert says(editor.ask(first.text).after, first)
 
 
+def test_a_rollback_of_a_correction_brings_the_corrected_fact_back_into_the_books(folder, tmp_path):
+    first, place = EASY[0], tmp_path / "ledger"
+    corrected = dataclasses.replace(first, id="e9", target_new="published")
+    Editor.from_pretrained(folder, ledger=place, **STRONG).edit([first])
+    Editor.from_pretrained(folder, ledger=place, **STRONG).edit([corrected])
+    editor = Editor.from_pretrained(folder, ledger=place, **STRONG)
+    assert editor.requests == [corrected]
+    taken = dataclasses.replace(EASY[1], id=first.id)
+    with pytest.raises(
+        FedEditError, match="'e1': .*, which a later one has replaced; give the new"
+    ):
+        editor.edit([taken])
+    editor.rollback(["e9"])
+    assert editor.requests == [first] and editor.ledger.fulfilled().keys() == {"e1"}
+    again = Editor.from_pretrained(folder, ledger=place, **STRONG)
+    assert again.requests == [first] and says(again.ask(first.text).after, first)
+    again.rollback(["e1"])
+    assert again.requests == [] and len(again.ledger) == 0
+    left = b"".join(file.read_bytes() for file in place.rglob("*.jsonl") if file.stem != "journal")
+    assert left == b"", "the texts leave the disk with their facts"
+    again.edit([taken])
+
+
+def test_a_corrected_fact_comes_back_with_its_own_text_though_the_id_is_the_same(editor):
+    old, other = EASY[:2]
+    new = dataclasses.replace(old, target_new="published")
+    editor.edit([old, other])
+    (fact,) = editor.edit([new]).facts
+    assert editor.requests == [new, other]
+    editor.rollback([fact.mkv])
+    assert sorted(editor.requests, key=lambda one: one.id) == [old, other]
+
+
 def test_the_same_facts_twice_change_nothing(editor):
     editor.edit(EASY[:1])
     weights = editor.bench.deltas(editor.ledger)

@@ -79,6 +79,24 @@ def test_what_was_overruled_is_settled_anew(ledger):
     same(ledger, never)
 
 
+def test_what_was_replaced_fulfils_its_requests_again_and_what_that_had_replaced_does_not(ledger):
+    first, second, third = (mkv("bank", 0, t, t, tilt=0.001 * t) for t in (1, 2, 3))
+    for new, old in ((first, None), (second, first), (third, second)):
+        with ledger.step("edit"):
+            ledger.release(ledger.fulfilled())
+            older = {new.id: [old.id]} if old else {}
+            ledger.accept([new], new.slot, {new.id: [f"fact-{new.slot}"]}, older)
+            settled(ledger, new.id)
+    replaced = {first.id: ["fact-1"], second.id: ["fact-2"]}
+
+    undo(ledger, third, replaced=replaced, refusal="rolled back", author="bank")
+    assert ledger.fulfilled() == {"fact-2": second.id}
+    assert [m.id for m in ledger.holding] == [second.id]
+    undo(ledger, second, replaced=replaced)
+    assert ledger.fulfilled() == {"fact-1": first.id}
+    assert [m.id for m in ledger.holding] == [first.id]
+
+
 def test_own_ones_are_withdrawn_with_their_requests(ledger):
     mine, theirs = mkv("bank", 0, 1), mkv("court", 1, 1)
     ledger.accept([mine, theirs], 1, {mine.id: ["fact-1"], theirs.id: ["fact-2"]})
