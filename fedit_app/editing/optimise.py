@@ -16,11 +16,11 @@ from dataclasses import fields
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fedit_app.editing.contexts import Template
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
+from fedit_app.editing.value_progress import ValueProgress
 from fedit_app.editing.value_store import ValueStore, batch_key
 from fedit_app.editing.values import KeyRows, Outcome, ValueProblem, Values, key_rows
 from fedit_app.facts.request import EditRequest
@@ -50,6 +50,7 @@ def minimise(
     settings: EditSettings,
     objective: Objective,
     starts: Sequence[Tensor | None],
+    on_step: Callable[[int, int], None],
 ) -> Values:
     """v* of a batch of n keys.
 
@@ -59,6 +60,7 @@ def minimise(
         objective: what is minimised.
         starts: for each key where its delta at the site's last output begins, (d_model,), or
             None for zero.
+        on_step: called after every pass with its number and how many keys are done.
     """
     h0, reach = problem.h0, reach_of(problem, settings)
     h0_squared = h0.norm(dim=-1) ** 2
@@ -85,6 +87,7 @@ def minimise(
         best[finished] = delta.detach()[finished]
         last_loss[finished] = loss.detach()[done]
         passes[finished] = step
+        on_step(step, len(h0) - len(active) + len(finished))
         if bool(done.all()):
             break
         adam.zero_grad()
@@ -169,15 +172,18 @@ def optimise_values(
     size = settings.batch or batch_that_fits(model, rows, site.first)
     order: list[int] = []
     solved: list[Values] = []
-    with tqdm(total=len(rows), desc="v*", unit="edit", leave=False, disable=None) as bar:
+    with ValueProgress(len(rows), settings.steps) as progress:
         while waiting:
             chosen = _within_size(waiting, rows, size)
             batch = [rows[i] for i in chosen]
             begin = [starts[i] for i in chosen] if starts else [None] * len(chosen)
+            progress.begin(len(chosen))
             key = batch_key(model, batch, site, settings, objective, begin) if store else ""
             values = store.load(key, model.device) if store else None
             if values is None:
-                values = _minimise_in_memory(model, batch, site, settings, objective, begin)
+                values = _minimise_in_memory(
+                    model, batch, site, settings, objective, begin, progress.at_step
+                )
                 if values is None:
                     size = _halved(chosen, rows)
                     continue
@@ -186,9 +192,7 @@ def optimise_values(
             solved.append(values)
             order += chosen
             waiting = waiting[len(chosen) :]
-            bar.update(len(chosen))
-            if bar.disable:
-                logger.info("v*: %d of %d values optimised", len(order), len(rows))
+            progress.end()
     place = torch.tensor(order).argsort()
     columns = (
         torch.cat([getattr(values, field.name) for values in solved]) for field in fields(Values)
@@ -252,13 +256,14 @@ def _minimise_in_memory(
     settings: EditSettings,
     objective: Objective,
     starts: Sequence[Tensor | None],
+    on_step: Callable[[int, int], None],
 ) -> Values | None:
     """`minimise` for a batch; None if the device's memory is too small for it.
 
     The error ends here, so that what its traceback holds is free before the next try.
     """
     try:
-        return minimise(ValueProblem.of(model, rows, site), settings, objective, starts)
+        return minimise(ValueProblem.of(model, rows, site), settings, objective, starts, on_step)
     except torch.OutOfMemoryError:
         return None
 
