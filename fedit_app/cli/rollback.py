@@ -12,7 +12,7 @@ from fedit_app.cli.ledger import metrics_table
 from fedit_app.cli.options import DryRun, Federation, Node, Place, only_id
 from fedit_app.cli.output import Format, FormatOption, Part, say, write
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import plural, printable
+from fedit_app.support.formats import listing, plural, printable
 from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
@@ -122,10 +122,14 @@ def _again(folder: Path) -> str:
 def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, Part]:
     rows = [(before.entries[i].slot, before.entries[i].mkv.node, i) for i in plan.removed]
     lines = []
+    one = len(rows) == 1
     if place.model is None:
-        lines.append("None of them is accepted again, until `fedit rollback --allow ID`.")
+        none = "It is not" if one else "None of them is"
+        lines.append(f"{none} accepted again, until `fedit rollback --allow ID`.")
     if plan.restored:
-        lines.append(f"They overruled {', '.join(plan.restored)}, which hold again.")
+        hold = "holds" if len(plan.restored) == 1 else "hold"
+        it = "It" if one else "They"
+        lines.append(f"{it} overruled {listing(plan.restored)}, which {hold} again.")
     if place.model is None:
         lines += _for_a_node(plan)
     else:

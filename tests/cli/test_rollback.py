@@ -1,12 +1,18 @@
 """`fedit rollback`: exact, for good, and heard by the others if it is one's own."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fedit_app.cli.places import find_place
+from fedit_app.cli.places import Place, find_place
+from fedit_app.cli.rollback import _changes
+from fedit_app.ledger.entries import LedgerEntry
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.ledger.rollback import Rollback
+from fedit_app.mkv import create
 from fedit_app.pool.withdraw import receipts
 
 
@@ -58,6 +64,26 @@ def test_a_dry_run_measures_and_changes_nothing(fedit, sites):
     assert "6 of 6 MKVs taken out; 6 held before, 0 hold now" in out
     assert "dry run: nothing was changed" in out and "own requests" in out
     assert (sites.folder("bank") / "index.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("removed", "restored", "told"),
+    [
+        ("a", "", ["It is not accepted again, until"]),
+        ("a", "x", ["It is not accepted", "It overruled x, which holds again."]),
+        ("a", "xyz", ["It is not accepted", "It overruled x, y and z, which hold again."]),
+        ("ab", "x", ["None of them is accepted", "They overruled x, which holds again."]),
+        ("ab", "xy", ["None of them is accepted", "They overruled x and y, which hold again."]),
+    ],
+)
+def test_one_and_several_are_told_apart(removed, restored, told):
+    one = LedgerEntry(create("bank", 1, "f", *np.ones((2, 1, 3)), *np.ones((2, 3))), 1)
+    ledger = Ledger("f", entries=dict.fromkeys(removed, one))
+    plan = Rollback([*removed], Ledger("f"), [*restored], [], [], [], [])
+    said = _changes(ledger, plan, Place(Path("ledger"), "court", None))["consequences"]
+    lines = said.splitlines()
+    assert len(lines) == len(told)
+    assert all(line.startswith(beginning) for line, beginning in zip(lines, told, strict=True))
 
 
 @pytest.mark.parametrize(
