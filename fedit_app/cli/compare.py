@@ -173,6 +173,7 @@ def _compare(
     from fedit_app.experiments.plan import load_plan
     from fedit_app.experiments.runner import prepare
     from fedit_app.experiments.summary import summarise, write_comparison
+    from fedit_app.flower_compat.launch import find_app, with_other_code
     from fedit_app.report.figures import check_figures
     from fedit_app.report.tables import METRICS, methods_table
 
@@ -182,7 +183,8 @@ def _compare(
     if plan is None:
         plan = load_plan(folder)
     elif dry_run:
-        rows = [(step.run.title, step.todo.value, step.run.name) for step in prepare(plan)]
+        steps = prepare(plan, with_other_code(find_app(app)))
+        rows = [(step.run.title, step.todo.value, step.run.name) for step in steps]
         write({"runs": Table(("Run", "State", "Folder"), rows)}, form)
         return 0
     else:
@@ -208,13 +210,13 @@ def _execute(plan: Plan, app: Path | None) -> dict[str, str]:
     """Do the runs of a plan; names of those that failed, and why."""
     from fedit_app.experiments.plan import locked, save_plan
     from fedit_app.experiments.runner import execute, prepare
-    from fedit_app.flower_compat.launch import find_app, simulate
+    from fedit_app.flower_compat.launch import find_app, simulate, with_other_code
     from fedit_app.support.processes import interrupt_when_terminated
 
     checkout = find_app(app)
     interrupt_when_terminated()
     with locked(plan.folder):
-        steps = prepare(plan)
+        steps = prepare(plan, with_other_code(checkout))
         save_plan(plan)
         return execute(
             steps, lambda values, nodes, on_line: simulate(checkout, values, nodes, on_line)

@@ -52,7 +52,7 @@ def run(
 ) -> int:
     """Run a federation, in simulation or on real nodes."""
     from fedit_app.config.run_config import RunConfig
-    from fedit_app.flower_compat.launch import find_app
+    from fedit_app.flower_compat.launch import find_app, with_other_code
     from fedit_app.support.processes import interrupt_when_terminated
     from fedit_app.support.progress import Progress
 
@@ -66,9 +66,11 @@ def run(
     checkout = find_app(app)
     interrupt_when_terminated(hangup=superlink is None)  # real nodes go on without a terminal
     name = config.stem if config else "run"
-    start = (
-        _deployed(values, superlink, nodes, name) if superlink else _simulated(values, nodes, name)
-    )
+    other = with_other_code(checkout)
+    if superlink:
+        start = _deployed(values, superlink, nodes, name, other)
+    else:
+        start = _simulated(values, nodes, name, other)
     settings = RunConfig.parse(values)
     with Progress(settings.num_slots) as progress:
         status = start(checkout, progress.line)
@@ -99,7 +101,9 @@ def _recorded(run_dir: Path) -> Path:
     return file
 
 
-def _simulated(values: dict[str, ConfigValue], wanted: int | None, name: str) -> Runner:
+def _simulated(
+    values: dict[str, ConfigValue], wanted: int | None, name: str, other: Path | None
+) -> Runner:
     """Complete and check the values of a simulation; what runs it."""
     from fedit_app.config.run_config import RunConfig
     from fedit_app.experiments.preflight import check_simulation
@@ -107,12 +111,12 @@ def _simulated(values: dict[str, ConfigValue], wanted: int | None, name: str) ->
 
     if not values.get("output-dir"):
         values["output-dir"] = _run_folder(Path("runs"), name)
-    nodes = check_simulation(RunConfig.parse(values), wanted)
+    nodes = check_simulation(RunConfig.parse(values), wanted, other)
     return lambda app, on_line: launch.simulate(app, values, nodes, on_line)
 
 
 def _deployed(
-    values: dict[str, ConfigValue], address: str, wanted: int | None, name: str
+    values: dict[str, ConfigValue], address: str, wanted: int | None, name: str, other: Path | None
 ) -> Runner:
     """Complete and check the values of a run on real nodes; what runs it."""
     from fedit_app.config.run_config import RunConfig
@@ -125,7 +129,7 @@ def _deployed(
         values["output-dir"] = _run_folder(server.path(server.settings.runs), name)
     if not values.get("federation"):
         values["federation"] = f"{_now()}-{secrets.token_hex(3)}"
-    check_deployment(RunConfig.parse(values), superlink, wanted, server is not None)
+    check_deployment(RunConfig.parse(values), superlink, wanted, server is not None, other)
     return lambda app, on_line: launch.deploy(app, values, superlink, on_line)
 
 

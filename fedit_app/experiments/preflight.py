@@ -27,7 +27,7 @@ from fedit_app.support.errors import FedEditError
 logger = logging.getLogger(__name__)
 
 
-def check_simulation(config: RunConfig, nodes: int | None) -> int:
+def check_simulation(config: RunConfig, nodes: int | None, app: Path | None = None) -> int:
     """Check a run configuration against data, model and device, without loading the model.
 
     A node whose data file is invalid will be left out of the run; a warning names it.
@@ -36,6 +36,8 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
         config: the run configuration.
         nodes: how many virtual nodes the user wants; None for one per data file, or for those of
             the run to be resumed.
+        app: folder of an app with code of its own, which may know other strategies and editors;
+            None: it has the code that is running here.
 
     Returns:
         The number of virtual nodes.
@@ -43,7 +45,7 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
     Raises:
         FedEditError: what is wrong, and what would be right.
     """
-    _check_names(config, nodes)
+    _check_names(config, nodes, app)
     resolve_device(config.device)
     read_device_map(config.device_map, config.device)
     nodes = nodes or _check_output(config)
@@ -54,7 +56,11 @@ def check_simulation(config: RunConfig, nodes: int | None) -> int:
 
 
 def check_deployment(
-    config: RunConfig, superlink: SuperLink, nodes: int | None, here: bool
+    config: RunConfig,
+    superlink: SuperLink,
+    nodes: int | None,
+    here: bool,
+    app: Path | None = None,
 ) -> None:
     """Check what can be checked of a run on real nodes from the server's side.
 
@@ -66,11 +72,12 @@ def check_deployment(
         superlink: the server that will run it.
         nodes: how many nodes must be online; None for at least one.
         here: whether the run folder will be on this machine.
+        app: see `check_simulation`.
 
     Raises:
         FedEditError: what is wrong, and what would be right.
     """
-    _check_names(config, nodes)
+    _check_names(config, nodes, app)
     if config.strategy == "central":
         raise FedEditError(
             "run config: strategy = central needs everybody's data and runs in simulation only"
@@ -89,9 +96,18 @@ def check_deployment(
         )
 
 
-def _check_names(config: RunConfig, nodes: int | None) -> None:
-    strategy_named(config.strategy)
-    editor_named(config.editor)
+def _check_names(config: RunConfig, nodes: int | None, app: Path | None) -> None:
+    try:
+        strategy_named(config.strategy)
+        editor_named(config.editor)
+    except FedEditError as error:
+        if app is None:
+            raise
+        logger.warning(
+            "the app in %s has code of its own, and its run will tell whether it knows what the "
+            "FedEdit of this command does not: %s",
+            *(app, error),
+        )
     if nodes is not None and nodes < 1:
         raise FedEditError(f"--nodes {nodes} must be at least 1")
 

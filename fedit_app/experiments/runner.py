@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from fedit_app.config.run_config import RunConfig
@@ -57,19 +58,20 @@ Simulate = Callable[[Mapping[str, Any], int, Callable[[str], None]], str]
 """(run config, nodes, a function that gets each log line) -> Flower's status; `launch.simulate`."""
 
 
-def prepare(plan: Plan) -> list[Step]:
+def prepare(plan: Plan, app: Path | None = None) -> list[Step]:
     """Check all unfinished runs before the first one starts.
 
     Args:
         plan: the comparison.
+        app: see `check_simulation`.
 
     Raises:
         FedEditError: a run cannot be started or resumed; names the run and the reason.
     """
-    return [_checked(run) for run in plan.runs]
+    return [_checked(run, app) for run in plan.runs]
 
 
-def _checked(run: PlannedRun) -> Step:
+def _checked(run: PlannedRun, app: Path | None) -> Step:
     todo = what_is_left(run)
     try:
         config = RunConfig.parse(_values(run, todo))
@@ -79,7 +81,7 @@ def _checked(run: PlannedRun) -> Step:
             config = RunConfig.parse({**run.values, "output-dir": f"{run.folder}.new"})
         if run.is_baseline:  # not known to the server, where such a run is none
             config = config.model_copy(update={"strategy": "central"})
-        nodes = check_simulation(config, run.nodes)
+        nodes = check_simulation(config, run.nodes, app)
     except FedEditError as error:
         raise FedEditError(f"{run.title}: {error}") from None
     return Step(run, todo, nodes)

@@ -32,6 +32,7 @@ from fedit_app.support.processes import (
 )
 
 _PROJECT = "fedit"  # in pyproject.toml
+_PACKAGE = Path(__file__).resolve().parents[1]
 _START_SECONDS = 60
 _LONGEST_TEMPORARY = 20
 
@@ -58,6 +59,12 @@ def find_app(app: Path | None) -> Path:
         f"app: {places} holds no Flower app{'' if app else ' of FedEdit'} (pyproject.toml with "
         "[tool.flwr.app.components]); run in a checkout of FedEdit, or name one with --app"
     )
+
+
+def with_other_code(app: Path) -> Path | None:
+    """The folder of an app that does not run the FedEdit that is running here; None if it does."""
+    same = (app / _PACKAGE.name).resolve() == _PACKAGE
+    return None if same else app
 
 
 @contextmanager

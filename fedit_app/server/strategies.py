@@ -88,8 +88,14 @@ STRATEGIES: dict[str, Factory] = {
 
 
 def keeps_its_state(name: str) -> bool:
-    """Whether a run of a strategy can be resumed: what it knows lies on disk, not in memory."""
-    factory = strategy_named(name)
+    """Whether a run of a strategy can be resumed: what it knows lies on disk, not in memory.
+
+    Of one that only another app knows this is not known, so it cannot.
+    """
+    try:
+        factory = strategy_named(name)
+    except FedEditError:
+        return False
     return inspect.isclass(factory) and issubclass(factory, FedEdit)
 
 

@@ -255,6 +255,24 @@ def test_a_folder_without_an_app(fedit, started, tmp_path):
     assert "holds no Flower app" in refused(fedit("--app", str(tmp_path)), started)
 
 
+def test_names_that_only_another_app_may_know_are_left_to_its_run(fedit, started, tmp_path, log):
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", own)
+    name = "fedit_app.server.frugal:Frugal"
+    for given in ({"strategy": name}, {"editor": "rome"}):
+        refused(fedit(*options(**given)), started)
+        (told,) = given.values()
+        status, _, err = fedit(*options(**given), "--app", str(own))
+        assert status == 0
+        (call,) = started
+        assert call["app"] == own and told in call["config"].values()
+        said = err + log.text  # whoever of the two listens to the log
+        assert f"the app in {own} has code of its own" in said and told in said
+        started.clear()
+        log.clear()
+
+
 # What `fedit run` starts
 
 

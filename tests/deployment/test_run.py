@@ -115,6 +115,15 @@ def test_what_is_refused(fedit, server, started, arguments, told):
     assert started == []
 
 
+def test_a_strategy_that_another_app_may_know_is_left_to_its_run(fedit, server, started, tmp_path):
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.flwr.app.components]\nserverapp = "server_app:app"\n', encoding="utf-8"
+    )
+    command = ("run", "--superlink", server.folder, "-c", "strategy=fedbest")
+    assert fedit(*command, "--app", tmp_path)[0] == 0
+    assert started[0]["config"]["strategy"] == "fedbest"
+
+
 def test_a_folder_that_is_in_use(fedit, server, started):
     (server.folder / "runs" / "old").mkdir()
     (server.folder / "runs" / "old" / "results.json").write_text("{}")

@@ -39,8 +39,8 @@ def test_short_names_flowers_names_and_classes_of_ones_own(mine):
 
 
 def test_only_a_strategy_with_its_state_on_disk_can_be_resumed(mine):
-    names = ["fedit", "local", "FedMedian", "own_strategies:Mine"]
-    assert [keeps_its_state(name) for name in names] == [True, True, False, False]
+    names = ["fedit", "local", "FedMedian", "own_strategies:Mine", "of_another_app:Mine"]
+    assert [keeps_its_state(name) for name in names] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
