@@ -163,13 +163,14 @@ def _request(record: Any, _index: int) -> EditRequest:
     missing = [name for name in _REQUIRED if name not in record]
     if missing:
         raise FedEditError(f"field {', '.join(missing)} is missing")
+    for place, name in enumerate(record, start=1):
+        if name not in _FIELDS:  # not quoted: it may be text of a request
+            raise FedEditError(f"field {place} of the object has no known name; {_hint(name)}")
     given = {"subject": ""} | record
     return EditRequest(**{name: _value(name, value) for name, value in given.items()})
 
 
 def _value(name: str, value: Any) -> Any:
-    if name not in _FIELDS:
-        raise FedEditError(f"unknown field {ascii(name[:40])}; {_hint(name)}")
     if value is None and name not in (*_REQUIRED, "subject"):
         return () if name in LISTS else None
     if name in LISTS:

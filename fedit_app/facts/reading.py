@@ -219,13 +219,24 @@ def _json(text: str) -> tuple[int, Any]:
     """The value of a JSON text; if it is none, a FedEditError and the line of the fault."""
     line = 1
     try:
-        return line, json.loads(text)
+        return line, json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         line, said = error.lineno, f"{error.msg}, column {error.colno}"
     except (ValueError, RecursionError):
         said = "a number or list is too long"
     remedy = "write one JSON array, or one JSON object a line"
     return line, FedEditError(f"not JSON ({said}); {remedy}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | FedEditError:
+    """A JSON object; an error in its place if a field is in it, or in one of it, twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        place = next(i for i, name in enumerate(names, start=1) if name in names[: i - 1])
+        return FedEditError(f"field {place} of an object has the name of one before; keep one")
+    within = [v for value in found.values() for v in (value if type(value) is list else [value])]
+    return next((value for value in within if isinstance(value, FedEditError)), found)
 
 
 def member(record: Any, path: str) -> Any:

@@ -167,7 +167,7 @@ REFUSED = {
         "a.jsonl",
         changed(**{"\ud83d": 1}),
         "line 2: ",
-        r"unknown field '\ud83d'",
+        "of the object has no known name",
     ),
     "bell": ("a.csv", cells(target_new="Qual\x07verin"), "row 3: ", "target_new has U+0007"),
     "nothing": ("a.jsonl", changed(prompt="\0 {} is in"), "line 2: ", "prompt has U+0000"),
