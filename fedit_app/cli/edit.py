@@ -16,7 +16,7 @@ from fedit_app.cli.ledger import metrics_table
 from fedit_app.cli.options import ConfigFile, DryRun, Overrides, run_config
 from fedit_app.cli.output import Format, Part, write
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import byte_size, duration, listing, plural, share
+from fedit_app.support.formats import byte_size, duration, listing, plural, share, typed
 from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def edit(
     parts["end"] = (
         f"{folder}: the edited model, as {written}; {plural(len(editor.requests), 'fact')} in "
         f"its ledger. {folder}/ledger holds the requests' texts: hand the model on without it.\n"
-        f"Ask it: fedit ask {folder}"
+        f"Ask it: fedit ask {typed(folder)}"
     )
     write(parts, Format.AUTO)
 

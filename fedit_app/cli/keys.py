@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedit_app.cli.output import Format, FormatOption, say, write
-from fedit_app.support.formats import plural
+from fedit_app.support.formats import plural, typed
 from fedit_app.support.tables import Table
 
 app = typer.Typer(
@@ -63,7 +63,7 @@ def revoke(folder: Folder, name: Name, key: Fingerprint = "") -> None:
     count = revoke_peer(NodeFolder.open(folder), name, key)
     say(
         f"{plural(count, 'key')} of {name} revoked here, at once. MKVs that the ledger has stay: "
-        f"fedit rollback {folder} --from {name} takes them out"
+        f"fedit rollback {typed(folder)} --from {name} takes them out"
     )
 
 

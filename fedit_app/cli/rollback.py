@@ -12,7 +12,7 @@ from fedit_app.cli.ledger import metrics_table
 from fedit_app.cli.options import DryRun, Federation, Node, Place, only_id
 from fedit_app.cli.output import Format, FormatOption, Part, say, write
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import listing, plural, printable
+from fedit_app.support.formats import listing, plural, printable, typed
 from fedit_app.support.tables import Table
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _require_held(ledger: Ledger, beginning: str) -> None:
 
 
 def _again(folder: Path) -> str:
-    return f"`fedit edit {folder} FILE` learns their facts again, from the texts in FILE."
+    return f"`fedit edit {typed(folder)} FILE` learns their facts again, from the texts in FILE."
 
 
 def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, Part]:

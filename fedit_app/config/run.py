@@ -40,7 +40,10 @@ class RunSettings(Seeded):
         gt=0,
         le=1,
     )
-    resume: bool = key(False, "continue the unfinished run of output-dir, see `fedit run --resume`")
+    resume: bool = key(
+        False,
+        "continue the unfinished run of output-dir, if it holds one, see `fedit run --resume`",
+    )
 
 
 class EvaluationSettings(Settings):

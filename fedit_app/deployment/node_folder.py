@@ -20,6 +20,7 @@ from fedit_app.protocol.messages import FEDERATION_KEY
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
+from fedit_app.support.formats import typed
 
 NODE_FILE = "node.toml"
 PEERS = "peers"
@@ -140,7 +141,7 @@ class NodeFolder:
         if not file.is_file():
             raise FedEditError(
                 f"{folder}: no node's folder, it has no {NODE_FILE}; make one with "
-                f"`fedit node init {folder} --name NAME`"
+                f"`fedit node init {typed(folder)} --name NAME`"
             )
         values = read_toml(file, str(file))
         policy, limits = (table_of(values, name, str(file)) for name in _TABLES)

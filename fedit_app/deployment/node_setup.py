@@ -20,6 +20,7 @@ from fedit_app.node.peers import PeerKey, read_peer, write_peer
 from fedit_app.support.addresses import split
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file, write_private
+from fedit_app.support.formats import typed
 
 REQUESTS = "requests.jsonl"
 
@@ -221,8 +222,8 @@ node folder {where}
 3. All nodes need the same federation key; {file.name} has the id {key.id}.
    The first organisation gives its file to the others, but not to the server's operator; there:
      fedit node key take DIR FILE
-4. Check:  fedit doctor {where}
-5. Start:  fedit node start {where}
+4. Check:  fedit doctor {typed(where)}
+5. Start:  fedit node start {typed(where)}
    or with systemd: {where / f"fedit-node-{node.settings.name}.service"}
 """
 

@@ -14,6 +14,7 @@ from fedit_app.flower_compat.connection import SuperLink
 from fedit_app.support.addresses import DEFAULT_PORT, check_host, join, reached_locally
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
+from fedit_app.support.formats import typed
 
 SERVER_FILE = "server.toml"
 
@@ -72,7 +73,7 @@ class ServerFolder:
         if not file.is_file():
             raise FedEditError(
                 f"{folder}: no server's folder, it has no {SERVER_FILE}; make one "
-                f"with `fedit server init {folder}`"
+                f"with `fedit server init {typed(folder)}`"
             )
         settings = ServerSettings.checked(read_toml(file, str(file)), str(file))
         if not settings.hosts:

@@ -19,6 +19,7 @@ from fedit_app.mkv.node_key import Pair
 from fedit_app.support.addresses import DEFAULT_PORT, check_host
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file, write_private
+from fedit_app.support.formats import typed
 
 _HEAD = """\
 # A FedEdit server, made by `fedit server init`. Relative paths are relative to this folder.
@@ -153,12 +154,12 @@ def next_steps(server: ServerFolder) -> str:
 server folder {where}
 certificate   for {", ".join(server.settings.hosts)}, valid until {expires(server.cert):%Y-%m-%d}
 {alone}
-1. Start it:  fedit server start {where}
+1. Start it:  fedit server start {typed(where)}
    or with systemd: {where / "fedit-server.service"}
 2. Give every organisation {server.ca_cert} and the address {address}; they run
      fedit node init DIR --name NAME --superlink {address} --ca-cert ca.crt --data FILE
 3. Each of them sends you its public key, NAME.pub; while the server runs:
-     fedit server register {where} --node-key NAME.pub --name NAME
-4. Start a run:  fedit run --superlink {where} --config PRESET.toml
-Anything wrong?  fedit doctor {where}
+     fedit server register {typed(where)} --node-key NAME.pub --name NAME
+4. Start a run:  fedit run --superlink {typed(where)} --config PRESET.toml
+Anything wrong?  fedit doctor {typed(where)}
 """

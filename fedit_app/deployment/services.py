@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import getpass
 import os
-import shlex
 from pathlib import Path
 
 from fedit_app.support.files import write_file
+from fedit_app.support.formats import typed
 from fedit_app.support.processes import tool
 
 _UNIT = """\
@@ -48,16 +48,16 @@ def write_services(folder: Path, side: str, name: str, what: str) -> None:
         name: the unit's name.
         what: its description, in a few words.
     """
-    command = f"{shlex.quote(tool('fedit'))} {side} start"
+    command = f"{typed(tool('fedit'))} {side} start"
     write_file(
         folder / "start.sh",
-        f"#!/bin/sh\n# {what}, in the foreground.\nexec {command} {shlex.quote(str(folder))}\n",
+        f"#!/bin/sh\n# {what}, in the foreground.\nexec {command} {typed(folder)}\n",
         0o700,
     )
     unit = folder / f"{name}.service"
     values = {
         "what": what,
-        "unit": unit,
+        "unit": typed(unit),
         "name": name,
         "user": _user(),
         "folder": _escaped(str(folder)),

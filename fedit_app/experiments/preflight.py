@@ -117,7 +117,8 @@ def _check_output(config: RunConfig) -> int | None:
     folder = Path(config.output_dir or "")
     if config.resume and (folder / "results.json").exists():
         return resumable_results(config, folder).connected
-    if not config.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    begun = config.resume and (folder / "config.toml").exists()
+    if not begun and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FedEditError(f"output-dir: {folder} exists and is not an empty folder; name another")
     return None
 

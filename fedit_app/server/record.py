@@ -38,6 +38,7 @@ from fedit_app.report.results import (
 from fedit_app.server.progress import Progress
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_file
+from fedit_app.support.formats import typed
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class RunRecord:
         if holds_run and not config.resume:
             raise FedEditError(
                 f"output-dir: {folder} holds a run already; name another folder, or resume it: "
-                f"fedit run --resume {folder}"
+                f"fedit run --resume {typed(folder)}"
             )
         results = resumable_results(config, folder) if holds_run else None
         try:

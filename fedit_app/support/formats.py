@@ -1,7 +1,9 @@
 """Numbers and foreign text in the form that people read."""
 
+import shlex
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 NOT_MEASURED = "–"
 
@@ -39,6 +41,11 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def typed(path: Path | str) -> str:
+    """A path or name as it is typed in a shell: `my server -> "'my server'"`."""
+    return shlex.quote(str(path))
 
 
 def plural(count: int, noun: str, nouns: str | None = None) -> str:

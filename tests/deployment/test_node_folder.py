@@ -47,11 +47,12 @@ def test_init_writes_a_folder_for_its_owner_alone(fedit, tmp_path, server):
 
 
 def test_what_is_still_to_be_given(fedit, tmp_path):
-    folder = tmp_path / "node"
+    folder = tmp_path / "our node"
     status, out, _ = fedit("node", "init", folder, "--name", "a")
 
     assert status == 0
     assert "superlink, data-path, the server's CA certificate as" in out
+    assert f"fedit node start '{folder}'\n" in out
     with pytest.raises(FedEditError, match="node.toml: superlink and data-path must be given"):
         NodeFolder.open(folder)
 

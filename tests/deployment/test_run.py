@@ -132,6 +132,10 @@ def test_a_folder_that_is_in_use(fedit, server, started):
 
     assert status == 2
     assert "exists and is not an empty folder" in err
+    (server.folder / "runs" / "old" / "results.json").unlink()
+    (server.folder / "runs" / "old" / "mine.txt").touch()
+    resumed = ("run", "--app", ROOT, "--superlink", server.folder, *output, "-c", "resume=true")
+    assert "exists and is not an empty folder" in fedit(*resumed)[2], "it holds no run"
     assert fedit("run", "--app", ROOT, "--superlink", "far", *output)[0] == 0  # not this machine's
 
 

@@ -46,7 +46,7 @@ def test_a_server_for_this_machine_alone_does_not_listen_to_others(tmp_path, hos
 
 
 def test_init_writes_a_folder_for_its_owner_alone(fedit, tmp_path):
-    folder = tmp_path / "new" / "server"
+    folder = tmp_path / "new" / "our server"
     status, out, _ = fedit("server", "init", folder, "--host", "fedit.example.org")
 
     assert status == 0
@@ -56,7 +56,12 @@ def test_init_writes_a_folder_for_its_owner_alone(fedit, tmp_path):
     server = ServerFolder.open(folder)
     assert server.settings == ServerSettings(hosts=("fedit.example.org",), bind="0.0.0.0")
     assert server.certificate_problems() == []
-    for told in ("fedit server start", str(server.ca_cert), "fedit.example.org:8000", "register"):
+    for told in (
+        f"fedit server start '{folder}'\n",
+        str(server.ca_cert),
+        "fedit.example.org:8000",
+        "register",
+    ):
         assert told in out
 
 

@@ -1,3 +1,6 @@
+import shlex
+from pathlib import Path
+
 import pytest
 
 from fedit_app.support import formats
@@ -40,6 +43,12 @@ def test_words():
     assert formats.listing([]) == ""
     assert formats.listing(["a", "b", "c"]) == "a, b and c"
     assert formats.percent(0.964) == "96 %"
+
+
+def test_what_is_typed_in_a_shell():
+    for name in ("plain", "my server", "l'hôpital", "$HOME"):
+        assert shlex.split(f"fedit doctor {formats.typed(Path('/tmp', name))}")[2] == f"/tmp/{name}"
+    assert formats.typed("plain") == "plain"
 
 
 def test_foreign_text():
