@@ -190,9 +190,10 @@ def verify(
     ] = None,
     form: FormatOption = Format.AUTO,
 ) -> int:
-    """Check all of it; exit status 1 if it is damaged."""
+    """Check all of it, and an edited model's weights; exit status 1 if it is damaged."""
     from fedit_app.cli.places import find_place
     from fedit_app.ledger.verify import verify
+    from fedit_app.ledger.weights import weights_damages
     from fedit_app.mkv.node_key import key_fingerprint
     from fedit_app.support.errors import FedEditError
 
@@ -214,7 +215,10 @@ def verify(
             f"{byte_size(found.surplus)} in the journal lie after the head that the index names: "
             "a change was interrupted (the next one cuts it off), or the index is an old copy"
         )
-    return write_findings(found.damages, "ledger", form, **more)
+    if chosen.model is None:
+        return write_findings(found.damages, "ledger", form, **more)
+    weights = weights_damages(chosen.model, chosen.ledger, found.head)
+    return write_findings([*found.damages, *weights], "edited model", form, **more)
 
 
 def _noted(record: Path, node: str) -> dict[str, str]:

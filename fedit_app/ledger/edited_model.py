@@ -23,6 +23,7 @@ from fedit_app.ledger.export import check_export, write_parts
 from fedit_app.ledger.index import INDEX, current_head
 from fedit_app.ledger.ledger import SUMS, Ledger
 from fedit_app.ledger.lora import ADAPTER_CONFIG, Adapter
+from fedit_app.ledger.weights import WEIGHTS, record_weights
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import new_folder
 
@@ -30,8 +31,8 @@ LEDGER, TEXTS = "ledger", "requests.jsonl"
 
 # What FedEdit writes in one form and not in another, or as more or fewer files.
 _WRITTEN = (
-    *(LEDGER, "config.json", "generation_config.json", ADAPTER_CONFIG, "deltas.safetensors"),
-    *("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"),
+    *(LEDGER, "config.json", "generation_config.json", ADAPTER_CONFIG),
+    *WEIGHTS,
 )
 
 
@@ -89,6 +90,7 @@ def write_edited_model(
         found = write_parts(form, bench, ledger, folder, rank, dtype)
         left_out = shutil.ignore_patterns(".lock", SUMS)
         shutil.copytree(ledger.folder, folder / LEDGER, ignore=left_out)
+        record_weights(folder, folder / LEDGER, ledger.head)
         if output.exists():
             _keep_others(output, folder)
     return found

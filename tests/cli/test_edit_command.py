@@ -226,6 +226,41 @@ def test_a_rollback_keeps_the_precision_and_leaves_an_adapter_an_edit(base, tmp_
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
 
 
+def test_weights_that_are_not_those_of_the_ledger_are_named(edited, fedit, capsys):
+    assert "the edited model is sound" in fedit("ledger", "verify", edited)
+    weights, record = edited / "model.safetensors", edited / "ledger" / "weights.json"
+    (edited / "notes.safetensors").write_bytes(b"the user's")
+    written, recorded = weights.read_bytes(), record.read_bytes()
+
+    def told():
+        assert main(["ledger", "verify", str(edited), "--format", "json"]) == 1
+        return json.loads(capsys.readouterr().out)["findings"]
+
+    weights.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    (one,) = told()
+    assert "model.safetensors is not the file that was written of the ledger" in one
+    weights.unlink()
+    assert told() == [f"weights of {edited}: model.safetensors is missing"]
+    weights.write_bytes(written)
+    (edited / "model-00001-of-00002.safetensors").write_bytes(b"")
+    (one,) = told()
+    assert "model-00001-of-00002.safetensors was not written with the others" in one
+    (edited / "model-00001-of-00002.safetensors").unlink()
+    for damaged, what in ((None, "missing"), (b"{}", "damaged")):
+        record.unlink()
+        if damaged:
+            record.write_bytes(damaged)
+        (one,) = told()
+        assert "cannot be compared" in one and what in one
+        record.write_bytes(recorded)
+    (id_,) = mkvs(edited)
+    fedit("rollback", edited / "ledger", "--mkv", id_, "--no-metrics")
+    (one,) = told()
+    assert "are not those that the ledger makes, which has changed since they were written" in one
+    fedit("edit", edited, *fact(SECOND))
+    assert "the edited model is sound" in fedit("ledger", "verify", edited)
+
+
 def test_another_folder_can_be_made_of_an_edited_one(edited, tmp_path, fedit):
     fedit("edit", edited, *fact(SECOND), "--output", tmp_path / "new")
     assert says(tmp_path / "new", SECOND) and not says(edited, SECOND)

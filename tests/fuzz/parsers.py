@@ -33,6 +33,8 @@ from fedit_app.ledger.index import INDEX, JOURNAL, TIP
 from fedit_app.ledger.ledger import SUMS, Ledger
 from fedit_app.ledger.origin import ORIGIN, read_origin
 from fedit_app.ledger.verify import verify
+from fedit_app.ledger.weights import FILE as WEIGHTS_RECORD
+from fedit_app.ledger.weights import record_weights, weights_damages
 from fedit_app.mkv import Form, from_bytes, mkv_from_bytes
 from fedit_app.mkv.authorship import SigningKey
 from fedit_app.mkv.federation_key import FederationKey
@@ -229,6 +231,18 @@ def ledger_file(name: str) -> bytes:
         return (Path(folder) / name).read_bytes()
 
 
+def made_weights(folder):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    record_weights(folder, folder, "0" * 64)
+
+
+def weights_record() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        made_weights(Path(folder))
+        return (Path(folder) / WEIGHTS_RECORD).read_bytes()
+
+
 TIP_JSON = {"version": 4, "journal": json.loads(ledger_file(INDEX))["journal"] | {"records": 9}}
 STEP_FILE, SUMS_FILE = "mkvs/0000000001.mkvs", f"{SUMS}/layer-0"
 
@@ -318,6 +332,10 @@ FOUND = {
         damaged(ledger_file(STEP_FILE)), in_folder(made_ledger, STEP_FILE, verify)
     ),
     "kept sums": Parser(damaged(ledger_file(SUMS_FILE)), in_folder(made_ledger, SUMS_FILE, verify)),
+    "a record of weights": Parser(
+        damaged(weights_record()) | altered(json.loads(weights_record())).map(json_bytes),
+        in_folder(made_weights, WEIGHTS_RECORD, lambda at: [*weights_damages(at, at, "0" * 64)]),
+    ),
     "a journal": Parser(damaged(ledger_file(JOURNAL)), in_folder(made_ledger, JOURNAL, verify)),
     "an origin": Parser(
         damaged(ORIGIN_TOML), in_folder(lambda folder: folder.mkdir(), ORIGIN, read_origin)
