@@ -18,6 +18,7 @@ from fedit_app.mkv.node_key import (
 )
 from fedit_app.node.peers import PeerKey, read_peer, write_peer
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.formats import typed
 
 _NODE = "the server lets the node in; signs its MKVs, answers and ledgers"
 _FORMER_NODE = "earlier MKVs, where others list it; nothing at the server once it is unregistered"
@@ -54,26 +55,60 @@ def keys_of(node: NodeFolder) -> list[Key]:
     return list(_keys(node))
 
 
+def check_peer(node: NodeFolder, name: str, public: str) -> None:
+    """Check that a key can be another node's: it is not the node's own, nor listed for a third.
+
+    Args:
+        node: the node that is to trust the key.
+        name: the other node's.
+        public: the key.
+
+    Raises:
+        FedEditError: it cannot, or one of the keys that are there cannot be read.
+    """
+    found = key_fingerprint(public)
+    if any(key.fingerprint == found for key in _own_keys(node)):
+        raise FedEditError(
+            f"{found}: is a key of this node itself, which can sign for nobody else; ask the "
+            f"operator of {name} for its {name}.pub"
+        )
+    for key in _peer_keys(node):
+        if key.fingerprint == found and key.whose != name:
+            raise FedEditError(
+                f"{found}: is listed as a key of {key.whose}, and cannot be of {name} as well; "
+                f"if {key.whose} is not its name: fedit keys revoke {typed(node.folder)} "
+                f"{key.whose} --key {found}"
+            )
+
+
 def _keys(node: NodeFolder) -> Iterator[Key]:
-    former = node.node_key.with_suffix(".key.old")
-    for file, opens in ((node.node_key, _NODE), (former, _FORMER_NODE)):
-        if file.exists():
-            public = openssh_line(read_private_key(file).public_key())
-            yield Key("node", file.name, key_fingerprint(public), "", opens)
+    yield from _own_keys(node)
     shared = node.federation_key
     if shared is not None:
         former = shared.with_suffix(".key.old")
         for file, opens in ((shared, _FEDERATION), (former, _FORMER_FEDERATION)):
             if file.exists():
                 yield Key("federation", file.name, FederationKey.read(file).id, "", opens)
+    yield from _peer_keys(node)
+    if node.ca_cert is not None and node.ca_cert.exists():
+        until = f"{expires(node.ca_cert):%Y-%m-%d}"
+        yield Key("authority", node.ca_cert.name, "", until, _AUTHORITY)
+
+
+def _own_keys(node: NodeFolder) -> Iterator[Key]:
+    former = node.node_key.with_suffix(".key.old")
+    for file, opens in ((node.node_key, _NODE), (former, _FORMER_NODE)):
+        if file.exists():
+            public = openssh_line(read_private_key(file).public_key())
+            yield Key("node", file.name, key_fingerprint(public), "", opens)
+
+
+def _peer_keys(node: NodeFolder) -> Iterator[Key]:
     for file in sorted(node.peers.glob("*.pub")):
         for key in read_peer(file):
             until = str(key.until or "")
             opens = f"MKVs of {file.stem} are accepted here" if key.counts else "nothing: expired"
             yield Key("peer", file.stem, key_fingerprint(key.public), until, opens)
-    if node.ca_cert is not None and node.ca_cert.exists():
-        until = f"{expires(node.ca_cert):%Y-%m-%d}"
-        yield Key("authority", node.ca_cert.name, "", until, _AUTHORITY)
 
 
 def revoke_peer(node: NodeFolder, name: str, fingerprint: str = "") -> int:

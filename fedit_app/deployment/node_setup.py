@@ -9,6 +9,7 @@ from pathlib import Path
 from fedit_app.config.documentation import commented_keys
 from fedit_app.config.limits import Limits
 from fedit_app.config.policy import Policy
+from fedit_app.deployment.keys import check_peer
 from fedit_app.deployment.node_folder import NODE_FILE, NodeFolder, NodeSettings, check_name
 from fedit_app.deployment.services import write_services
 from fedit_app.flower_compat.bundle import app_hash, read_bundle
@@ -145,10 +146,12 @@ def trust_peer(node: NodeFolder, name: str, file: Path) -> str:
         The fingerprint of the key.
 
     Raises:
-        FedEditError: the name cannot be one, or the file holds no public key.
+        FedEditError: the name cannot be one, the file holds no public key, or one that is not the
+            other node's (see `check_peer`).
     """
     check_name(name, "NAME")
     public = read_public_key(file.expanduser())
+    check_peer(node, name, public)
     listed = node.peers / f"{name}.pub"
     before = read_peer(listed) if listed.exists() else []
     write_peer(listed, [*(key for key in before if key.public != public), PeerKey(public)])

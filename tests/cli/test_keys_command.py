@@ -85,6 +85,29 @@ def test_a_key_ends_on_its_day(fedit, node):
     assert accepted(node) == {"court": 2, "museum": 1}, "trusted anew"
 
 
+@pytest.mark.parametrize("former", [False, True])
+def test_a_node_does_not_take_its_own_key_for_anothers(fedit, node, tmp_path, former):
+    own = tmp_path / "own.pub"
+    own.write_bytes(node.public_key.read_bytes())
+    if former:
+        assert fedit("keys", "rotate", node.folder)[0] == 0
+    for name in ("school", "court"):
+        status, _, err = fedit("node", "trust", node.folder, name, own)
+        assert status == 2 and "a key of this node itself" in err and f"{name}.pub" in err
+    assert accepted(node) == {"court": 2, "museum": 1}
+
+
+def test_a_key_is_listed_for_one_node_only(fedit, node):
+    museum = _file_of(node, "museum")
+    status, _, err = fedit("node", "trust", node.folder, "court", museum)
+    assert status == 2 and "listed as a key of museum" in err
+    assert accepted(node) == {"court": 2, "museum": 1}
+    remedy = err.split("fedit keys ")[1].split()
+    assert fedit("keys", *remedy)[0] == 0
+    assert fedit("node", "trust", node.folder, "court", museum)[0] == 0
+    assert accepted(node) == {"court": 3}
+
+
 def _file_of(node, name) -> Path:
     file = node.folder / "again.pub"
     file.write_text(" ".join((node.peers / f"{name}.pub").read_text().split()[:2]))

@@ -14,7 +14,7 @@ from deployment.conftest import edit
 from fedit_app.deployment import certificates
 from fedit_app.deployment.findings import GIGABYTE
 from fedit_app.deployment.node_folder import NodeFolder
-from fedit_app.deployment.node_setup import allow_app
+from fedit_app.deployment.node_setup import allow_app, init_node
 from fedit_app.deployment.server_setup import renew_certificate
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import create
@@ -248,8 +248,9 @@ def test_the_federation_key(doctor, node):
     assert "lets servers read what it sends" in told
 
 
-def test_peers(doctor, fedit, node):
-    fedit("node", "trust", node.folder, "court", node.public_key)
+def test_peers(doctor, fedit, node, tmp_path):
+    court = init_node(tmp_path / "court", "court")
+    fedit("node", "trust", node.folder, "court", court.public_key)
     edit(node, 'peers = ""', 'peers = "peers"')
     assert "asks for the signatures of court" in doctor(node.folder)[1]
     (node.folder / "peers" / "court.pub").write_text("x")
