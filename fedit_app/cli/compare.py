@@ -56,13 +56,13 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What is no editor: ft-m, locft-bf, lora, lora-fedavg, grace, in-context.",
+            help="What is no editor: ft-m, locft-bf, lora, lora-fedavg, grace, in-context, mend.",
         ),
     ] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="field: all strategies with memit, all editors with fedit, and all baselines."
+            help="field: all strategies with memit, all editors with fedit, all baselines but mend."
         ),
     ] = None,
     seeds: Seeds = None,

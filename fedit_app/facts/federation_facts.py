@@ -147,5 +147,39 @@ def that_share_a_subject(
     ]
 
 
+def apart_from(records: Iterable[EditRequest], facts: Iterable[EditRequest]) -> list[EditRequest]:
+    """Records that have nothing to do with facts, to train on what is not measured.
+
+    Their subjects are others, and none of their prompts is one of the facts'. Neighborhood prompts
+    that are one are left out of a record.
+
+    Args:
+        records: the records.
+        facts: every fact of the run.
+    """
+    facts = list(facts)
+    subjects = {fact.subject for fact in facts}
+    prompts = {
+        text
+        for fact in facts
+        for text in (*fact.asked, *fact.neighborhood_prompts, *fact.subject_prompts)
+    }
+
+    def without(record: EditRequest) -> EditRequest:
+        around, targets = record.neighborhood_prompts, record.neighborhood_targets
+        kept = [number for number, text in enumerate(around) if text not in prompts]
+        return dataclasses.replace(
+            record,
+            neighborhood_prompts=tuple(around[number] for number in kept),
+            neighborhood_targets=tuple(targets[number] for number in kept if targets),
+        )
+
+    return [
+        record if prompts.isdisjoint(record.neighborhood_prompts) else without(record)
+        for record in records
+        if record.subject not in subjects and prompts.isdisjoint(record.asked)
+    ]
+
+
 def _said(request: EditRequest) -> tuple[str, str]:
     return request.text, request.target_new

@@ -6,9 +6,10 @@ import pytest
 import tiny
 import torch
 from editing.cases import EASY, REQUESTS
+from experiments.lessons import lesson
 
 from fedit_app.evaluation.scores import nothing, score_requests, score_targets
-from fedit_app.experiments.baselines import BASELINES, fine_tuning, grace, training
+from fedit_app.experiments.baselines import BASELINES, fine_tuning, grace, mend, training
 from fedit_app.experiments.baselines.in_context import nearest_fact
 from fedit_app.experiments.baselines.lora import trained_changes
 from fedit_app.experiments.baselines.lora_fedavg import averaged_changes
@@ -38,9 +39,11 @@ def nll(model, put=nothing):
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_model_is_the_same_as_before_once_a_baseline_is_measured(model, name):
+def test_the_model_is_the_same_as_before_once_a_baseline_is_measured(model, name, monkeypatch):
+    monkeypatch.setattr(mend, "STEPS", 1)
+    monkeypatch.setattr(mend, "LEAST", 1)
     before = parameters(model)
-    with BASELINES[name](model, [EASY[:1], EASY], 1) as put:
+    with BASELINES[name](model, lesson([EASY[:1], EASY])) as put:
         learned = nll(model, put)
     now = dict(model.model.named_parameters())
     assert now.keys() == before.keys() and not any(p.requires_grad for p in now.values())
@@ -59,7 +62,7 @@ def test_the_loss_is_the_mean_nll_of_the_targets_that_evaluation_has(model):
 def test_fine_tuning_changes_the_weights_of_one_layer(model, name, monkeypatch):
     monkeypatch.setattr(fine_tuning, "RATE", 0.02)
     before = parameters(model)
-    with BASELINES[name](model, [EASY[:1], EASY], 1):
+    with BASELINES[name](model, lesson([EASY[:1], EASY])):
         changed = {n for n, p in model.model.named_parameters() if not torch.equal(p, before[n])}
         learned = sum(nll(model))
     layer = round((21 if name == "ft-m" else 22) / 32 * tiny.LAYERS)
@@ -78,10 +81,10 @@ def test_breadth_first_sees_every_fact_in_every_epoch_and_depth_first_one_after_
         return plain(model, rows)
 
     monkeypatch.setattr(fine_tuning, "target_loss", spy)
-    with BASELINES["locft-bf"](model, [EASY[:1], EASY], 1):
+    with BASELINES["locft-bf"](model, lesson([EASY[:1], EASY])):
         assert set(seen) == {3} and len(seen) <= fine_tuning.STEPS
     seen.clear()
-    with BASELINES["ft-m"](model, [EASY[:1], EASY], 1):
+    with BASELINES["ft-m"](model, lesson([EASY[:1], EASY])):
         assert set(seen) == {1}
 
 
@@ -157,7 +160,7 @@ def test_radii_grow_for_the_same_target_and_are_split_between_two():
 
 def test_a_memory_learns_its_facts_beside_one_layer_and_is_no_part_of_the_unedited_model(model):
     before = nll(model)
-    with BASELINES["grace"](model, [EASY[:1], EASY], 1) as put:
+    with BASELINES["grace"](model, lesson([EASY[:1], EASY])) as put:
         assert sum(nll(model, put)) < 0.5 * sum(before)
         assert put is not nothing  # scores are not found again by the state of the weights
         with model.unedited():

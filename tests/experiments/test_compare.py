@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from fedit_app.experiments.baselines import mend
 from fedit_app.facts import partition
 from fedit_app.flower_compat import launch
 from fedit_app.report import load_results
@@ -281,6 +282,26 @@ def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
     before = (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns
     assert fedit("compare", *options)[0] == 0 and len(simulated) == 1
     assert (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns == before
+
+
+def test_mend_is_trained_on_records_that_nobody_edits(fedit, simulated, tmp_path, monkeypatch):
+    options = ("--nodes", 2, "--strategies", "central", "--baselines", "mend")
+    shorter = {"num_slots": 1, "requests_per_slot": 2}
+    status, said = fedit("compare", *options, **shorter)
+    assert status == 1 and "mend: the data has 4 records to train on, and it needs 100" in said.out
+    monkeypatch.setattr(mend, "STEPS", 1)
+    monkeypatch.setattr(mend, "LEAST", 4)
+    plain, seen = mend.trained, []
+
+    def spy(model, records, at_once, seed):
+        seen.append(({record.subject for record in records}, at_once))
+        return plain(model, records, at_once, seed)
+
+    monkeypatch.setattr(mend, "trained", spy)
+    assert fedit("compare", *options, **shorter)[0] == 0
+    assert seen == [({"Basler", "Channel 4", "Basel", "Wales"}, 4)]
+    found = results(tmp_path / "all", "mend_baseline_seed-0")
+    assert found["summary"]["federation"]["count"] == 2 * 4, "of both nodes"
 
 
 def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simulated):

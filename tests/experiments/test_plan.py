@@ -239,8 +239,8 @@ def test_a_star_has_every_strategy_and_every_editor_once_with_the_first_of_the_o
 
 
 def test_a_baseline_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FedEditError, match="'mend' must be one of ft-m, locft-bf, lora"):
-        make_plan(tmp_path, {}, 2, "fedit", "memit", "1", baselines="mend")
+    with pytest.raises(FedEditError, match="'serac' must be one of ft-m, locft-bf, lora"):
+        make_plan(tmp_path, {}, 2, "fedit", "memit", "1", baselines="serac")
 
 
 def test_the_field_is_compared_with_fedit_and_memit():
@@ -249,4 +249,5 @@ def test_the_field_is_compared_with_fedit_and_memit():
         for option, text in field().items()
     }
     assert (found["strategies"][0], found["editors"][0]) == ("fedit", "memit")
-    assert found["strategies"] == list(STRATEGIES) and found["baselines"] == list(BASELINES)
+    assert found["strategies"] == list(STRATEGIES)
+    assert found["baselines"] == [name for name in BASELINES if name != "mend"]

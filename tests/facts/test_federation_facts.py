@@ -3,6 +3,7 @@
 import pytest
 
 from fedit_app.facts.federation_facts import (
+    apart_from,
     drawn,
     facts_for,
     facts_received,
@@ -145,3 +146,27 @@ def test_a_sample_is_the_same_in_any_part_and_any_order():
     part = facts[:25]
     assert set(chosen) & set(part) <= set(drawn(part, 10))
     assert drawn(facts, 0) == drawn(facts, 40) == facts
+
+
+def test_records_to_train_on_have_other_subjects_and_prompts_than_the_facts():
+    def record(id_: str, subject: str, **more: tuple[str, ...]) -> EditRequest:
+        return EditRequest(id_, subject, "{} is in", "Rome", **more)
+
+    facts = [
+        record("fact", "Tower", paraphrase_prompts=("See the Tower in",)),
+        record("other", "Gate", neighborhood_prompts=("Dome is in", "Arch is in")),
+    ]
+    around = ("Arch is in", "Wall is in", "See the Tower in")
+    records = [
+        *facts,
+        record("same subject", "Tower", paraphrase_prompts=("Where is it?",)),
+        record("asked beside a fact", "Dome"),
+        record("plain", "Mill"),
+        record("around", "Port", neighborhood_prompts=around, neighborhood_targets=("a", "b", "c")),
+        record("around, no targets", "Moat", neighborhood_prompts=around),
+    ]
+    plain, targets, none = apart_from(records, iter(facts))
+    assert plain is records[4]
+    assert (targets.id, targets.neighborhood_prompts) == ("around", ("Wall is in",))
+    assert targets.neighborhood_targets == ("b",)
+    assert (none.neighborhood_prompts, none.neighborhood_targets) == (("Wall is in",), ())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedit_app.evaluation.scores import Before, nothing
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss, together
+from fedit_app.experiments.baselines.training import Lesson, descend, fact_rows, target_loss
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
@@ -35,23 +35,19 @@ def tuned_layer(model: EditableModel, known: Mapping[tuple[str, int], int]) -> i
 
 
 @contextmanager
-def ft_m(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def ft_m(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """FT-M: 25 steps on the first fact, then on the second one, and so on."""
-    facts = together(groups)
+    facts = lesson.facts
     alone = [[[[number]]] * STEPS for number in range(len(facts))]
     with _tuned(model, tuned_layer(model, _FT_M), facts, alone):
         yield nothing
 
 
 @contextmanager
-def locft_bf(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def locft_bf(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """LocFT-BF: 25 epochs over all facts in new orders."""
-    facts = together(groups)
-    random = np.random.default_rng(seed)
+    facts = lesson.facts
+    random = np.random.default_rng(lesson.seed)
     orders = [random.permutation(len(facts)).tolist() for _ in range(STEPS)]
     epochs = [[o[at : at + BATCH] for at in range(0, len(o), BATCH)] for o in orders]
     with _tuned(model, tuned_layer(model, _LOCFT_BF), facts, [epochs]):

@@ -11,7 +11,7 @@ weight changes: whoever serves the model has to serve the memory with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,13 @@ from torch import Tensor
 
 from fedit_app.evaluation.scores import Before, last_states
 from fedit_app.experiments.baselines.fine_tuning import tuned_layer
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss, together
-from fedit_app.facts.request import EditRequest
+from fedit_app.experiments.baselines.training import (
+    Lesson,
+    descend,
+    fact_rows,
+    no_text,
+    target_loss,
+)
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import TokenRow, pad
 
@@ -99,19 +104,12 @@ class Memory:
         return torch.where(held, chosen, outputs)
 
 
-def _no_text(_: str) -> str:
-    """Nothing before any prompt, where scores do not depend on the weights alone."""
-    return ""
-
-
 @contextmanager
-def grace(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def grace(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """The model with a memory of the facts, learned one after another."""
-    facts = together(groups)
+    facts = lesson.facts
     layer, memory = tuned_layer(model, _LAYERS), Memory()
-    torch.manual_seed(seed)
+    torch.manual_seed(lesson.seed)
 
     def answer(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output if model.shows_base else memory.read(inputs[0], output)
@@ -120,7 +118,7 @@ def grace(
     try:
         for fact, row in zip(facts, fact_rows(model, facts), strict=True):
             _learn(model, layer, memory, fact.target_new, row)
-        yield _no_text
+        yield no_text
     finally:
         hook.remove()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fedit_app.evaluation.scores import Before
-from fedit_app.experiments.baselines.training import together
+from fedit_app.experiments.baselines.training import Lesson
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
@@ -20,12 +20,9 @@ _WORDS = r"(?u)\b\w+\b"
 
 
 @contextmanager
-def in_context(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def in_context(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """Before each prompt the fact that is nearest to it."""
-    facts = together(groups)
-    yield nearest_fact(facts)
+    yield nearest_fact(lesson.facts)
 
 
 def nearest_fact(facts: Sequence[EditRequest]) -> Before:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from fedit_app.evaluation.scores import Before, nothing
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss, together
+from fedit_app.experiments.baselines.training import Lesson, descend, fact_rows, target_loss
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
@@ -27,16 +27,13 @@ NAME = "facts"
 
 
 @contextmanager
-def lora(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def lora(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """The model with a trained adapter merged into its weights.
 
     Raises:
         FedEditError: PEFT is not installed.
     """
-    facts = together(groups)
-    with model.edited(trained_changes(model, facts, seed)):
+    with model.edited(trained_changes(model, lesson.facts, lesson.seed)):
         yield nothing
 
 

@@ -28,7 +28,7 @@ from fedit_app.experiments.baselines.lora import (
     changes_of,
     peft,
 )
-from fedit_app.experiments.baselines.training import descend, fact_rows, target_loss
+from fedit_app.experiments.baselines.training import Lesson, descend, fact_rows, target_loss
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.tokens import TokenRow
@@ -38,15 +38,13 @@ ROUNDS = 5
 
 
 @contextmanager
-def lora_fedavg(
-    model: EditableModel, groups: Sequence[Sequence[EditRequest]], seed: int
-) -> Iterator[Before]:
+def lora_fedavg(model: EditableModel, lesson: Lesson) -> Iterator[Before]:
     """The model with the averaged adapter merged into its weights.
 
     Raises:
         FedEditError: PEFT is not installed.
     """
-    with model.edited(averaged_changes(model, groups, seed)):
+    with model.edited(averaged_changes(model, lesson.groups, lesson.seed)):
         yield nothing
 
 

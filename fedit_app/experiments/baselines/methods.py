@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from fedit_app.evaluation.scores import Before
@@ -11,14 +11,13 @@ from fedit_app.experiments.baselines.grace import grace
 from fedit_app.experiments.baselines.in_context import in_context
 from fedit_app.experiments.baselines.lora import lora
 from fedit_app.experiments.baselines.lora_fedavg import lora_fedavg
-from fedit_app.facts.request import EditRequest
+from fedit_app.experiments.baselines.mend import mend
+from fedit_app.experiments.baselines.training import Lesson
 from fedit_app.models.editable import EditableModel
 
-Baseline = Callable[
-    [EditableModel, Sequence[Sequence[EditRequest]], int], AbstractContextManager[Before]
-]
-"""(model, facts of each node, seed) -> a block in which the model has learned the facts; it is
-given what is put before each prompt, see `evaluation.scores`."""
+Baseline = Callable[[EditableModel, Lesson], AbstractContextManager[Before]]
+"""(model, lesson) -> a block in which the model has learned the lesson's facts; it is given what is
+put before each prompt, see `evaluation.scores`."""
 
 BASELINES: dict[str, Baseline] = {
     "ft-m": ft_m,
@@ -27,5 +26,6 @@ BASELINES: dict[str, Baseline] = {
     "lora-fedavg": lora_fedavg,
     "grace": grace,
     "in-context": in_context,
+    "mend": mend,
 }
 """To add a baseline, write a module with such a function and name it here."""

@@ -14,7 +14,9 @@ from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.scores import Before, nothing, score_requests
 from fedit_app.experiments.baselines.methods import BASELINES
+from fedit_app.experiments.baselines.training import Lesson
 from fedit_app.facts.federation_facts import (
+    apart_from,
     drawn,
     facts_for,
     that_must_stay,
@@ -22,6 +24,7 @@ from fedit_app.facts.federation_facts import (
 )
 from fedit_app.facts.partition import simulated_nodes
 from fedit_app.facts.request import EditRequest
+from fedit_app.facts.sources import read_data
 from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedding import embed
 from fedit_app.models.loading import load_model
@@ -54,9 +57,9 @@ def run_baseline(values: Mapping[str, Any], nodes: int) -> Results:
         everybody = asked.everybody(model)
         record.met(model.fingerprint, nodes, simulated=True)
         asked.measure(0, model, everybody, nothing)
-        groups = list(everybody.values())
+        lesson = Lesson([*everybody.values()], config.seed, lambda: asked.spare(everybody))
         last, began = config.num_slots, time.perf_counter()
-        with BASELINES[config.strategy](model, groups, config.seed) as before:
+        with BASELINES[config.strategy](model, lesson) as before:
             record.took(last, "edit", time.perf_counter() - began)
             for name, own in everybody.items():
                 record.count(last, name, requests=len(own))
@@ -84,6 +87,11 @@ class _Asked:
             own = [request for slot in data.slots(self._config) for request in slot]
             found[data.name] = that_fit(model, own, skip_bad=skip_bad)
         return dict(sorted(found.items()))
+
+    def spare(self, everybody: Mapping[str, Sequence[EditRequest]]) -> list[EditRequest]:
+        """The records of the data that have nothing to do with what the nodes edit."""
+        edited = [request for own in everybody.values() for request in own]
+        return apart_from(read_data(self._config), edited)
 
     def measure(
         self,

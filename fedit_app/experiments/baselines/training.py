@@ -1,8 +1,9 @@
-"""Gradient steps on the targets of facts, which the fine-tuning baselines share."""
+"""What baselines share: the facts to be learned, and gradient steps on their targets."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,9 +17,30 @@ ENOUGH = 1e-2
 """A batch whose loss is below this one is left alone (the threshold of EasyEdit and LocFT-BF)."""
 
 
-def together(groups: Sequence[Sequence[EditRequest]]) -> list[EditRequest]:
-    """The facts of all nodes in one place, each once."""
-    return list(dict.fromkeys(fact for own in groups for fact in own))
+@dataclass(frozen=True)
+class Lesson:
+    """What a baseline learns, and from what.
+
+    Attributes:
+        groups: the facts of each node.
+        seed: of all that is random.
+        spare: reads the records of the run's data that nobody edits and that have nothing to do
+            with the facts, for a method that is trained before it edits.
+    """
+
+    groups: Sequence[Sequence[EditRequest]]
+    seed: int
+    spare: Callable[[], Sequence[EditRequest]]
+
+    @property
+    def facts(self) -> list[EditRequest]:
+        """The facts of all nodes in one place, each once."""
+        return list(dict.fromkeys(fact for own in self.groups for fact in own))
+
+
+def no_text(_: str) -> str:
+    """Nothing before any prompt, where scores do not depend on W_out alone."""
+    return ""
 
 
 def fact_rows(model: EditableModel, requests: Sequence[EditRequest]) -> list[TokenRow]:
