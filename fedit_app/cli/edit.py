@@ -74,7 +74,7 @@ def edit(
     """Edit facts into one model, and write it."""
     from fedit_app.ledger.edited_model import form_of, ledger_in
     from fedit_app.ledger.editor import Editor
-    from fedit_app.ledger.export import check_export
+    from fedit_app.ledger.export import check_export, check_space
     from fedit_app.ledger.one_call import output_of
     from fedit_app.ledger.request_texts import check_new
 
@@ -99,6 +99,7 @@ def edit(
     if dry_run:
         write(_plan(editor, editor.check(asked)), Format.AUTO)
         return
+    check_space(written, folder, editor.bench.model.name)
     report = editor.edit(asked)
     asked = [edited.request for edited in report.facts]
     measured = editor.measure()

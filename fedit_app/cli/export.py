@@ -41,12 +41,14 @@ def export(
 ) -> None:
     """Write a node's edited model for other software."""
     from fedit_app.cli.places import find_place
-    from fedit_app.ledger.export import check_export, write_export
+    from fedit_app.ledger.export import check_export, check_space, write_export
     from fedit_app.models.checkpoint import stored_dtype
     from fedit_app.models.loading import resolve_model
 
     check_export(form.value, output, rank)
     found = find_place(place, node, federation)
+    if found.config is not None:
+        check_space(form.value, output, found.config.model)
     ledger = found.open()
     bench = found.workbench(ledger)
     dtype = stored_dtype(resolve_model(bench.model.name))

@@ -33,6 +33,7 @@ from fedit_app.cli import (
 )
 from fedit_app.cli.options import DEPLOYING, LOOKING, RESEARCH, RUNNING
 from fedit_app.support.errors import FedEditError
+from fedit_app.support.files import not_writable
 from fedit_app.support.formats import printable
 from fedit_app.support.log import set_up_logging
 
@@ -125,6 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         return _refuse(" ".join(error.format_message().split()).rstrip(".") + where)
+    except Exception as error:
+        reason = not_writable(error)
+        if not reason:
+            raise
+        place = getattr(error, "filename", None) or "a file"
+        return _refuse(f"{place}: cannot be written ({reason}); free some space and repeat it")
     if status == _INTERRUPTED:
         sys.stderr.write("fedit: interrupted\n")
     return status or 0

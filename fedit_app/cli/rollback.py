@@ -51,6 +51,8 @@ def rollback(
     """Take MKVs out of an edited model or a node's ledger, exactly; they do not come back."""
     from fedit_app.cli.places import find_place
     from fedit_app.config.run_config import RunConfig
+    from fedit_app.ledger.edited_model import form_of
+    from fedit_app.ledger.export import check_space
     from fedit_app.ledger.rollback import plan_rollback, roll_back
 
     if sum(bool(way) for way in (mkv, origin, after is not None, allow)) != 1:
@@ -62,6 +64,8 @@ def rollback(
         return
     ids = _chosen(ledger, mkv or (), origin, after)
     config = found.config or RunConfig()
+    if found.model and found.config and not dry_run:
+        check_space(form_of(found.model), found.model, config.model)
     plan = plan_rollback(ledger, ids, config, found.node)
     parts = _changes(ledger, plan, found)
     if not no_metrics:

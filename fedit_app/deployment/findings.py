@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import cache_dir
+from fedit_app.support.files import cache_dir, free_bytes
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 GIGABYTE = 1e9
@@ -96,8 +95,7 @@ def _versions() -> Iterable[Finding]:
 
 def disk(folder: Path) -> Finding:
     """Free space where a folder is, or will be."""
-    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(existing).free / GIGABYTE
+    free = free_bytes(folder) / GIGABYTE
     text = f"{free:.1f} GB free for {folder}"
     if free < _HARDLY_DISK:
         return Finding(FAIL, "disk", f"{text}; free some space, or writing will fail soon")

@@ -12,9 +12,11 @@ from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import Adapter, adapter, write_adapter
 from fedit_app.ledger.model_card import model_card
-from fedit_app.models.checkpoint import DTYPES
+from fedit_app.models.checkpoint import DTYPES, weight_files
+from fedit_app.models.loading import resolve_model
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.files import new_folder
+from fedit_app.support.files import free_bytes, new_folder
+from fedit_app.support.formats import byte_size
 
 FORMS = ("hf", "lora", "delta")
 
@@ -67,6 +69,28 @@ def check_export(form: str, output: Path | None, rank: int | None = None) -> Non
         raise FedEditError(f"--rank {rank}: is for --format lora, and at least 1")
     if output is not None and output.exists():
         raise FedEditError(f"--output {output}: exists already; name a folder that does not")
+
+
+def check_space(form: str, output: Path, model: str) -> None:
+    """Check, before anything is computed, that the disk has room for a whole model.
+
+    Args:
+        form: see `write_export`; the other forms are small.
+        output: the folder to make, or to replace, which stays until the new one is complete.
+        model: name of the base model, whose weights take as much.
+
+    Raises:
+        FedEditError: it has not.
+    """
+    if form != "hf":
+        return
+    needed = sum(file.stat().st_size for file in weight_files(resolve_model(model)))
+    free = free_bytes(output.expanduser().absolute())
+    if free < needed:
+        raise FedEditError(
+            f"{output}: no space on its disk for the model, which takes {byte_size(needed)} where "
+            f"{byte_size(free)} are free; nothing was changed. Free some space there"
+        )
 
 
 def write_parts(

@@ -12,7 +12,7 @@ from fedit_app.facts.sources import load_requests
 from fedit_app.ledger.edit_report import EditReport
 from fedit_app.ledger.edited_model import form_of, ledger_in
 from fedit_app.ledger.editor import Editor
-from fedit_app.ledger.export import check_export
+from fedit_app.ledger.export import check_export, check_space
 from fedit_app.ledger.request_texts import check_new
 from fedit_app.models.answers import Answer, answer
 from fedit_app.models.loading import load_model
@@ -56,8 +56,9 @@ def edit(
     if known is not None:
         check_new(known, requests)
     made = Editor.from_pretrained(model, editor, ledger=None, node=node, **settings)
-    report = made.edit(requests)
     form = "hf" if output is not None else form_of(target)
+    check_space(form, target, made.bench.model.name)
+    report = made.edit(requests)
     made.save_pretrained(target, form, replace=output is None)
     return report
 

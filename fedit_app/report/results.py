@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedit_app.protocol.metrics import Metrics, Neutral
 from fedit_app.support.errors import FedEditError, shown
-from fedit_app.support.files import make_folder, to_disk, write_file
+from fedit_app.support.files import make_folder, to_disk, write_file, writing
 
 SCHEMA: Final = 2
 
@@ -316,21 +316,25 @@ def append_line(path: str | Path, line: SlotLine) -> None:
     Args:
         path: the file to append to; it and its folder are made if they are missing.
         line: the line.
+
+    Raises:
+        FedEditError: the disk is full or read-only.
     """
     path = Path(path)
-    make_folder(path.parent)
-    new = not path.exists()
-    text = line.model_dump_json().encode() + b"\n"
-    with path.open("a+b") as file:
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                text = b"\n" + text
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        to_disk(path.parent)
+    with writing(path):
+        make_folder(path.parent)
+        new = not path.exists()
+        text = line.model_dump_json().encode() + b"\n"
+        with path.open("a+b") as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    text = b"\n" + text
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            to_disk(path.parent)
 
 
 def load_results(path: str | Path) -> Results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,9 +19,52 @@ from fedit_app.support.errors import FedEditError
 
 # Errors of a full or read-only disk.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# How Python, and libraries in Rust (safetensors, tokenizers), write a system's error into a text.
+_NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 
 # Ends of the names of a folder that is being filled, and of the one in whose place it goes.
 _PARTS = ("tmp", "old")
+
+
+def not_writable(error: Exception) -> str:
+    """The system's words for a full or read-only disk, if an error comes of one; "" if not."""
+    found = {getattr(error, "errno", None)}
+    found |= {int(one or other) for one, other in _NUMBER.findall(str(error))}
+    for number in _NOT_WRITABLE:
+        if number in found:
+            return os.strerror(number)
+    return ""
+
+
+@contextmanager
+def writing(path: Path, consequence: str = "") -> Iterator[None]:
+    """Name what is being written in the error of a full or read-only disk.
+
+    Args:
+        path: the file or folder.
+        consequence: what follows from the error; a clause that continues the sentence, or "".
+
+    Raises:
+        FedEditError: the disk is full or read-only.
+    """
+    try:
+        yield
+    except FedEditError:
+        raise
+    except Exception as error:
+        reason = not_writable(error)
+        if not reason:
+            raise
+        raise FedEditError(
+            f"{path}: cannot be written ({reason}){consequence}; free some space, or make the disk "
+            "writable"
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """The free space where a file or folder is, or would be made."""
+    existing = next(part for part in (path, *path.absolute().parents) if part.exists())
+    return shutil.disk_usage(existing).free
 
 
 @contextmanager
@@ -42,21 +86,15 @@ def replace_file(path: Path, mode: int = 0o666, lasting: bool = True) -> Iterato
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        make_folder(path.parent)
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        yield temporary
-        if lasting:
-            to_disk(temporary)
-        temporary.replace(path)
-        if lasting:
-            to_disk(path.parent)
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
-        raise FedEditError(
-            f"{path}: cannot be written ({error.strerror}); free some space, or make the disk "
-            "writable"
-        ) from error
+        with writing(path):
+            make_folder(path.parent)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            yield temporary
+            if lasting:
+                to_disk(temporary)
+            temporary.replace(path)
+            if lasting:
+                to_disk(path.parent)
     finally:
         with suppress(OSError):  # a read-only disk refuses this as well, and holds no such file
             temporary.unlink(missing_ok=True)
@@ -95,23 +133,25 @@ def new_folder(
         The temporary folder to write to; it is removed after an error.
 
     Raises:
-        FedEditError: `path` exists already, and is not to be replaced.
+        FedEditError: `path` exists already, and is not to be replaced; or the disk is full or
+            read-only.
     """
     if path.exists() and not replace:
         raise FedEditError(f"{path}: exists already; name a folder that does not")
-    make_folder(path.parent)
     name = f".{path.name}.{secrets.token_hex(8)}"
     temporary, former = (path.with_name(f"{name}.{end}") for end in _PARTS)
-    temporary.mkdir()
     try:
-        yield temporary
-        for part in (*temporary.rglob("*"), temporary):
-            if not part.is_symlink():
-                to_disk(part)
-        with swap or nullcontext():
-            if path.exists():
-                path.rename(former)
-            temporary.rename(path)
+        with writing(path, ", and nothing was changed"):
+            make_folder(path.parent)
+            temporary.mkdir()
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                if not part.is_symlink():
+                    to_disk(part)
+            with swap or nullcontext():
+                if path.exists():
+                    path.rename(former)
+                temporary.rename(path)
         to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

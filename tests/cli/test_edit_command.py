@@ -1,6 +1,7 @@
 """`fedit edit`: one model, without a federation, and what goes on from the folder that it makes."""
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -276,15 +277,22 @@ def test_a_dry_run_tells_keys_time_and_memory_and_changes_nothing(edited, fedit)
     assert "already in the ledger: 1" in said
 
 
-def test_a_failed_edit_leaves_the_folder_as_it_was(edited, fedit, monkeypatch):
+@pytest.mark.parametrize("command", ["edit", "rollback"])
+def test_a_full_disk_leaves_the_folder_as_it_was(edited, fedit, monkeypatch, command):
     before = {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()}
+    more = fact(SECOND) if command == "edit" else ["--mkv", *mkvs(edited), "--no-metrics"]
 
     def full(*_, **__):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fedit_app.ledger.edited_model.write_parts", full)
-    with pytest.raises(OSError, match="no space"):
-        main(["edit", str(edited), *fact(SECOND)])
+    with monkeypatch.context() as patch:
+        patch.setattr("fedit_app.ledger.edited_model.write_parts", full)
+        said = fedit(command, edited, *more, status=2)
+    assert f"{edited}: cannot be written (No space left on device), and nothing was" in said
+    monkeypatch.setattr("fedit_app.ledger.export.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("fedit_app.ledger.editor.Editor.edit", None)
+    said = fedit(command, edited, *more, status=2)
+    assert f"{edited}: no space on its disk for the model" in said and "1.0 kB are free" in said
     assert {file: file.read_bytes() for file in edited.rglob("*") if file.is_file()} == before
     assert [path.name for path in edited.parent.glob(".*")] == []
 

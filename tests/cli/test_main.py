@@ -1,5 +1,6 @@
 """The `fedit` command itself: its help, what it loads, how it refuses, and how it prints."""
 
+import errno
 import json
 import os
 import pty
@@ -49,6 +50,17 @@ def test_help_loads_nothing_heavy():
 def test_every_command_has_help(arguments, capsys):
     assert main([*arguments, "-h"]) == 0
     assert f"fedit {' '.join(arguments)}" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_in_one_line_by_every_command(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("fedit_app.deployment.node_setup.init_node", full)
+    assert main(["node", "init", str(tmp_path), "--name", "a"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fedit: error: {tmp_path}: cannot be written (No space left on device)")
+    assert said.count("\n") == 1
 
 
 def test_version(capsys):

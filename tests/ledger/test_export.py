@@ -1,5 +1,6 @@
 """What an export says is what the edited model says, read by the public libraries alone."""
 
+import errno
 import json
 import re
 from datetime import UTC, datetime
@@ -248,12 +249,27 @@ def test_what_is_there_is_not_overwritten(run, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("form", ["hf", "lora", "delta"])
+def test_a_full_disk_leaves_nothing_of_an_export(run, tmp_path, monkeypatch, capsys, form):
     def full(*_, **__):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("fedit_app.ledger.export.save_file", full)
+    monkeypatch.setattr("fedit_app.ledger.lora.save_file", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     arguments = ["export", str(run[2]), "--node", "bank", "--output", str(tmp_path / "new")]
-    with pytest.raises(OSError, match="no space"):
-        main([*arguments, "--format", "delta"])
+    assert main([*arguments, "--format", form]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "fedit: error" in line)
+    assert f"{tmp_path / 'new'}: cannot be written (No space left on device), and nothing" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_refused_before_it_is_made(
+    run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("fedit_app.ledger.export.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("fedit_app.cli.places.workbench_for", None)
+    arguments = ["export", str(run[2]), "--node", "bank", "--output", str(tmp_path / "new")]
+    assert main([*arguments, "--format", "hf"]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'new'}: no space on its disk" in told and "nothing was changed" in told

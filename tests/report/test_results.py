@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -57,6 +58,15 @@ def test_failed_write_keeps_the_old_file(sample, tmp_path, monkeypatch):
         write_results(path, sample("central"))
     assert load_results(path).strategy == "local"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_line_on_a_full_disk_is_told_with_its_file(tmp_path, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(FedEditError, match="metrics.jsonl: cannot be written .No space left"):
+        append_line(tmp_path / "metrics.jsonl", line())
 
 
 def test_lines_are_appended(tmp_path):

@@ -1,10 +1,14 @@
 """Files that others can neither read, redirect nor lose."""
 
+import errno
 import os
+import shutil
 import stat
 
 import pytest
+from safetensors import SafetensorError
 
+from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import (
     make_folder,
     new_folder,
@@ -87,3 +91,32 @@ def test_the_files_of_a_folder_are_on_the_disk_before_it_has_its_name(tmp_path, 
         (folder / "part" / "file").write_text("x")
     for made in (tmp_path / "new", tmp_path / "new" / "part", tmp_path / "new" / "part" / "file"):
         assert synced[made.stat().st_ino] is False
+
+
+# What Python, shutil.copytree, and the libraries in Rust raise on a full disk.
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device", "model.bin"),
+    shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_full_disk_leaves_a_folder_as_it_was_and_is_told_in_one_line(tmp_path, error, replace):
+    path = tmp_path / "edited"
+    if replace:
+        path.mkdir()
+        (path / "old").write_text("x")
+    told = "edited: cannot be written .No space left on device., and nothing was changed"
+    with pytest.raises(FedEditError, match=told), new_folder(path, replace) as folder:
+        (folder / "half").write_text("x")
+        raise error
+    assert [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("*"))] == (
+        ["edited", "edited/old"] if replace else []
+    )
+
+
+def test_another_error_while_a_folder_is_filled_is_passed_on(tmp_path):
+    with pytest.raises(OSError, match="within"), new_folder(tmp_path / "edited"):
+        raise OSError(errno.EIO, "within")
