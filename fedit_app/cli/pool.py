@@ -288,7 +288,12 @@ def withdrawals(source: Source, form: FormatOption = Format.AUTO) -> None:
         say("nothing was withdrawn")
         return
     columns = ("id", "withdrawn by", "in the pool", "gone at")
-    write({"withdrawals": Table(columns, rows, code=("id",))}, form)
+    parts: dict[str, Part] = {
+        "withdrawals": Table(columns, rows, code=("id",)),
+        "others": "Other pools, such as pool/ of an earlier run's folder, keep what they hold of "
+        "these: fedit pool prune RUN --node NAME --id ID takes one out, with its bytes.",
+    }
+    write(parts, form)
 
 
 @app.command()

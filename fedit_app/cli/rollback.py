@@ -135,7 +135,7 @@ def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, P
         it = "It" if one else "They"
         lines.append(f"{it} overruled {listing(plan.restored)}, which {hold} again.")
     if place.model is None:
-        lines += _for_a_node(plan)
+        lines += _for_a_node(plan, place.node)
     else:
         shown = ", ".join(map(printable, [*plan.set_aside, *plan.reopened]))
         lines += [f"Facts that are no longer in the model: {shown or 'none'}", _again(place.model)]
@@ -150,13 +150,16 @@ def _changes(before: Ledger, plan: Rollback, place: places.Place) -> dict[str, P
     }
 
 
-def _for_a_node(plan: Rollback) -> list[str]:
+def _for_a_node(plan: Rollback, node: str) -> list[str]:
     """What a rollback means to a node of a federation."""
     lines = []
     if plan.withdrawn:
         lines.append(
             f"{plural(len(plan.withdrawn), 'MKV')} of this node's own: withdrawn. The other nodes "
-            "take them out in the next run in which this node takes part."
+            "take them out in the next run in which this node takes part, and that run's pool is "
+            "cleared of them.\n"
+            "The pools of earlier runs, if they are others, keep them until the server's operator "
+            f"takes each out: fedit pool prune RUN --node {typed(node)} --id ID"
         )
     if plan.set_aside:
         shown = ", ".join(map(printable, plan.set_aside))

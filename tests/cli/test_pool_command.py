@@ -494,3 +494,25 @@ def test_withdrawals_are_listed_with_who_has_confirmed_them(fedit, folder, mkvs)
     assert status == 0
     (row,) = json.loads(out)["withdrawals"]
     assert list(row.values()) == [id_, "bank", "no", "court"]
+
+
+def test_the_pool_of_an_earlier_run_keeps_a_withdrawn_mkv_until_it_is_taken_out(
+    fedit, folder, mkvs, tmp_path
+):
+    (folder.parent / "config.toml").write_text('pool-uri = ""\n')
+    later = MKVPool(str(tmp_path / "later" / "pool"))
+    one = mkvs["old-4"]
+    later.append([one])
+    withdraw(later, "bank", {one.id})
+    status, out, _ = fedit("withdrawals", tmp_path / "later" / "pool")
+    said = " ".join(out.split())
+    assert status == 0 and "fedit pool prune RUN --node NAME --id ID" in said
+
+    def stays(run):
+        payload = to_bytes(one)
+        return any(payload in file.read_bytes() for file in run.rglob("*") if file.is_file())
+
+    assert stays(folder.parent) and not stays(tmp_path / "later")
+    options = ("--node", "bank", "--id", one.id)
+    assert "1 of 7 MKVs taken out" in fedit("prune", folder.parent, *options)[1]
+    assert not stays(folder.parent)

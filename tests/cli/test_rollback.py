@@ -137,6 +137,7 @@ def test_a_withdrawal_reaches_the_others_in_the_next_run(fedit, sites):
     status, out, _ = fedit("rollback", sites.root / "bank", "--mkv", mine[:10], "--no-metrics")
     assert status == 0
     assert "1 MKV of this node's own: withdrawn" in out and request in out
+    assert "fedit pool prune RUN --node bank --id ID" in out
     results = sites.run("second", "bank", "hospital")
 
     assert results["failed_nodes"] == []
