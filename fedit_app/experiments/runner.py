@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 LOGS = "logs"
 _COMPLETED = "finished:completed"
-_ERROR = re.compile(r"\b\w*Error: (?P<text>.+)")
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception): (?P<text>.+)")
+_FOLLOWS = re.compile("(direct cause of the following|another) exception( occurred)?:$")
+# What Flower raises whatever has failed.
+_SAYS_NOTHING = ("Simulation Runtime crashed.", "An error was encountered. Ending simulation.")
 
 
 class Todo(Enum):
@@ -146,15 +149,13 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
     if step.run.is_baseline:
         return _baseline(step)
     log.parent.mkdir(parents=True, exist_ok=True)
-    last_error = ""
+    cause = _Cause()
     with log.open("a" if step.todo is Todo.RESUME else "w", encoding="utf-8") as stream:
 
         def keep(line: str) -> None:
-            nonlocal last_error
             stream.write(f"{line}\n")
             stream.flush()
-            found = _ERROR.search(line)
-            last_error = found["text"] if found else last_error
+            cause.read(line)
 
         try:
             status = simulate(_values(step.run, step.todo), step.nodes, keep)
@@ -162,7 +163,27 @@ def _run(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> str:
             return str(error)
     if status == _COMPLETED:
         return ""
-    return f"{last_error or status} (log: {LOGS}/{log.name})"
+    return f"{cause.text or status} (log: {LOGS}/{log.name})"
+
+
+class _Cause:
+    """Why a run failed: the last exception in its log, of several that follow from one the first.
+
+    Attributes:
+        text: what the exception says; "" if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.text, self._follows = "", False
+
+    def read(self, line: str) -> None:
+        """Take in a line of the log."""
+        if _FOLLOWS.search(line):
+            self._follows = True
+        elif found := _ERROR.search(line):
+            if not self._follows and found["text"] not in _SAYS_NOTHING:
+                self.text = found["text"]
+            self._follows = False
 
 
 def _baseline(step: Step) -> str:

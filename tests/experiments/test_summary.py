@@ -194,6 +194,57 @@ def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
     }
 
 
+SURVIVED = "Traceback (most recent call last):\nValueError: a node stumbled\nINFO : slot 2"
+CRASHED = """\
+ERROR :     Traceback (most recent call last):
+    raise Exception(
+Exception: The current node timed out during startup. The GCS may be overloaded.
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+    raise RuntimeError("Simulation Runtime crashed.") from ex
+RuntimeError: Simulation Runtime crashed.
+"""
+ENDED = f"""{CRASHED}
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+RuntimeError: An error was encountered. Ending simulation.
+ERROR :     Exit Code: 700"""
+TWICE = """\
+Traceback (most recent call last):
+fedit_app.support.errors.FedEditError: slot 1: no node answered
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+OSError: [Errno 28] No space left on device"""
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (ENDED, "The current node timed out during startup. The GCS may be overloaded."),
+        (f"{SURVIVED}\n{CRASHED}\n{ENDED}", "The current node timed out during startup. "),
+        (f"{SURVIVED}\n{TWICE}", "slot 1: no node answered"),
+        ("RuntimeError: Simulation Runtime crashed.", "finished:failed"),
+    ],
+    ids=["a chain", "after what was survived", "while another was handled", "nothing is said"],
+)
+def test_the_reason_of_a_failed_run_is_what_went_wrong_first(plan, tmp_path, log, reason):
+    made = plan("1", strategies="local")
+    (tmp_path / "all" / made.runs[0].name / "results.json").unlink()
+
+    def simulate(values, nodes, on_line):
+        for line in log.splitlines():
+            on_line(line)
+        return "finished:failed"
+
+    (told,) = execute(prepare(made), simulate).values()
+    assert told.startswith(reason) and told.endswith("(log: logs/local_memit_seed-1.log)")
+
+
 def test_the_tables(plan):
     comparison = summarise(plan(), {})
     table = methods_table(comparison, ("score", "neutral.kl"))
