@@ -38,7 +38,7 @@ def render_live(progress: RunProgress, results: Results | None, nonce: str) -> s
     return render(
         "live",
         _plots(results),
-        title=f"FedEdit run: {progress.strategy} on {progress.model}",
+        title=" on ".join(filter(None, (f"FedEdit run: {progress.strategy}", progress.model))),
         nonce=nonce,
         milliseconds=1000 * _SECONDS,
         **_shown(progress, results),
@@ -64,8 +64,9 @@ def _shown(progress: RunProgress, results: Results | None) -> dict[str, object]:
     now = datetime.now(UTC)
     slots = results.slots if results else []
     where = f"slot {progress.slot} of {progress.slots}" if progress.slot else "before slot 1"
+    names = ("FedEdit run", progress.strategy, progress.editor, progress.model)
     return {
-        "eyebrow": f"FedEdit run · {progress.strategy} · {progress.editor} · {progress.model}",
+        "eyebrow": " · ".join(filter(None, names)),
         "headline": f"{where[0].upper()}{where[1:]}: {progress.stage}",
         "status": "Running",
         "status_class": "mixed" if progress.failed_nodes else "good",

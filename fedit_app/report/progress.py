@@ -37,7 +37,7 @@ class RunProgress(Part):
 
     Attributes:
         status: running, completed or failed.
-        strategy, editor, model: their names.
+        strategy, editor, model: their names; None for the model until the nodes have agreed.
         slots: how many slots the run has.
         slot: the one under way; 0 before the first one.
         stage: hello, before, edit, reedit, compose or evaluate.
@@ -52,7 +52,7 @@ class RunProgress(Part):
     status: str
     strategy: str
     editor: str
-    model: str
+    model: str | None
     slots: int
     slot: int
     stage: str

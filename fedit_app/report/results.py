@@ -214,7 +214,10 @@ class SlotResult(Costs):
 
 
 class ModelName(Part):
-    """The model's name, and the fingerprint that all nodes agree on; None until they do."""
+    """What the nodes' model is called, and the fingerprint on which they agree; None until they do.
+
+    Until then the name is the run configuration's.
+    """
 
     name: str
     fingerprint: str | None

@@ -61,7 +61,8 @@ def run_federation(grid: Grid, context: Context) -> Results:
     try:
         agreement = gather(run_grid, config)
         connected = len(run_grid.all_node_ids())
-        record.met(agreement.fingerprint, connected, agreement.simulated)
+        name = agreement.model_name(config.model)
+        record.met(agreement.fingerprint, connected, agreement.simulated, name)
         same = SameFact(same_key=config.same_key_threshold)
         pool = MKVPool(pool_location(config, context.run_id), same)
         strategy = factory(config, pool, agreement.fingerprint)

@@ -51,6 +51,17 @@ class Agreement:
         """The fingerprint of the run's MKVs."""
         return fingerprint_of(self.components)
 
+    def model_name(self, of_run: str) -> str:
+        """What the members' model is called.
+
+        Args:
+            of_run: the run's model, which virtual nodes load. A real node may have its own, and
+                tells its hash only: a folder's name is the node's affair.
+        """
+        if self.simulated:
+            return of_run
+        return f"the nodes' model {self.components.get('model', self.fingerprint)[:12]}"
+
     @property
     def sealed(self) -> bool:
         """Whether the nodes seal what they send."""

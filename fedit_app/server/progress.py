@@ -31,7 +31,7 @@ class Progress:
             status="running",
             strategy=config.strategy,
             editor=config.editor,
-            model=config.model,
+            model=None,
             slots=config.num_slots,
             slot=0,
             stage="hello",
@@ -42,6 +42,11 @@ class Progress:
             nodes={},
             failed_nodes=[],
         )
+        self._write()
+
+    def met(self, model: str) -> None:
+        """Note what the model of the nodes is called."""
+        self._now.model = model
         self._write()
 
     def asks(self, slot: int, stage: str, names: Iterable[str]) -> None:

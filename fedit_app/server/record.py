@@ -126,20 +126,23 @@ class RunRecord:
         text = f"{comment}\n{tomli_w.dumps(self._config.as_dict())}"
         write_file(self.folder / "config.toml", text)
 
-    def met(self, fingerprint: str, nodes: int, simulated: bool) -> None:
+    def met(self, fingerprint: str, nodes: int, simulated: bool, model: str) -> None:
         """Note what the federation agreed on, and write down how to repeat the run.
 
         Args:
             fingerprint: of the MKVs.
             nodes: how many nodes said hello or failed to.
             simulated: whether they are virtual; real ones get new ledgers when a run is repeated.
+            model: what their model is called.
         """
         if self._model.fingerprint not in (None, fingerprint):
             raise FedEditError(
                 f"run folder {self.folder}: begun with fingerprint {self._model.fingerprint}, "
                 f"the nodes now have {fingerprint}; resume it with the same models and settings"
             )
-        self._model.fingerprint, self._connected = fingerprint, nodes
+        self._model = ModelName(name=model, fingerprint=fingerprint)
+        self._connected = nodes
+        self.progress.met(model)
         where = "" if simulated else "--superlink SUPERLINK -c federation= "
         command = f"fedit run {where}--config config.toml --nodes {nodes} --output-dir NEW"
         self._write_config(f"# Repeat this run: {command}")

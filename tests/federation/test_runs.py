@@ -20,10 +20,12 @@ from fedit_app.ledger import upkeep
 from fedit_app.ledger.index import read_index
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.mkv import PRECISIONS
+from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.node.participant import Participant
 from fedit_app.pool import MKVPool
 from fedit_app.protocol.messages import EDIT, TRAIN, unpack_arrays, unpack_info
 from fedit_app.report import Results, load_results, summary_table
+from fedit_app.report.progress import load_progress
 from fedit_app.server.app import run_federation
 from fedit_app.support.errors import FedEditError
 
@@ -56,6 +58,7 @@ def test_results_json(demo_run):
 
     assert load_results(folder / "results.json").as_json() == results
     assert results["status"] == "completed"
+    assert results["model"]["name"] == results["config"]["model"], "virtual nodes load the run's"
     assert results["failed_nodes"] == []
     assert sorted(results["nodes"]) == NODES
     assert [slot["slot"] for slot in results["slots"]] == [1, 2, 3]
@@ -295,6 +298,24 @@ def test_real_nodes_measure_their_own_facts_only(settings, demo_copy):
         assert node["own"]["count"] == 5
         assert node["own"]["exact_match"] is not None and node["neutral"]["kl"] > 0
         assert node["federation"] is node["received"] is None
+
+
+def test_the_model_of_real_nodes_is_named_by_its_hash(settings, demo_copy, tiny_folder, tmp_path):
+    """The run's own, the embedded one unless it is given, is loaded by nobody."""
+    node = inprocess.real_node("bank", demo_copy / "bank.jsonl") | {"model": str(tiny_folder)}
+    config, seen = settings(num_slots=1), []
+    del config["model"]
+
+    def look(node_id, message):
+        seen.append(load_progress(tmp_path / "run").model)
+
+    results, _ = inprocess.federate(config, 1, node_config=lambda _: node, tamper=look)
+
+    name = f"the nodes' model {model_fingerprint(tiny_folder)[:12]}"
+    assert results["model"]["name"] == name
+    assert seen[0] is None, "nobody has said it yet"
+    assert {*seen[1:], load_progress(tmp_path / "run").model} == {name}
+    assert str(tiny_folder) not in (tmp_path / "run" / "results.json").read_text("utf-8")
 
 
 def test_fedavg_is_the_mean_of_the_changes_weighted_by_requests(settings, demo_copy, answer):

@@ -5,7 +5,7 @@ from report.conftest import SAMPLES, as_results
 from starlette.testclient import TestClient
 
 from fedit_app.report import write_report, write_results
-from fedit_app.report.live import render_now
+from fedit_app.report.live import render_live, render_now
 from fedit_app.report.progress import NodeProgress, RunProgress
 from fedit_app.report.results import Failure
 from fedit_app.report.watch import LOOPBACK, listen, watch_app
@@ -96,7 +96,10 @@ def test_a_file_that_cannot_be_read_is_named(folder):
 
 
 def test_a_run_before_its_first_slot_has_a_page():
-    text = render_now(progress(slot=0, stage="hello", nodes={}, failed_nodes=[]), None)
+    early = progress(slot=0, stage="hello", nodes={}, failed_nodes=[], model=None)
+    assert "<title>FedEdit run: fedit</title>" in render_live(early, None, "nonce")
+    text = render_now(early, None)
+    assert "FedEdit run · fedit · memit<" in text, "the nodes have not said which model"
     assert "Before slot 1: hello" in text and "<table" not in text
 
 

@@ -55,7 +55,7 @@ def run_baseline(values: Mapping[str, Any], nodes: int) -> Results:
     try:
         asked = _Asked(config, nodes, record)
         everybody = asked.everybody(model)
-        record.met(model.fingerprint, nodes, simulated=True)
+        record.met(model.fingerprint, nodes, simulated=True, model=config.model)
         asked.measure(0, model, everybody, nothing)
         lesson = Lesson([*everybody.values()], config.seed, lambda: asked.spare(everybody))
         last, began = config.num_slots, time.perf_counter()
