@@ -71,6 +71,9 @@ def run(options: argparse.Namespace) -> Figures:
     between = [n for n in options.facts if n % options.per_slot and n != most]
     if between:
         raise FedEditError(f"--facts: {between[0]} is no multiple of --per-slot")
+    ways = options.ways.split(",")
+    if not set(ways) <= {"without", "with"}:
+        raise FedEditError(f"--ways {options.ways}: name without, with, or both")
     facts = _of_different_subjects(options, most)
     model = loaded(options)
     given = {
@@ -82,7 +85,7 @@ def run(options: argparse.Namespace) -> Figures:
     store = ValueStore(options.work_cache) if options.work_cache else None
     figures: Figures = {}
     lines = {}
-    for way in options.ways.split(","):
+    for way in ways:
         ledger, renewed, seconds = Ledger(bench.fingerprint), 0, 0.0
         for begin in range(0, most, options.per_slot):
             slot, known = begin // options.per_slot + 1, facts[: begin + options.per_slot]

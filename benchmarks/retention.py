@@ -58,7 +58,7 @@ def planned(
         Per client its facts, slot by slot; of every other pair both are in the same slot.
 
     Raises:
-        FedEditError: there are not enough facts.
+        FedEditError: there are not enough facts, or there is no room for the share.
     """
     clients, slots, size = shape
     total = clients * slots * size
@@ -71,11 +71,14 @@ def planned(
             f"--facts has {len(pairs)} subjects with two facts, --data {len(singles)} other ones; "
             f"{total} facts with --share {share:g} need {round(total * share / 2)} and {rest}"
         )
+    if not 0 <= share <= 0.5:
+        raise FedEditError(f"--share {share:g} must be from 0 to 0.5")
     rng = random.Random(seed)
     plan: Plan = {f"client-{c}": [[] for _ in range(slots)] for c in range(clients)}
     names = list(plan)
     for number, pair in enumerate(chosen):
-        one, other = rng.sample(names, 2)
+        open_ = [name for name in names if any(len(slot) < size for slot in plan[name])]
+        one, other = rng.sample(open_, 2)
         first = _free(plan[one], size, rng.randrange(slots))
         same = number % 2 == 0
         second = _free(plan[other], size, first if same else first + 1 + rng.randrange(slots))

@@ -1,6 +1,7 @@
 """What a message to every node and back takes: empty, in many parts, and as a parcel.
 
-It sends and fetches as `fedit_app.server.grid` does, and nobody computes anything. The content is
+It sends and fetches as `fedit_app.server.grid` does, but empty messages as Flower's own strategies
+fetch them: all with one question. Nobody computes anything. The content is
 an answer of the edit stage with five open MKVs of SmolLM2-135M, other ones for each node. The log
 has the seconds of every exchange, and those that the processor worked for the server.
 """
@@ -31,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     kinds = {"empty": lambda _: RecordDict(), "parts": upload, "parcel": lambda n: wrap(upload(n))}
     for _ in range(int(context.run_config["exchanges"])):
         for kind in str(context.run_config["kinds"]).split(","):
-            worked, seconds = _worked(), _exchange(grid, kinds[kind])
+            worked, seconds = _worked(), _exchange(grid, kinds[kind], own=kind != "empty")
             print(f"exchange: {kind} {seconds:.3f} s {_worked() - worked:.3f} s", flush=True)
 
 
@@ -64,7 +65,7 @@ def upload(number: int) -> RecordDict:
     return content
 
 
-def _exchange(grid, content) -> float:
+def _exchange(grid, content, own: bool) -> float:
     nodes = sorted(grid.get_node_ids())
     messages = [
         Message(content(number), message_type="query.echo", dst_node_id=node)
@@ -72,10 +73,10 @@ def _exchange(grid, content) -> float:
     ]
     began = time.perf_counter()
     waiting = set(grid.push_messages(messages))
-    pulls = Pulls(grid.pull_messages)
+    fetch = Pulls(grid.pull_messages).ask if own else grid.pull_messages
     while waiting:
         asked = time.perf_counter()
-        for reply in pulls.ask(list(waiting)):
+        for reply in fetch(list(waiting)):
             waiting.discard(reply.metadata.reply_to_message_id)
         if waiting:
             time.sleep(max(_POLL_SECONDS, time.perf_counter() - asked))

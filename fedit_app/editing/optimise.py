@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import fields
 
 import psutil
@@ -172,7 +173,7 @@ def optimise_values(
     size = settings.batch or batch_that_fits(model, rows, site.first)
     order: list[int] = []
     solved: list[Values] = []
-    with ValueProgress(len(rows), settings.steps) as progress:
+    with closing(ValueProgress(len(rows), settings.steps)) as progress:
         while waiting:
             chosen = _within_size(waiting, rows, size)
             batch = [rows[i] for i in chosen]

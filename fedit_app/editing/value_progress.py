@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -57,13 +56,6 @@ class ValueProgress:
         self._bar.n = done
         self._bar.refresh()
 
-    def __enter__(self) -> ValueProgress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         self._bar.close()

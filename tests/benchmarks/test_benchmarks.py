@@ -185,6 +185,8 @@ def test_growth(figures, tiny_folder, data):
             assert 0 <= found[f"growth/{way}/n={n}/first_slot"] <= 1
     assert found["growth/without/n=3/renewed"] == 0
     assert found["growth/with/n=3/accuracy"] >= found["growth/without/n=3/accuracy"]
+    with pytest.raises(FedEditError, match="--ways"):
+        growth.run(["--ways", "wihout"])
 
 
 def test_near_keys(figures, tiny_folder, facts, tmp_path):
@@ -271,6 +273,8 @@ def test_retention(figures, tiny_folder, data, facts, monkeypatch):
     found = figures(retention.run, "--model", tiny_folder, *options, "--share", 0.5)
     assert found["retention/fedit/shared"] == found["retention/central/shared"] == 2
     assert found["retention/central/retention"] == 1 and found["retention/central/composed"] == 0
+    with pytest.raises(FedEditError, match="--share 0.9"):
+        retention.run([*map(str, options), "--share", "0.9"])
     with pytest.raises(FedEditError, match="need 1 and 6"):
         retention.run([*map(str, options), "--slots", "2", "--share", "0.25"])
 

@@ -1,5 +1,7 @@
 """Who waits for many values hears how far they are."""
 
+from contextlib import closing
+
 import pytest
 import tiny
 from editing.cases import EASY, SETTINGS, TEMPLATES
@@ -23,7 +25,7 @@ def said(log):
 
 
 def test_one_batch_of_many_values_tells_how_far_it_is_every_ten_seconds(clock, log):
-    with ValueProgress(50, 25) as progress:
+    with closing(ValueProgress(50, 25)) as progress:
         progress.begin(32)
         for step, done in ((1, 0), (2, 0), (3, 4), (4, 5), (5, 31)):
             clock[0] += 4

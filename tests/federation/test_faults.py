@@ -23,6 +23,7 @@ from fedit_app.protocol.messages import (
     unpack_mkvs,
 )
 from fedit_app.report import load_results
+from fedit_app.server import pulls
 from fedit_app.support.errors import FedEditError
 
 pytestmark = pytest.mark.integration
@@ -193,15 +194,16 @@ class OneByOne(inprocess.InProcessGrid):
 
 def test_virtual_nodes_that_wait_for_each_other_do_not_time_out(settings):
     config = settings(num_slots=1, slot_timeout=1.0)
-    results = inprocess.federate_on(OneByOne(config, 4, seconds=0.5), config)
+    results = inprocess.federate_on(OneByOne(config, 4, seconds=0.4), config)
 
     assert results["failed_nodes"] == []
     assert results["slots"][0]["seconds"]["evaluate"] > 1
 
 
-def test_real_nodes_have_a_time_together(settings):
+def test_real_nodes_have_a_time_together(settings, monkeypatch):
+    monkeypatch.setattr(pulls, "_PATIENCE_SECONDS", 0.2)
     config = settings(num_slots=1, slot_timeout=1.0)
-    grid = OneByOne(config, 4, seconds=1.5, node_config=real_node)
+    grid = OneByOne(config, 4, seconds=0.3, node_config=real_node)
     results = inprocess.federate_on(grid, config)
 
     assert "no answer within 1 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
@@ -222,7 +224,8 @@ class Unfinished(inprocess.InProcessGrid):
         return super().pull_messages(ids)
 
 
-def test_an_answer_that_never_arrives_whole_holds_up_nobody(settings):
+def test_an_answer_that_never_arrives_whole_holds_up_nobody(settings, monkeypatch):
+    monkeypatch.setattr(pulls, "_PATIENCE_SECONDS", 0.2)
     config, matches = settings(num_slots=2, slot_timeout=5.0), at(EDIT, slot=1)
 
     def stop(node_id, message):
