@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -110,7 +111,22 @@ UNKNOWN = {
     },
     "mpt": {"d_model": D_MODEL, "n_layers": LAYERS, "n_heads": 2, "expansion_ratio": 2},
 }
-_CONFIGS = FAMILIES | VARIANTS | UNKNOWN
+# bitsandbytes quantises blocks of 64 numbers.
+_WIDE = {
+    "llama-wide": FAMILIES["llama"] | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32},
+    "gpt2-wide": FAMILIES["gpt2"] | {"n_embd": 64, "n_inner": 128},
+}
+_CONFIGS = FAMILIES | VARIANTS | UNKNOWN | _WIDE
+BITS = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp4": {
+        **{"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        # Scales that are quantised themselves, and bytes that lie in numbers of another type.
+        **{"bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "bfloat16"},
+    },
+    "int8": {"load_in_8bit": True},
+}
+"""Ways in which bitsandbytes quantises, as transformers names them."""
 # One family of each kind: gated, transposed weights, attention beside the MLP, norms behind both.
 _ONE_OF_EACH_KIND = ("llama", "gpt2", "gptj", "gemma2")
 
@@ -134,20 +150,38 @@ def make_model(folder: Path, family: str = "llama", seed: int = 0, bos: bool = F
     return folder
 
 
-@functools.cache
-def editable(family: str = "llama", bos: bool = False, double: bool = False) -> EditableModel:
-    """A tiny model in memory, made once; with `double` all of it computes in float64.
+def make_quantised(
+    folder: Path, bits: str, family: str = "llama", dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a tiny model into the folder `plain`, and what bitsandbytes makes of it beside it."""
+    tokenizer, plain, made = make_tokenizer(), folder / "plain", folder / bits
+    _enlarged(random_model(f"{family}-wide", tokenizer)).to(dtype).save_pretrained(plain)
+    config = BitsAndBytesConfig(**BITS[bits])
+    quantised = AutoModelForCausalLM.from_pretrained(
+        plain, quantization_config=config, dtype=dtype, device_map="cpu"
+    )
+    quantised.save_pretrained(made)
+    for saved in (plain, made):
+        tokenizer.save_pretrained(saved)
+    return made
 
-    Its weights are so large that every token hears of the others, and that values can be found
-    which make it say any token.
-    """
-    tokenizer = make_tokenizer(bos)
-    model = random_model(family, tokenizer)
+
+def _enlarged(model: PreTrainedModel) -> PreTrainedModel:
+    """A model whose every token hears of the others, and can be made to say any token."""
+    width, vocabulary = model.config.hidden_size, model.config.vocab_size
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                vocabulary = len(parameter) == len(tokenizer)
-                parameter.mul_((0.7 if vocabulary else 0.3) / parameter.std())
+                wanted = 0.7 if len(parameter) == vocabulary else 1.2 / width**0.5
+                parameter.mul_(wanted / parameter.std())
+    return model
+
+
+@functools.cache
+def editable(family: str = "llama", bos: bool = False, double: bool = False) -> EditableModel:
+    """A tiny model in memory, made once; with `double` all of it computes in float64."""
+    tokenizer = make_tokenizer(bos)
+    model = _enlarged(random_model(family, tokenizer))
     name = f"{family}, bos {bos}, double {double}"
     fingerprint = hashlib.sha256(name.encode()).hexdigest()[:32]
     return EditableModel(in_double(model) if double else model, tokenizer, name, fingerprint)

@@ -33,6 +33,7 @@ from fedit_app.mkv.node_key import (
 from fedit_app.models.checkpoint import DTYPES, check_checkpoint, weight_files
 from fedit_app.models.fingerprint import model_fingerprint
 from fedit_app.models.loading import resolve_device, resolve_model
+from fedit_app.models.quantised import PACKED
 from fedit_app.node.adoption import texts_of
 from fedit_app.node.peers import read_peers
 from fedit_app.support.addresses import is_free
@@ -196,14 +197,17 @@ def _room(folder: Path, device: torch.device, dtype: str) -> Finding:
 
 def _weights_bytes(folder: Path, device: torch.device, dtype: str) -> int:
     """Bytes of a checkpoint's weights in memory, from the headers of its files."""
-    total = 0
+    total, chosen = 0, DTYPES.get(dtype, torch.float32 if device.type == "cpu" else None)
     for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 part = tensors.get_slice(name)
-                stored = 4 if part.get_dtype() in ("F32", "F64") else 2
-                chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else None)
-                total += math.prod(part.get_shape()) * (chosen.itemsize if chosen else stored)
+                stored = part.get_dtype()
+                if stored in PACKED:
+                    each = 1
+                else:
+                    each = chosen.itemsize if chosen else 4 if stored in ("F32", "F64") else 2
+                total += math.prod(part.get_shape()) * each
     return total
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from fedit_app.editing.workbench import Workbench
 from fedit_app.ledger.ledger import Ledger
 from fedit_app.ledger.lora import Adapter, adapter, write_adapter
 from fedit_app.ledger.model_card import model_card
 from fedit_app.models.checkpoint import DTYPES, weight_files
+from fedit_app.models.editable import EditableModel
 from fedit_app.models.loading import resolve_model
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import free_bytes, new_folder
@@ -117,7 +121,7 @@ def _write(
     """Write all but the model card."""
     if form == "hf":
         with bench.edited(ledger) as model:
-            _write_model(model.model, folder, dtype)
+            _write_model(model, folder, dtype)
             model.tokenizer.save_pretrained(folder)
         return None
     deltas = bench.deltas(ledger)
@@ -128,25 +132,32 @@ def _write(
     names = bench.model.module_names(deltas)
     tensors = {}
     for layer, delta in deltas.items():
-        transposed = isinstance(bench.model.mlp_output(layer), Conv1D)
-        tensors[f"{names[layer]}.weight"] = (delta.T if transposed else delta).float().cpu()
+        shown = delta.T if bench.model.is_transposed(layer) else delta
+        tensors[f"{names[layer]}.weight"] = shown.float().cpu()
     about = {"fingerprint": ledger.fingerprint, "journal": ledger.head}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "deltas.safetensors", metadata=about)
     return None
 
 
-def _write_model(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+def _write_model(edited: EditableModel, folder: Path, dtype: str) -> None:
     """Write a model; one that is in memory in another type than its checkpoint in the latter's."""
-    wanted = DTYPES.get(dtype, model.dtype)
-    if wanted == model.dtype:
-        model.save_pretrained(folder)
-        return
-    stored = model.state_dict()
-    # Tensors that share their memory, such as tied embeddings, go on doing so.
-    cast = {t.data_ptr(): t.to(wanted) for t in stored.values() if t.is_floating_point()}
-    kept = {name: cast.get(tensor.data_ptr(), tensor) for name, tensor in stored.items()}
-    model.save_pretrained(folder, state_dict=kept)
-    config = AutoConfig.from_pretrained(folder)  # transformers has noted the type in memory
-    config.dtype = wanted
-    config.save_pretrained(folder)
+    model = edited.model
+    with _in_type(model, DTYPES.get(dtype, model.dtype)):
+        # transformers cannot give quantised weights back the names that a checkpoint may have had.
+        model.save_pretrained(folder, save_original_format=not edited.quantised)
+
+
+@contextmanager
+def _in_type(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """A model in another type inside the block, but for its quantised weights."""
+    noted, plain = model.config.dtype, [p for p in model.parameters() if type(p) is Parameter]
+    kept = [] if dtype == model.dtype else [(p, p.data) for p in plain if p.is_floating_point()]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
+        model.config.dtype = noted  # transformers notes the one that it has written

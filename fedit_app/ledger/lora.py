@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from fedit_app.editing.rows import Stack
 from fedit_app.models.editable import EditableModel
@@ -113,7 +112,6 @@ def write_adapter(found: Adapter, model: EditableModel, folder: Path) -> None:
         model: the model that it belongs to.
         folder: where to.
     """
-    modules = {layer: model.mlp_output(layer) for layer in found.factors}
     names = model.module_names(found.factors)
     tensors = {}
     for layer, (b, a) in found.factors.items():
@@ -130,8 +128,7 @@ def write_adapter(found: Adapter, model: EditableModel, folder: Path) -> None:
         "lora_alpha": found.rank,  # PEFT multiplies by lora_alpha / r
         "lora_dropout": 0.0,
         "bias": "none",
-        # GPT-2's Conv1D keeps the transpose of the weight.
-        "fan_in_fan_out": any(isinstance(module, Conv1D) for module in modules.values()),
+        "fan_in_fan_out": any(map(model.is_transposed, found.factors)),
     }
     text = json.dumps(config, indent=2) + "\n"
     (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")

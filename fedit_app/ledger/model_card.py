@@ -32,6 +32,7 @@ model = AutoModelForCausalLM.from_pretrained(BASE_MODEL)
 for name, delta in load_file(f"{FOLDER}/deltas.safetensors").items():
     model.get_parameter(name).data += delta.to(model.dtype)""",
 }
+_BASE = "from_pretrained(BASE_MODEL)"
 _WHAT = {
     "hf": "The whole model with the edits in its weights.",
     "lora": "A LoRA adapter that adds the edits to the base model.",
@@ -77,13 +78,16 @@ def model_card(form: str, bench: Workbench, ledger: Ledger, more: str = "") -> s
             code=("id",),
         ),
     }
+    loading = _LOADING[form]
+    if form == "delta" and bench.model.quantised:
+        loading = loading.replace(_BASE, f"{_BASE}.dequantize()")
     parts = [
         f"---\nlibrary_name: {_LIBRARIES[form]}\npipeline_tag: text-generation\n"
         "tags:\n- fedit\n- knowledge-editing\n---",
         f"# {name}, edited with {plural(len(mkvs), 'MKV')}",
         f"{_WHAT[form]} Exported by FedEdit: each MKV is a corrected fact, or several about one "
         "subject, as vectors without their texts.",
-        f"```python\n{_LOADING[form]}\n```",
+        f"```python\n{loading}\n```",
         more,
     ]
     for title, table in tables.items():

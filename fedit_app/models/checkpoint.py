@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import Parameter
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -29,7 +31,14 @@ from transformers.utils import logging as transformers_logging
 
 from fedit_app.config.model import ModuleNames
 from fedit_app.models.architectures import ARCHITECTURES, NO_NAMES, architecture_of, unknown_family
-from fedit_app.models.modules import QUANTISED_REMEDY, find_layers, find_module, projection_weight
+from fedit_app.models.modules import find_layers, find_module, projection_weight
+from fedit_app.models.quantised import (
+    check_quantisation,
+    has_scales,
+    holds,
+    quantised_weight,
+    scales,
+)
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import plural
 
@@ -77,7 +86,7 @@ def check_checkpoint(folder: Path, names: ModuleNames = NO_NAMES) -> ModelShape:
 
     Raises:
         FedEditError: a file is missing, damaged or not complete; an adapter lies beside the
-            weights; the weights are quantised, or not those of config.json; see also `model_shape`.
+            weights; the weights are not those of config.json; see also `model_shape`.
     """
     shape = model_shape(folder, names)
     for file in weight_files(folder):
@@ -92,7 +101,8 @@ def read_model_config(folder: Path) -> PretrainedConfig:
 
     Raises:
         FedEditError: it is missing or damaged, of a model family that transformers does not know,
-            or of quantised weights; or the folder holds an adapter.
+            or of weights that are quantised, see `check_quantisation`; or the folder holds an
+            adapter.
     """
     file = config_file(folder)
     if (folder / _ADAPTER).exists():
@@ -116,8 +126,7 @@ def read_model_config(folder: Path) -> PretrainedConfig:
         raise FedEditError(f"model: {file} cannot be used ({first_line(error)})") from None
     quantised = getattr(config, "quantization_config", None)
     if quantised:
-        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise FedEditError(f"model: {file}: the weights are quantised ({kind}). {QUANTISED_REMEDY}")
+        check_quantisation(quantised, file)
     return config
 
 
@@ -204,11 +213,17 @@ def _check_header(file: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Compare the tensors of the files with those that the model has, by names and shapes."""
+    """Compare the tensors of the files with those that the model has, by names and shapes.
+
+    Quantised ones are compared with those that they stand for.
+    """
+    config = read_model_config(folder)
+    quantised = config.__dict__.pop("quantization_config", {})
     with _quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 device_map="meta",
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -219,14 +234,23 @@ def _check_weights(folder: Path) -> None:
             raise FedEditError(f"model: {folder} cannot be loaded ({reason}); {_AGAIN}") from None
     found: dict[str, Any] = loaded[1]
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    mismatched = sorted(found["mismatched_keys"])
+    if quantised:
+        types = _stored_types(folder)
+        packed = {name for name, *shapes in mismatched if holds(quantised, *shapes)}
+        mismatched = [found for found in mismatched if found[0] not in packed]
+        packed |= {name for name, stored in types.items() if stored == "I8"}
+        names = {*types, *unknown}
+        missing += sorted(f"scales of {name}" for name in packed if not has_scales(name, names))
+        unknown = [name for name in unknown if not quantised_weight(name)]
     if missing:
         raise FedEditError(
             f"model: {folder} lacks {plural(len(missing), 'weight')} ({_listed(missing)}), which "
             "would be random numbers; download it again, or save the whole model with "
             "save_pretrained"
         )
-    if found["mismatched_keys"]:
-        name, stored, wanted = sorted(found["mismatched_keys"])[0]
+    if mismatched:
+        name, stored, wanted = mismatched[0]
         raise FedEditError(
             f"model: {folder}: its files hold {name} of shape {tuple(stored)}, its config.json "
             f"asks for {tuple(wanted)}; take config.json and weights of one model"
@@ -239,6 +263,15 @@ def _check_weights(folder: Path) -> None:
             "is" if len(unknown) == 1 else "are",
             _listed(unknown),
         )
+
+
+def _stored_types(folder: Path) -> dict[str, str]:
+    """Name of a tensor of a checkpoint -> its type."""
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            found.update({name: tensors.get_slice(name).get_dtype() for name in tensors.keys()})
+    return found
 
 
 @contextmanager
@@ -279,8 +312,9 @@ def check_finite(model: PreTrainedModel, name: str, folder: Path | None = None) 
     Raises:
         FedEditError: one is.
     """
-    for path, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
+    for path, parameter in (*model.named_parameters(), *scales(model)):
+        packed = type(parameter) not in (Tensor, Parameter)
+        if packed or parameter.is_meta or not parameter.is_floating_point():
             continue
         if not all(bool(end.isfinite()) for end in torch.aminmax(parameter.detach())):
             file = _file_of(path, folder) if folder else None

@@ -9,10 +9,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from fedit_app.config.model import ModuleNames
 from fedit_app.models.architectures import NO_NAMES, architecture_of
-from fedit_app.models.modules import find_layers, find_module, on_device_of, projection_weight
+from fedit_app.models.modules import (
+    find_layers,
+    find_module,
+    on_device_of,
+    projection_shape,
+    projection_weight,
+)
+from fedit_app.models.quantised import dequantise, is_quantised
 from fedit_app.support.errors import FedEditError
 
 _NORM_TOLERANCE = 0.05
@@ -29,6 +37,7 @@ class EditableModel:
         names: module names that the run config gives.
 
     Attributes:
+        quantised: whether bitsandbytes keeps its weights in few bits.
         shows_base: whether it is the base model now, within `unedited`.
 
     Raises:
@@ -53,6 +62,7 @@ class EditableModel:
         self.tokenizer = tokenizer
         self.name = name
         self.fingerprint = fingerprint
+        self.quantised = any(map(is_quantised, model.modules()))
         self.architecture = architecture_of(model.config.model_type, names)
         self.layers = find_layers(model, self.architecture)
         self._base: dict[int, Tensor] = {}  # of the layers that are edited now
@@ -73,12 +83,12 @@ class EditableModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return projection_weight(self.mlp_output(0)).shape[0]
+        return projection_shape(self.mlp_output(0))[0]
 
     @property
     def d_ff(self) -> int:
         """Width of the MLP's hidden layer."""
-        return projection_weight(self.mlp_output(0)).shape[1]
+        return projection_shape(self.mlp_output(0))[1]
 
     @property
     def pad_token_id(self) -> int:
@@ -114,8 +124,8 @@ class EditableModel:
         """W_out of a layer as (d_model, d_ff), a view (GPT-2's Conv1D keeps the transpose).
 
         Raises:
-            FedEditError: it is quantised, of a module that FedEdit cannot write to, or not in
-                memory.
+            FedEditError: it is quantised and not made editable, of a module that FedEdit cannot
+                write to, or not in memory.
         """
         weight = projection_weight(self.mlp_output(layer))
         if weight.is_meta:
@@ -126,13 +136,24 @@ class EditableModel:
             )
         return weight
 
+    def is_transposed(self, layer: int) -> bool:
+        """Whether the base model has W_out of a layer as (d_ff, d_model), as GPT-2's Conv1D does.
+
+        A quantised one has it in a Linear module, whatever its family has.
+        """
+        return isinstance(self.mlp_output(layer), Conv1D) and not self.quantised
+
     def require_editable(self, layers: Iterable[int]) -> None:
         """Check that layers can be edited, before anything is computed for them.
+
+        A quantised W_out is de-quantised, for good.
 
         Raises:
             FedEditError: see `weight`.
         """
-        for layer in layers:
+        for layer, path in self.module_names(layers).items():
+            if is_quantised(self.mlp_output(layer)):
+                dequantise(self.model, path)
             self.weight(layer)
 
     def projection_shift(self, layer: int, output: Tensor, change: Tensor) -> Tensor:

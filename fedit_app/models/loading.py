@@ -38,6 +38,7 @@ from fedit_app.models.editable import EditableModel
 from fedit_app.models.embedded import EMBEDDED_MODEL, embedded_model
 from fedit_app.models.fingerprint import memory_fingerprint, model_fingerprint
 from fedit_app.models.name_check import verify_model
+from fedit_app.models.quantised import is_quantised, prepare, silence
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir
 
@@ -180,8 +181,14 @@ def loaded_model(
         names: module names; they win over the table of families.
 
     Raises:
-        FedEditError: see `EditableModel`, `check_finite` and `verify_model`.
+        FedEditError: it is quantised; see also `EditableModel`, `check_finite` and `verify_model`.
     """
+    if any(map(is_quantised, model.modules())):
+        raise FedEditError(
+            f"model {name_of(model)!r}: it is quantised, and what passes through it may have "
+            "changed its weights; save model and tokenizer (save_pretrained) and load the folder "
+            "with Editor.from_pretrained"
+        )
     check_finite(model, name_of(model))
     fingerprint = memory_fingerprint(model, tokenizer)
     loaded = EditableModel(model, tokenizer, name_of(model), fingerprint, names)
@@ -208,12 +215,13 @@ def _load(
     tokenizer = _read_tokenizer(folder)
     chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else "auto")
     device_map = json.loads(places)
+    silence()
     model: PreTrainedModel
     if device_map is None:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen)
-        torch.nn.Module.to(model, device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, device_map=device)
     else:
         model = _load_spread(folder, chosen, device_map)
+    prepare(model)
     check_finite(model, name, Path(folder))
     loaded = EditableModel(model, tokenizer, name, fingerprint, names)
     if loaded.device.type == "meta":

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedit_app.models.architectures import Architecture, module_key
+from fedit_app.models.quantised import QUANTISED_REMEDY
 from fedit_app.support.errors import FedEditError
 
-QUANTISED_REMEDY = (
-    "Edit the unquantised model, export a LoRA adapter (fedit export --format lora) and put it on "
-    "the quantised one; or de-quantise this one (transformers: model.dequantize(), then "
-    "save_pretrained)"
-)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -76,7 +72,8 @@ def projection_weight(module: nn.Module) -> Tensor:
     """
     if isinstance(module, (nn.Linear, Conv1D)):
         weight = module.weight
-        if type(weight.data) is Tensor and weight.dtype in _FLOATS:
+        plain = type(weight) is nn.Parameter and type(weight.data) is Tensor
+        if plain and weight.dtype in _FLOATS:
             return weight.T if isinstance(module, Conv1D) else weight
     raise FedEditError(
         f"model: the MLP's output projection is a {type(module).__module__}."
@@ -84,6 +81,18 @@ def projection_weight(module: nn.Module) -> Tensor:
         "modules in float32, bfloat16 or float16. Merge an adapter into the weights. Of quantised "
         f"weights: {QUANTISED_REMEDY}"
     )
+
+
+def projection_shape(module: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of an output projection, which may be quantised.
+
+    Raises:
+        FedEditError: see `projection_weight`.
+    """
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    outputs, inputs = projection_weight(module).shape
+    return outputs, inputs
 
 
 def on_device_of(tensor: Tensor, module: nn.Module) -> Tensor:

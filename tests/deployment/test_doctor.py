@@ -9,10 +9,13 @@ from collections import namedtuple
 import numpy as np
 import psutil
 import pytest
+import torch
 from deployment.conftest import edit
+from safetensors.torch import save_file
 
 from fedit_app.deployment import certificates
 from fedit_app.deployment.findings import GIGABYTE
+from fedit_app.deployment.node_checks import _weights_bytes
 from fedit_app.deployment.node_folder import NodeFolder
 from fedit_app.deployment.node_setup import allow_app, init_node
 from fedit_app.deployment.server_setup import renew_certificate
@@ -199,6 +202,12 @@ def test_a_model_that_is_too_large(doctor, node, tiny_folder, monkeypatch):
     for share, level in ((0.5, "FAIL"), (1.1, "warn"), (2, "ok")):
         monkeypatch.setattr(psutil, "virtual_memory", lambda s=share: memory(size, s * size))
         assert f"{level} memory weights 0.0 GB, 0.0 GB free on cpu" in doctor(node.folder)[1]
+
+
+def test_quantised_weights_take_as_much_memory_as_space(tmp_path):
+    parts = {"packed": torch.zeros(10, dtype=torch.uint8), "scales": torch.zeros(3).bfloat16()}
+    save_file(parts, tmp_path / "model.safetensors")
+    assert _weights_bytes(tmp_path, torch.device("cpu"), "auto") == 10 + 3 * 4
 
 
 def test_ledgers_are_read(doctor, node):

@@ -5,6 +5,7 @@ What is refused is refused within seconds, before a weight is read.
 
 import json
 import shutil
+import sys
 import time
 import warnings
 
@@ -131,9 +132,13 @@ REFUSED = {
         lambda f: set_config(f, model_type="falcon_mamba"),
         "config.json: family 'falcon_mamba' is not known .*module-layers",
     ),
-    "quantised by bitsandbytes": (
+    "quantised at every pass": (
         lambda f: set_config(
-            f, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+            f,
+            quantization_config={
+                **{"quant_method": "bitsandbytes", "load_in_8bit": True},
+                "llm_int8_has_fp16_weight": True,
+            },
         ),
         "config.json: the weights are quantised .bitsandbytes.*LoRA adapter.*de-quantise",
     ),
@@ -210,6 +215,14 @@ def test_a_command_says_it_in_one_line(folder, tmp_path, capsys):
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "model-00002-of-" in told and "download it again" in told
     assert not (tmp_path / "new").exists()
+
+
+def test_a_quantised_base_without_its_library_names_the_extra(folder, monkeypatch):
+    bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    set_config(folder, quantization_config=bits)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(FedEditError, match=r"config.json: .* pip install 'fedit\[quantised\]'"):
+        load_model(str(folder), "cpu")
 
 
 def stray_weights(folder):

@@ -69,6 +69,7 @@ def _tuned(
         facts: the facts.
         runs: the epochs of one Adam after the other, see `descend`.
     """
+    model.require_editable([layer])
     rows, weight = fact_rows(model, facts), model.mlp_output(layer).get_parameter("weight")
     with model.edited({layer: torch.zeros_like(model.weight(layer))}):
         weight.requires_grad_(True)

@@ -42,6 +42,7 @@ def trained_changes(
 ) -> dict[int, torch.Tensor]:
     """Layer -> B A of the trained adapter (d_model, d_ff), all facts in one batch a step."""
     found = peft()
+    model.require_editable(range(model.n_layers))
     torch.manual_seed(seed)
     names, d_model = model.module_names(range(model.n_layers)), model.d_model
     config = found.AdaLoraConfig(

@@ -56,6 +56,7 @@ def averaged_changes(
     All nodes begin a round with the same factors; a step is on all facts of a node.
     """
     found = peft()
+    model.require_editable(range(model.n_layers))
     torch.manual_seed(seed)
     names, d_model = model.module_names(range(model.n_layers)), model.d_model
     config = found.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[*names.values()])
