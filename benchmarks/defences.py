@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ from fedit_app.ledger.ledger import Ledger
 logger = logging.getLogger("fedit_app.benchmarks")
 
 _ROOT = Path(__file__).parents[1]
+_FUZZED = "2600"  # inputs of each parser, 100,000 in all
 _MOST = "most_"  # of these the largest counts, of all others the sum
 
 Found = Mapping[str, float]
@@ -171,7 +173,11 @@ def attempted(attack: Attack) -> dict[str, float]:
         command += ["-o", "junit_family=xunit1"]  # the form that has properties
         chosen = [] if attack.slow else ["-m", "not slow"]
         subprocess.run(
-            [*command, *chosen, *attack.tests], cwd=_ROOT, stdout=subprocess.DEVNULL, check=False
+            [*command, *chosen, *attack.tests],
+            cwd=_ROOT,
+            env=os.environ | {"FEDIT_FUZZ_EXAMPLES": _FUZZED},
+            stdout=subprocess.DEVNULL,
+            check=False,
         )
         return counted(ElementTree.parse(file))
 

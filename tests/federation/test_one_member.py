@@ -38,7 +38,7 @@ EVE = 101  # the first in every order, so that the others meet what it has left
 HONEST = [name for id_, name in NAMES.items() if id_ != EVE]
 TARGETS = {"bank": "city", "court": "London", "museum": "published"}
 # Of what a parser takes one in so many is tried on a whole run: in `make test`, `make test-all`.
-SHARES = [12, *tiny.later(int(os.environ.get("FEDIT_ATTACKS_SHARE", "4")))]
+SHARES = [12, *tiny.later(int(os.environ.get("FEDIT_ATTACKS_SHARE", "8")))]
 
 ID, OTHER = "f" * 32, "e" * 32
 NONSENSE = [
