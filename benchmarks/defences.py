@@ -41,7 +41,7 @@ from fedit_app.ledger.ledger import Ledger
 logger = logging.getLogger("fedit_app.benchmarks")
 
 _ROOT = Path(__file__).parents[1]
-_FUZZED = "2600"  # inputs of each parser, 100,000 in all
+_FUZZED = "2600"  # inputs of each parser, over 100,000 in all
 _MOST = "most_"  # of these the largest counts, of all others the sum
 
 Found = Mapping[str, float]

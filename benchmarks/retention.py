@@ -3,7 +3,8 @@
 A part of the clients' facts share their subject, and the words up to it, with a fact of another
 client, half of these in the same slot. `central` has all texts and learns one value for both facts;
 in a federation no client has the other's text. Metrics after the last slot, over all facts, asked
-of every client; "shared" counts those that share a subject, "hold" those of them that a model says.
+of every client; "shared" counts those that share a subject, "hold" those of them that a model says,
+"conflicts" the pairs of MKVs of which one gave way.
 """
 
 from __future__ import annotations
@@ -152,10 +153,16 @@ def _found(strategy: str, results: Results) -> Figures:
     found: Figures = {
         name: _mean([getattr(metrics, name) for metrics in asked]) for name in _SHARES
     }
+    conflicts = {
+        frozenset((pair.held, pair.gave_way))
+        for slot in results.slots
+        for node in slot.nodes.values()
+        for pair in node.conflict_pairs
+    }
     found |= {
         "own": _mean([client.own.accuracy for client in clients]),
         "composed": happened.composed / 2,
-        "conflicts": sum(slot.conflicts for slot in results.slots),
+        "conflicts": len(conflicts),
     }
     if shared:
         found["shared"] = _mean([one.count for one in shared])

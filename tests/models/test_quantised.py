@@ -125,8 +125,10 @@ def test_what_a_device_map_hangs_on_a_module_stays(model):
     assert [hook.passes for hook in hooks.values()] == [1, 1]
 
 
-def test_a_quantised_base_is_another_one_than_its_original(base):
-    assert model_fingerprint(base) != model_fingerprint(base.parent / "plain")
+def test_the_fingerprint_is_that_of_the_quantised_base_also_where_a_layer_is_plain(model, base):
+    model.require_editable([1])
+    assert model.fingerprint == model_fingerprint(base)
+    assert model.fingerprint != model_fingerprint(base.parent / "plain")
 
 
 def test_a_quantised_model_in_memory_is_refused(base):
