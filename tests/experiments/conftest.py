@@ -49,28 +49,36 @@ def values(tiny_folder, facts) -> dict:
     }
 
 
-@pytest.fixture
-def simulated(monkeypatch):
-    """The run configurations that were run, in this process; `break_on` makes one of them fail."""
+class Simulated(list):
+    """The run configurations that were run, in this process."""
 
-    class Simulated(list):
-        def break_on(self, **wanted):
-            self.broken = {key.replace("_", "-"): value for key, value in wanted.items()}
+    broken = None
 
-        broken = None
+    def break_on(self, **wanted):
+        """Make the run with these values fail."""
+        self.broken = {key.replace("_", "-"): value for key, value in wanted.items()}
 
-    calls = Simulated()
-
-    def simulate(app, config, nodes, on_line):
-        calls.append(dict(config))
-        if calls.broken and calls.broken.items() <= config.items():
+    def __call__(self, app, config, nodes, on_line):
+        self.append(dict(config))
+        if self.broken and self.broken.items() <= config.items():
             on_line("RuntimeError: the machine is on fire")
             return "finished:failed"
         inprocess.federate(dict(config), nodes)
         return "finished:completed"
 
-    monkeypatch.setattr(launch, "simulate", simulate)
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Runs happen in this process, and are listed."""
+    calls = Simulated()
+    monkeypatch.setattr(launch, "simulate", calls)
     return calls
+
+
+def arguments(values, command, folder, *options):
+    """Of the command line, with run-config values."""
+    given = [f"-c={key}={value}" for key, value in values.items()]
+    return [command, *given, "--output-dir", str(folder), *map(str, options)]
 
 
 @pytest.fixture
@@ -79,9 +87,7 @@ def fedit(values, tmp_path, capsys):
 
     def fedit(command, *options, folder="all", **changes):
         changed = {**values, **{key.replace("_", "-"): value for key, value in changes.items()}}
-        given = [f"-c={key}={value}" for key, value in changed.items()]
-        folder = tmp_path / folder
-        status = main([command, *given, "--output-dir", str(folder), *map(str, options)])
+        status = main(arguments(changed, command, tmp_path / folder, *options))
         return status, capsys.readouterr()
 
     return fedit

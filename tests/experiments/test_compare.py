@@ -1,11 +1,15 @@
 """`fedit compare` and `fedit sweep` from the command line to the tables, in this process."""
 
+import contextlib
 import csv
+import io
 import json
 import shutil
 
 import pytest
+from experiments.conftest import Simulated, arguments
 
+from fedit_app.cli.main import main
 from fedit_app.experiments.baselines import mend
 from fedit_app.facts import partition
 from fedit_app.flower_compat import launch
@@ -39,16 +43,19 @@ def mkvs(folder, name):
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    """Folder for the comparison that several tests look at."""
-    return tmp_path_factory.mktemp("compared") / "all"
+def compared(values, tmp_path_factory):
+    """The folder of a comparison that several tests look at, and what the command said."""
+    folder, said, calls = tmp_path_factory.mktemp("compared") / "all", io.StringIO(), Simulated()
+    options = ("--nodes", 2, "--strategies", STRATEGIES, "--seeds", "1,2")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(launch, "simulate", calls)
+        assert main(arguments(values, "compare", folder, *options)) == 0
+    assert len(calls) == 10
+    return folder, said.getvalue()
 
 
-def test_compare(fedit, simulated, compared, tmp_path):
-    status, said = fedit("compare", "--nodes", 2, "--strategies", STRATEGIES, "--seeds", "1,2")
-    assert status == 0 and len(simulated) == 10
-    folder = tmp_path / "all"
-    shutil.copytree(folder, compared)
+def test_compare(compared):
+    folder, said = compared
     for seed in (1, 2):
         first = results(folder, f"fedit_memit_seed-{seed}")
         assert (total(first, "optimised"), total(first, "cached")) == (8, 0)
@@ -68,7 +75,7 @@ def test_compare(fedit, simulated, compared, tmp_path):
         score = results(folder, f"{name}_memit_seed-1")["summary"]["federation"]["score"]
         (run,) = [r for r in comparison["runs"] if (r["strategy"], r["seed"]) == (name, 1)]
         assert run["measured"]["federation"]["score"] == score and len(run["slots"]) == 2
-    lines = said.out.splitlines()
+    lines = said.splitlines()
     assert lines[0].startswith("Ahead of fedit, memit") and lines[1].startswith("- score: ")
     table = lines[lines.index("") + 1 :]
     assert table[0].startswith("| Strategy | Editor | n |") and table[2].startswith("| unedited")
@@ -96,10 +103,10 @@ def test_the_work_cache_changes_nothing_but_the_time(fedit, simulated, compared,
     fedit("compare", *options, folder="plain", work_cache='""')
     for run in simulated:
         name = run["output-dir"].rpartition("/")[2]
-        plain, shared = results(tmp_path / "plain", name), results(compared, name)
+        plain, shared = results(tmp_path / "plain", name), results(compared[0], name)
         assert total(plain, "cached") == 0
         assert figures(plain) == figures(shared), name
-        assert mkvs(tmp_path / "plain", name) == mkvs(compared, name), name
+        assert mkvs(tmp_path / "plain", name) == mkvs(compared[0], name), name
     assert not (tmp_path / "plain" / "work-cache").exists()
     assert not (cache_dir() / "values").exists()
 
@@ -148,7 +155,7 @@ def test_after_an_interruption(fedit, simulated, tmp_path, monkeypatch):
 def test_the_work_cache_holds_no_text(compared, facts):
     held = b"".join(
         file.name.encode() + file.read_bytes()
-        for file in (compared / "work-cache").rglob("*")
+        for file in (compared[0] / "work-cache").rglob("*")
         if file.is_file()
     )
     for record in json.loads(facts.read_text()):
@@ -156,7 +163,7 @@ def test_the_work_cache_holds_no_text(compared, facts):
 
 
 def test_what_is_complete_is_not_repeated(fedit, simulated, compared, tmp_path):
-    shutil.copytree(compared, tmp_path / "all")
+    shutil.copytree(compared[0], tmp_path / "all")
     options = ("--nodes", 2, "--strategies", STRATEGIES)
     before = json.loads((tmp_path / "all" / "comparison.json").read_text())
     assert fedit("compare", *options, "--seeds", "1,2")[0] == 0 and simulated == []
@@ -219,7 +226,7 @@ def test_other_settings_in_the_same_folder(fedit, simulated):
 
 
 def test_report_only(fedit, simulated, compared, tmp_path):
-    shutil.copytree(compared, tmp_path / "all")
+    shutil.copytree(compared[0], tmp_path / "all")
     for file in (tmp_path / "all").glob("comparison.*"):
         file.unlink()
     status, said = fedit("compare", "--report-only", "--metrics", "accuracy,own.count")
