@@ -43,6 +43,7 @@ class Preset(StrEnum):
     """Sets of methods."""
 
     FIELD = "field"
+    PAPER = "paper"
 
 
 def compare(
@@ -62,7 +63,8 @@ def compare(
     preset: Annotated[
         Preset | None,
         typer.Option(
-            help="field: all strategies with memit, all editors with fedit, all baselines but mend."
+            help="field: all strategies with memit, all editors with fedit, all baselines but "
+            "mend; paper: the methods of FLEKE's tables."
         ),
     ] = None,
     seeds: Seeds = None,
@@ -87,7 +89,7 @@ def compare(
             chosen.get("editors"),
             seeds,
             baselines=chosen.get("baselines", ""),
-            star=preset is not None,
+            star=preset is Preset.FIELD,
         )
     return _compare(plan, folder, metrics, dry_run, app, form)
 
@@ -125,9 +127,9 @@ def sweep(
 
 
 def _set_of(preset: Preset | None) -> dict[str, str]:
-    from fedit_app.experiments.field import field
+    from fedit_app.experiments.field import PRESETS
 
-    return field() if preset else {}
+    return PRESETS[preset]() if preset else {}
 
 
 def _plan(

@@ -1,4 +1,4 @@
-"""The methods that a comparison with the field is made of: `fedit compare --preset field`."""
+"""The sets of methods that a comparison can be made of: `fedit compare --preset NAME`."""
 
 from __future__ import annotations
 
@@ -19,3 +19,19 @@ def field() -> dict[str, str]:
         "editors": ",".join(EDITORS),
         "baselines": ",".join(name for name in BASELINES if name != "mend"),
     }
+
+
+def paper() -> dict[str, str]:
+    """Options of the command: the methods of FLEKE's tables (arXiv 2502.15677).
+
+    FedMEMIT and FedPMET, which select by majority; MEMITAvg and PMETAvg; both without a federation;
+    fine-tuning and MEND. Every strategy meets both editors.
+    """
+    return {
+        "strategies": "fedit[selection=majority],fedavg,central",
+        "editors": "memit,pmet",
+        "baselines": "ft-m,mend",
+    }
+
+
+PRESETS = {"field": field, "paper": paper}

@@ -319,3 +319,13 @@ def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simula
     options = ("--strategies", "central", "--editors", "blue,memit", "--baselines", "lora")
     status, said = fedit("compare", "--preset", "field", "--nodes", 2, "--dry-run", *options)
     assert status == 0 and said.out.count("to be started") == 3
+
+
+def test_the_papers_methods_are_one_preset(fedit, simulated):
+    status, said = fedit("compare", "--preset", "paper", "--nodes", 2, "--dry-run")
+    assert status == 0 and not simulated
+    for strategy in (r"fedit\[selection=majority\]", "fedavg", "central"):
+        for editor in ("memit", "pmet"):
+            assert f"| {strategy}, {editor}, seed 0 |" in said.out
+    assert "| ft-m, seed 0 |" in said.out and "| mend, seed 0 |" in said.out
+    assert said.out.count("to be started") == 3 * 2 + 2
