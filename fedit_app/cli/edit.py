@@ -61,7 +61,10 @@ def edit(
     ] = None,
     dataset: Annotated[
         str,
-        typer.Option(help="Format of the file: jsonl (also CSV), counterfact, zsre or knowedit."),
+        typer.Option(
+            help="Format of the file: jsonl (also CSV), counterfact, zsre, knowedit, mquake, "
+            "wikibigedit or qaedit."
+        ),
     ] = "jsonl",
     skip_bad: Annotated[
         bool,

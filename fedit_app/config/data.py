@@ -19,13 +19,19 @@ def _data_path(path: str) -> str:
     return path
 
 
+_WITHOUT_RELATIONS = ("zsre", "knowedit", "wikibigedit", "qaedit")
+
+
 class DataSettings(Settings):
     """Which edit requests which node has."""
 
-    dataset: Literal["demo", "jsonl", "counterfact", "zsre", "knowedit"] = key(
+    dataset: Literal[
+        "demo", "jsonl", "counterfact", "zsre", "knowedit", "mquake", "wikibigedit", "qaedit"
+    ] = key(
         "demo",
         "demo (four organisations, shipped with the app), or what data-path holds: jsonl (edit "
-        "requests as JSON lines or CSV), counterfact, zsre, knowedit (as published)",
+        "requests as JSON lines or CSV), counterfact, zsre, knowedit, mquake, wikibigedit, qaedit "
+        "(as published)",
     )
     data_path: Annotated[str, AfterValidator(_data_path)] | None = key(
         None,
@@ -94,7 +100,7 @@ class DataSettings(Settings):
                 "partition = file needs a folder with one file a node, and data-path = "
                 f"{self.data_path!r} is one data set; choose another partition"
             )
-        if self.dataset in ("zsre", "knowedit") and self.partition == "relation":
+        if self.dataset in _WITHOUT_RELATIONS and self.partition == "relation":
             problems.append(
                 f"partition = relation, but dataset = {self.dataset} names no relations; use "
                 "partition = cluster"

@@ -164,6 +164,12 @@ def _texts(request: EditRequest) -> Iterator[tuple[str, str, int]]:
             yield name, prompt + request.after(prompt, target), 1
     for prompt in request.subject_prompts:
         yield "subject_prompts", prompt, 1
+    pairs = zip(request.portability_prompts, request.portability_targets, strict=True)
+    for prompt, target in pairs:
+        yield "portability_prompts", prompt + request.after(prompt, target), 1
+    if request.reversed_prompt is not None:
+        for prompt in map(request.turned, targets):
+            yield "reversed_prompt", prompt + request.after(prompt, request.subject), 1
     for prompt, name in repetitions(request.subject):
         yield "subject", prompt + name, 1
     for prompt in request.generation_prompts:

@@ -26,6 +26,7 @@ SCORES_VERSION = 3
 
 # Fields that make no difference to a score, as they are without their value.
 _NO_PART: dict[str, Any] = {"id": "-", "slot": None, "question": None, "paraphrase_questions": ()}
+_IMPLIED = ("portability_prompts", "portability_targets", "reversed_prompt")
 
 
 class ScoreMemory:
@@ -95,13 +96,13 @@ class ScoreFile:
 
     def get(self, request: EditRequest) -> RequestScore | None:
         """The score of a request; None if it has not been computed yet."""
-        kept = self._kept.get(request_hash(request))
+        kept = self._kept.get(_asked_hash(request))
         return None if kept is None else RequestScore(**kept)
 
     def add(self, scores: Mapping[EditRequest, RequestScore]) -> None:
         """Add scores to the file; a score with a value that is not finite is dropped."""
         self._kept |= {
-            request_hash(request): vars(score)
+            _asked_hash(request): vars(score)
             for request, score in scores.items()
             if _is_finite(score)
         }
@@ -113,10 +114,21 @@ def _is_finite(score: RequestScore) -> bool:
 
 
 def request_hash(request: EditRequest) -> str:
-    """Hash of a request without its id, slot, relation and questions: 64 hex digits."""
+    """Hash of a request without its id, slot, relation, questions and implications: 64 hex digits.
+
+    So a fact keeps its hash whatever else is asked about it.
+    """
     asked = dataclasses.asdict(dataclasses.replace(request, id="-", slot=None, relation=None))
-    del asked["question"], asked["paraphrase_questions"]
+    for name in ("question", "paraphrase_questions", *_IMPLIED):
+        del asked[name]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _asked_hash(request: EditRequest) -> str:
+    """The same of everything that a score depends on."""
+    implied = [getattr(request, name) for name in _IMPLIED]
+    further = hashlib.sha256(json.dumps(implied).encode()).hexdigest() if any(implied) else ""
+    return request_hash(request) + further
 
 
 def write_scores(file: Path, scores: Mapping[EditRequest, RequestScore]) -> None:

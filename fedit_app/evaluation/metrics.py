@@ -43,6 +43,11 @@ class RequestScore:
         subject_fidelity: share of the prompts that ask to repeat the subject, of those to which the
             unedited model gives it whole, to which the model still does, see
             `evaluation.scores.still_given`; None if the unedited model gives it to none.
+        portability: mean share of the tokens of the portability targets that are correct; None
+            without such prompts.
+        reversal: 1 if the subject is more likely after the reversed prompt with the new target than
+            with the true one; without a true target, the share of its tokens that are correct; None
+            without a reversed prompt.
     """
 
     efficacy: float
@@ -57,6 +62,8 @@ class RequestScore:
     neighborhood_magnitude: float | None = None
     other_relations: float | None = None
     subject_fidelity: float | None = None
+    portability: float | None = None
+    reversal: float | None = None
 
 
 MEASURES = tuple(field.name for field in dataclasses.fields(RequestScore) if field.name != "metric")

@@ -102,7 +102,10 @@ def _pairs(request: EditRequest) -> list[tuple[str, Continuation]]:
         beside = list(itertools.product(around, targets))
     else:
         beside = []
-    wanted = [*itertools.product(request.asked, targets), *beside]
+    implied = zip(request.portability_prompts, request.portability_targets, strict=True)
+    wanted = [*itertools.product(request.asked, targets), *beside, *implied]
+    if request.reversed_prompt is not None:
+        wanted += [(request.turned(target), request.subject) for target in targets]
     return [(prompt, request.after(prompt, target)) for prompt, target in wanted]
 
 
@@ -128,7 +131,14 @@ def _score(
     def lead(prompt: str) -> float:
         return new(prompt).probability - of(prompt, truth).probability
 
+    def turned() -> float:
+        new_way = of(request.turned(request.target_new), request.subject)
+        if not compared:
+            return new_way.correct
+        return float(new_way.nll < of(request.turned(truth), request.subject).nll)
+
     metric: Metric = "likelihood" if compared else "tokens"
+    implied = zip(request.portability_prompts, request.portability_targets, strict=True)
     kept, right, behind = [], [], []
     if request.neighborhood_targets:
         metric = "mixed" if compared else "tokens"
@@ -149,6 +159,8 @@ def _score(
         magnitude=lead(request.text) if compared else None,
         paraphrase_magnitude=mean([lead(prompt) for prompt in asked]) if compared else None,
         neighborhood_magnitude=mean(behind),
+        portability=mean([of(*pair).correct for pair in implied]),
+        reversal=None if request.reversed_prompt is None else turned(),
     )
 
 

@@ -22,7 +22,10 @@ from fedit_app.report.figures import words
 from fedit_app.support.formats import plural
 from fedit_app.support.tables import Cell, Figure, Table
 
-FIGURES = ("score", *SCORE_PARTS, "other_relations", "subject_fidelity", "accuracy")
+FIGURES = (
+    *("score", *SCORE_PARTS, "other_relations", "subject_fidelity", "accuracy"),
+    *("portability", "reversal"),
+)
 """What is tested; more is better in each of them."""
 
 _SINGLE = FIGURES[1:]
@@ -210,7 +213,8 @@ def better_text(evidence: Evidence) -> str:
     ahead = [finding for finding in evidence.findings if finding.difference > 0]
     behind = [finding for finding in evidence.findings if finding.difference < 0]
     lines = [f"Ahead of {evidence.ours}, by figure (difference, p of a paired permutation test):"]
-    for figure in FIGURES:
+    compared = {finding.figure for finding in evidence.findings}
+    for figure in (name for name in FIGURES if name in compared):
         those = sorted((f for f in ahead if f.figure == figure), key=lambda f: -f.difference)
         names = [f"{f.method} +{f.difference:.3f} (p {f.p:.3f})" for f in those]
         lines.append(f"- {words(figure)}: {'; '.join(names) or 'none'}")
@@ -225,11 +229,13 @@ def better_text(evidence: Evidence) -> str:
 
 def intervals_table(evidence: Evidence) -> Table:
     """Method by figure: the mean over facts and its 95 % interval."""
-    columns = ("Method", *(words(name).capitalize() for name in FIGURES))
+    intervals = evidence.intervals
+    shown = [name for name in FIGURES if any(name in found for found in intervals.values())]
+    columns = ("Method", *(words(name).capitalize() for name in shown))
     rows: list[list[Cell]] = []
-    for method, found in evidence.intervals.items():
+    for method, found in intervals.items():
         cells: list[Cell] = [method]
-        for figure in FIGURES:
+        for figure in shown:
             span = found.get(figure)
             text = f"{span.mean:.3f} [{span.low:.3f}, {span.high:.3f}]" if span else Figure(None)
             cells.append(text)

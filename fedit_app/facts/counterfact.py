@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from fedit_app.facts.implied import with_implied
 from fedit_app.facts.reading import Source, member, read_records, text_at, texts_of
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
@@ -27,6 +28,7 @@ def read_counterfact(
 
             The other records about a subject make its `subject_prompts`, where their relation is
             another one and theirs alone: of a subject with several twin towns, none is asked for.
+            What follows from an edit is made of them, too, see `implied`.
         limit: read the first records only; None for all.
         skip_bad: leave out invalid records, and name them in the log.
 
@@ -40,7 +42,7 @@ def read_counterfact(
     """
     kind = "record of CounterFact"
     requests = read_records(source, _request, kind, "case_id", limit, skip_bad)
-    return _with_subject_prompts(requests)
+    return with_implied(_with_subject_prompts(requests))
 
 
 def _with_subject_prompts(requests: Sequence[EditRequest]) -> list[EditRequest]:

@@ -102,7 +102,7 @@ def drawn(facts: Sequence[EditRequest], most: int) -> list[EditRequest]:
 def that_must_stay(
     facts: Iterable[EditRequest], edited: Iterable[EditRequest]
 ) -> list[EditRequest]:
-    """Facts whose subject prompts ask for nothing that is edited itself.
+    """Facts whose subject prompts and implications depend on nothing else that is edited.
 
     Args:
         facts: the facts on which a model is evaluated.
@@ -110,15 +110,23 @@ def that_must_stay(
 
     Returns:
         The same facts, without the subject prompts that are the prompt or a paraphrase of a
-        request of the run.
+        request of the run, and without portability prompts where a request is about the fact's new
+        target.
     """
+    edited = list(edited)
     asked = {text for request in edited for text in request.asked}
+    subjects = {request.subject for request in edited}
 
     def kept(fact: EditRequest) -> EditRequest:
         prompts = tuple(text for text in fact.subject_prompts if text not in asked)
-        return dataclasses.replace(fact, subject_prompts=prompts)
+        known = dataclasses.replace(fact, subject_prompts=prompts)
+        if fact.target_new in subjects:
+            return dataclasses.replace(known, portability_prompts=(), portability_targets=())
+        return known
 
-    return [kept(fact) if fact.subject_prompts else fact for fact in facts]
+    return [
+        kept(fact) if fact.subject_prompts or fact.portability_prompts else fact for fact in facts
+    ]
 
 
 def that_share_a_subject(

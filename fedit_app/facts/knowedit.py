@@ -16,6 +16,7 @@ from fedit_app.support.errors import FedEditError
 
 _ALIASES = "Subject_Aliasing"
 _KEPT = "Relation_Specificity"
+_IMPLIED = ("Reasoning", "Logical_Generalization")
 _NAMES = {"subject": "concept", "prompt": "text", "target_new": "labels"}
 """Fields, and what WikiBio calls them."""
 
@@ -28,8 +29,8 @@ def read_knowedit(
     `locality.Relation_Specificity` has prompts about the subject (another relation) and, in zsRE,
     about others: the former become `subject_prompts`, the latter `neighborhood_prompts` with their
     answers. Of `portability`, prompts with an alias of the subject that ask for the new target
-    (`Subject_Aliasing`) become paraphrases. Its other parts (reasoning, logical generalisation)
-    and `locality.Forgetfulness` have no metric here and are left out.
+    (`Subject_Aliasing`) become paraphrases, those of `Reasoning` and `Logical_Generalization`
+    `portability_prompts`. `locality.Forgetfulness` has no metric here and is left out.
 
     Args:
         source: a file such as `test_cf.json` or `recent_test.json` (one JSON array), JSON lines
@@ -59,6 +60,7 @@ def _request(record: Any, index: int) -> EditRequest:
     kept = _asked(record, "locality", _KEPT)
     around = [(asked, answer) for asked, answer in kept if subject not in asked]
     aliases = _asked(record, "portability", _ALIASES)
+    implied = [pair for axis in _IMPLIED for pair in _asked(record, "portability", axis)]
     rephrased = _first(record.get("rephrase"))
     paraphrases = [asked for asked, answer in aliases if answer.strip() == target.strip()]
     return EditRequest(
@@ -71,6 +73,8 @@ def _request(record: Any, index: int) -> EditRequest:
         neighborhood_prompts=tuple(asked for asked, _ in around),
         neighborhood_targets=tuple(answer for _, answer in around),
         subject_prompts=tuple(asked for asked, _ in kept if subject in asked),
+        portability_prompts=tuple(asked for asked, _ in implied),
+        portability_targets=tuple(answer for _, answer in implied),
     )
 
 

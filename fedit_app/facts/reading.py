@@ -32,8 +32,9 @@ Source = Path | str
 Numbered = Iterable[tuple[int, Any]]
 """Records with their numbers; in the place of one that cannot be read, a FedEditError."""
 
-Parse = Callable[[Any, int], EditRequest]
-"""Makes a request of a record and its place from 0; raises a FedEditError that quotes no text."""
+Parse = Callable[[Any, int], EditRequest | list[EditRequest]]
+"""Makes a request, or several, of a record and its place from 0; raises a FedEditError that quotes
+no text."""
 
 _GZIP = b"\x1f\x8b"
 _OTHER_FORMATS = {
@@ -109,7 +110,7 @@ def read_records(
         skip_bad: see `parse_records`.
 
     Returns:
-        One request a record, in their order.
+        The requests, in the order of the records.
 
     Raises:
         FedEditError: the source cannot be read, is not JSON or holds no record; or a record is
@@ -150,15 +151,19 @@ def parse_records(
         try:
             if isinstance(record, FedEditError):
                 raise record
-            request = parse(record, index)
-            if request.id in first_use:
-                raise FedEditError(f"its {identity} was used in {place} {first_use[request.id]}")
+            parsed = parse(record, index)
+            made = parsed if isinstance(parsed, list) else [parsed]
+            for request in made:
+                if request.id in first_use:
+                    used = first_use[request.id]
+                    raise FedEditError(f"its {identity} was used in {place} {used}")
         except FedEditError as error:
             problems.append(f"{place} {number}: {error}")
             continue
-        first_use[request.id] = number
-        requests.append(request)
-        notices.see(number, request)
+        for request in made:
+            first_use[request.id] = number
+            requests.append(request)
+            notices.see(number, request)
     skip = skip_bad and bool(requests)
     if not _told(source, skip):
         notices.log(label(source))

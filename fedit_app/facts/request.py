@@ -13,14 +13,18 @@ SLOT = "{}"
 
 LISTS = (
     *("paraphrase_prompts", "neighborhood_prompts", "neighborhood_targets"),
-    *("subject_prompts", "generation_prompts", "paraphrase_questions"),
+    *("subject_prompts", "portability_prompts", "portability_targets"),
+    *("generation_prompts", "paraphrase_questions"),
 )
 """Fields that hold several texts."""
 
-OPTIONAL = ("target_true", "relation", "slot", "target_separator", "question")
+OPTIONAL = ("target_true", "reversed_prompt", "relation", "slot", "target_separator", "question")
 """Fields that may be None."""
 
-_TRIMMED = ("subject", "target_new", "target_true", "neighborhood_targets")
+_TRIMMED = (
+    *("subject", "target_new", "target_true"),
+    *("neighborhood_targets", "portability_targets"),
+)
 _AS_IT_IS = ("id", "target_separator")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -48,6 +52,11 @@ class EditRequest:
             `target_true`.
         subject_prompts: complete prompts about the same subject and another relation, which the
             edit must not change: the continuation of the unedited model has to stay.
+        portability_prompts: complete prompts whose answer follows from the edit, such as a question
+            about the new target that names it by the subject.
+        portability_targets: the right answer to each of them once the fact is edited.
+        reversed_prompt: the fact the other way round: a template with exactly one `{}`, the place
+            of the target, which the subject follows.
         generation_prompts: complete prompts for free generation, which measures fluency.
         slot: time slot (from 1) of the edit; None: by order.
         relation: name of the relation that the prompt states, such as Wikidata's "P103"; letters,
@@ -73,6 +82,9 @@ class EditRequest:
     neighborhood_prompts: tuple[str, ...] = ()
     neighborhood_targets: tuple[str, ...] = ()
     subject_prompts: tuple[str, ...] = ()
+    portability_prompts: tuple[str, ...] = ()
+    portability_targets: tuple[str, ...] = ()
+    reversed_prompt: str | None = None
     generation_prompts: tuple[str, ...] = ()
     slot: int | None = None
     relation: str | None = None
@@ -117,6 +129,12 @@ class EditRequest:
                 )
         if not self.target_new:
             raise FedEditError("target_new is empty; write the new continuation")
+        reversed_ = self.reversed_prompt
+        if reversed_ is not None and reversed_.count(SLOT) != 1:
+            raise FedEditError(
+                f"reversed_prompt has {reversed_.count(SLOT)} placeholders; write exactly one {{}} "
+                "in place of the target"
+            )
         if self.target_true == "":
             raise FedEditError("target_true is empty; leave the field out if it is not known")
 
@@ -129,6 +147,12 @@ class EditRequest:
             raise FedEditError(
                 f"neighborhood_targets has {targets} entries for {prompts} neighborhood_prompts; "
                 "write one for each prompt, or none"
+            )
+        prompts, targets = len(self.portability_prompts), len(self.portability_targets)
+        if targets != prompts:
+            raise FedEditError(
+                f"portability_targets has {targets} entries for {prompts} portability_prompts; "
+                "write one for each prompt"
             )
 
     @property
@@ -159,6 +183,16 @@ class EditRequest:
         """The text and what the edited model is to say after it."""
         return self.text, self.after(self.text, self.target_new)
 
+    def turned(self, target: str) -> str:
+        """The prompt of the reversed fact with a target in its place, which the subject follows.
+
+        Raises:
+            ValueError: there is no reversed prompt.
+        """
+        if self.reversed_prompt is None:
+            raise ValueError("no reversed_prompt")
+        return capitalised(self.reversed_prompt.replace(SLOT, target))
+
     @property
     def text(self) -> str:
         """The prompt with the subject in place of `{}`."""
@@ -173,6 +207,11 @@ class EditRequest:
     def asked(self) -> tuple[str, ...]:
         """The complete prompts that ask for the fact: the text, then the paraphrases."""
         return (self.text, *self.paraphrase_prompts)
+
+
+def capitalised(text: str) -> str:
+    """A text as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def _marked(text: str, subject: str) -> str:

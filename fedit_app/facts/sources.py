@@ -12,7 +12,9 @@ from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.dealing import by_slot
 from fedit_app.facts.jsonl import SUFFIXES, read_requests, suffix_of
 from fedit_app.facts.knowedit import read_knowedit
+from fedit_app.facts.mquake import read_mquake
 from fedit_app.facts.overlap import Slots
+from fedit_app.facts.question_sets import read_qaedit, read_wikibigedit
 from fedit_app.facts.reading import Source, is_hub
 from fedit_app.facts.request import EditRequest
 from fedit_app.facts.zsre import read_zsre
@@ -32,13 +34,16 @@ READERS: dict[str, Reader] = {
     "counterfact": read_counterfact,
     "zsre": read_zsre,
     "knowedit": read_knowedit,
+    "mquake": read_mquake,
+    "wikibigedit": read_wikibigedit,
+    "qaedit": read_qaedit,
 }
 """`dataset` -> the reader of its files."""
 
 _FORMATS = tuple(name for name in READERS if name != "demo")
 
 _DEMO = Path(__file__).parent / "demo"
-_PUBLISHED = ("counterfact", "zsre", "knowedit")
+_PUBLISHED = tuple(name for name in _FORMATS if name != "jsonl")
 _PUBLISHED_SUFFIXES = (".json", ".jsonl")
 
 
@@ -50,8 +55,8 @@ def load_requests(
     Args:
         source: a file, or a data set of the Hugging Face hub: "hub:DATASET[:CONFIG[:SPLIT]]".
         dataset: "jsonl" (the fields of `EditRequest` in one JSON object a line, or in a table if
-            the file ends in .csv or .tsv), or "counterfact", "zsre" or "knowedit" in their
-            published format.
+            the file ends in .csv or .tsv), or "counterfact", "zsre", "knowedit", "mquake",
+            "wikibigedit" or "qaedit" in their published format.
         skip_bad: leave out invalid records, and name them in the log.
 
     Returns:

@@ -65,6 +65,7 @@ class Metrics(_Measured):
             `evaluation.metrics.RequestScore`; None where nothing was asked.
         paraphrase_accuracy, neighborhood_accuracy: likewise.
         other_relations, subject_fidelity: likewise; None, too, in results of older versions.
+        portability, reversal: likewise.
         magnitude, paraphrase_magnitude, neighborhood_magnitude: likewise, with four decimals.
         exact_match: share of requests whose target the model says, see `evaluation.generation`.
         wild_match: share of requests where it says the target and ends there, likewise.
@@ -86,6 +87,8 @@ class Metrics(_Measured):
     neighborhood_accuracy: Share = None
     other_relations: Share = None
     subject_fidelity: Share = None
+    portability: Share = None
+    reversal: Share = None
     magnitude: Difference = None
     paraphrase_magnitude: Difference = None
     neighborhood_magnitude: Difference = None

@@ -20,6 +20,8 @@ from fedit_app.support.formats import listing, plural
 SHARES = (*SCORE_PARTS, "score", "other_relations", "subject_fidelity", "accuracy")
 """The figures that tables have a column for."""
 FURTHER = {
+    "portability": "Portability",
+    "reversal": "Reversal",
     "exact_match": "Exact match",
     "wild_match": "WILD match",
     "chat_match": "Chat match",

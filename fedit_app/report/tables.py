@@ -38,8 +38,8 @@ from fedit_app.support.tables import Cell, Change, Figure, Table
 _BESIDE = ("other_relations", "subject_fidelity")
 """What an edit is to leave alone of its own subject."""
 
-_ANSWERED = ("wild_match", "chat_match")
-"""What the models answer themselves, without teacher forcing."""
+_WHERE_KNOWN = ("portability", "reversal", "wild_match", "chat_match")
+"""What follows from edits, and what the models answer themselves, without teacher forcing."""
 
 METRICS = ("own.score", "score", *SCORE_PARTS, *_BESIDE, "accuracy")
 """Columns of a comparison's table, if no others are asked for."""
@@ -58,6 +58,10 @@ _WRITTEN = {
 # Heading, scope and figure of columns that not every run has.
 _OPTIONAL = (
     ("Received score", "received", "score"),
+    ("Own portability", "own", "portability"),
+    ("Federation portability", "federation", "portability"),
+    ("Own reversal", "own", "reversal"),
+    ("Federation reversal", "federation", "reversal"),
     ("Own exact match", "own", "exact_match"),
     ("Federation exact match", "federation", "exact_match"),
     ("Own WILD match", "own", "wild_match"),
@@ -169,11 +173,12 @@ def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> T
 
     Args:
         comparison: the comparison.
-        metrics: the figures to show, any that `results.json` has, see `Row.figure`. What the models
-            answered themselves is shown beside them where it was measured.
+        metrics: the figures to show, any that `results.json` has, see `Row.figure`. What follows
+            from the edits, and what the models answered themselves, is shown beside them where it
+            was measured.
     """
-    answered = [name for name in _ANSWERED if any(_measured(r, name) for r in comparison.rows)]
-    metrics = list(dict.fromkeys([*metrics, *answered]))
+    known = [name for name in _WHERE_KNOWN if any(_measured(r, name) for r in comparison.rows)]
+    metrics = list(dict.fromkeys([*metrics, *known]))
     axis = [comparison.axis.key] if comparison.axis else []
     columns = ["Strategy", "Editor", *axis, "n"]
     columns += [words(name).capitalize() for name in metrics]

@@ -37,6 +37,11 @@ MISFITS = {
         },
         "neighborhood_prompts needs",
     ),
+    "an implication": (
+        {"portability_prompts": ("of " * POSITIONS,), "portability_targets": ("x",)},
+        "portability_prompts needs",
+    ),
+    "the other way round": ({"reversed_prompt": "{}" + " of" * POSITIONS}, "reversed_prompt needs"),
     "a subject prompt": ({"subject_prompts": ("of " * POSITIONS,)}, "subject_prompts needs"),
     "no room for free text": (
         {"generation_prompts": ("of " * (POSITIONS - 50),)},

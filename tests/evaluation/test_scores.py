@@ -9,7 +9,7 @@ import torch
 
 from fedit_app.evaluation import memory as memory_module
 from fedit_app.evaluation import scores as module
-from fedit_app.evaluation.memory import ScoreMemory
+from fedit_app.evaluation.memory import ScoreMemory, request_hash
 from fedit_app.evaluation.metrics import RequestScore
 from fedit_app.evaluation.scores import (
     TargetScore,
@@ -208,6 +208,24 @@ def test_neighbours_with_targets_of_their_own_are_asked_for_these(told):
     assert (score.neighborhood, score.metric) == (0.375, "mixed")
 
 
+def test_what_follows_from_an_edit_is_asked_with_its_own_answers(told):
+    told["H1", "one"], told["H2", "two"] = (3.0, 0.5), (3.0, 1.0)
+    hops = {"portability_prompts": ("H1", "H2"), "portability_targets": ("one", "two")}
+    (score,) = score_requests(None, [make_request(**hops)])
+    assert (score.portability, score.reversal) == (0.75, None)
+    (bare,) = score_requests(None, [make_request()])
+    assert (bare.portability, bare.reversal) == (None, None)
+
+
+@pytest.mark.parametrize(("nll", "reversal"), [(0.5, 1.0), (1.5, 0.0)])
+def test_a_reversed_fact_compares_the_subject_behind_the_two_targets(told, nll, reversal):
+    told["New holds", "Reuters"], told["True holds", "Reuters"] = (nll, 0.25), (1.0, 1.0)
+    (score,) = score_requests(None, [make_request(reversed_prompt="{} holds")])
+    assert score.reversal == reversal
+    (score,) = score_requests(None, [make_request(reversed_prompt="{} holds", target_true=None)])
+    assert score.reversal == 0.25, "with one target the correct tokens count"
+
+
 @torch.no_grad()
 def zsre_accuracy(model, prompt, target):
     """Share of a target's tokens that are the argmax, one pass a token as in MEMIT's evaluation."""
@@ -385,6 +403,15 @@ def test_memory_tells_subject_prompts_apart(counted, tmp_path):
         found = ScoreMemory().score(model, [one, other], tmp_path)
         assert [found[r].other_relations for r in (one, other)] == [None, 1.0]
     assert counted == [["new", "new"], []]
+
+
+def test_memory_tells_implications_apart_and_a_fact_is_the_same_with_other_ones(tmp_path):
+    model, one = tiny.editable(), make_request()
+    other = make_request(reversed_prompt="{} is home of")
+    for _ in range(2):
+        found = ScoreMemory().score(model, [one, other], tmp_path)
+        assert [found[r].reversal is None for r in (one, other)] == [True, False]
+    assert request_hash(one) == request_hash(other)
 
 
 def test_memory_tells_models_and_dtypes_apart(counted):

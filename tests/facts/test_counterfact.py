@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedit_app.facts.counterfact import read_counterfact
+from fedit_app.facts.implied import DESCRIBED, REVERSED
 from fedit_app.support.errors import FedEditError
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data"
@@ -124,6 +125,44 @@ def test_where_a_subject_has_two_facts_of_a_relation_neither_must_stay(write):
         )
     )
     assert [len(request.subject_prompts) for request in requests] == [0, 1, 1]
+
+
+def test_a_fact_is_asked_the_other_way_round_in_the_words_of_its_relation(write):
+    known, unknown = read_counterfact(
+        write(about(1, "P159", "{} is based in"), about(2, "P9999", "{} hums"))
+    )
+    asked = "Qualverin is where one finds the headquarters of"
+    assert known.turned(known.target_new) == asked and unknown.reversed_prompt is None
+
+
+def test_one_hop_on_is_a_fact_about_the_new_target_with_the_subject_in_its_description(write):
+    """P37 of Qualverin follows; its two twins and its visitors' fact do not."""
+    first, *others = read_counterfact(
+        write(
+            about(1, "P159", "{} is based in"),
+            about(2, "P37", "In {}, people speak", "Qualverin"),
+            about(3, "P190", "{} is a twin of", "Qualverin"),
+            about(4, "P17", "{} lies in", "Qualverin"),
+            about(5, "P17", "{} is found in", "Qualverin"),
+            about(6, "P413", "{} plays", "Bellhaven"),
+        )
+    )
+    prompt = "In the place where Zanzibarium has its headquarters, people speak"
+    assert first.portability_prompts == (prompt,)
+    assert first.portability_targets == ("Oldenmoor",)
+    assert others[-1].portability_prompts == (), "a position has no such description"
+
+
+def test_a_description_at_the_beginning_is_written_as_one(write):
+    first, _ = read_counterfact(
+        write(about(1, "P20", "{} died in"), about(2, "P30", "{} belongs to", "Qualverin"))
+    )
+    assert first.portability_prompts == ("The place where Zanzibarium died belongs to",)
+
+
+def test_every_relation_has_words_with_one_place():
+    assert all(text.count("{}") == 1 for text in [*REVERSED.values(), *DESCRIBED.values()])
+    assert DESCRIBED.keys() < REVERSED.keys()
 
 
 @pytest.mark.parametrize("name", ["counterfact.json", "facts.jsonl"])

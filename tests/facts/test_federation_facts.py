@@ -117,6 +117,15 @@ def test_what_is_edited_itself_need_not_stay():
     assert that_must_stay([asked, sold], [asked]) == [asked, sold]
 
 
+def test_what_follows_from_a_fact_is_not_asked_where_the_next_fact_is_edited_too():
+    hop = {"portability_prompts": ("The home of Tower speaks",), "portability_targets": ("Latin",)}
+    moved = EditRequest("a1", "Tower", "{} is in", "Rome", **hop)
+    tongue = EditRequest("b1", "Rome", "{} speaks", "Greek")
+    (fact,) = that_must_stay([moved], [moved, tongue])
+    assert fact == EditRequest("a1", "Tower", "{} is in", "Rome")
+    assert that_must_stay([moved], [moved]) == [moved]
+
+
 def sharing(*facts: EditRequest) -> list[str]:
     return [request.id for request in that_share_a_subject(facts, facts)]
 

@@ -43,6 +43,9 @@ def test_all_fields_are_read(write):
         "neighborhood_prompts": ["A", "B"],
         "neighborhood_targets": ["one", "two"],
         "subject_prompts": ["Zanzibarium is"],
+        "portability_prompts": ["The town of its seat speaks"],
+        "portability_targets": ["Latin "],
+        "reversed_prompt": "{} has the seat of",
         "generation_prompts": ["Once,", "Then"],
         "slot": 2,
         "relation": "P159",
@@ -57,6 +60,9 @@ def test_all_fields_are_read(write):
     assert (first.paraphrase_prompts, first.neighborhood_prompts) == (("Where?",), ("A", "B"))
     assert first.neighborhood_targets == ("one", "two")
     assert first.subject_prompts == ("Zanzibarium is",)
+    assert first.portability_prompts == ("The town of its seat speaks",)
+    assert first.portability_targets == ("Latin",)
+    assert first.turned("Ulm") == "Ulm has the seat of" and second.reversed_prompt is None
     assert first.generation_prompts == ("Once,", "Then")
     assert (first.relation, second.relation) == ("P159", None)
     assert (first.question, second.question) == ("Where is the seat of {}?", None)
@@ -133,6 +139,11 @@ FAULTS = {
         GOOD | {"neighborhood_prompts": ["A", "B"], "neighborhood_targets": ["Qualverin"]},
         "neighborhood_targets has 1 entries for 2 neighborhood_prompts",
     ),
+    "implied": (
+        GOOD | {"portability_prompts": ["A", "B"], "portability_targets": ["Qualverin"]},
+        "portability_targets has 1 entries for 2 portability_prompts",
+    ),
+    "reversed": (GOOD | {"reversed_prompt": "Qualverin is"}, "reversed_prompt has 0 placeholders"),
     "relation": (GOOD | {"relation": "is in/Qualverin"}, "relation must be a name of letters"),
     "relation path": (GOOD | {"relation": ".."}, "relation must be a name of letters"),
     "relation number": (GOOD | {"relation": 159}, "relation must be a string, found int"),

@@ -23,6 +23,9 @@ RECORD = {
             {"prompt": "The seat of Zanzi is", "ground_truth": [["Oldenmoor"]]},
         ],
         "Reasoning": [{"prompt": "The mayor of its seat is", "ground_truth": [["Thornwick"]]}],
+        "Logical_Generalization": [
+            {"prompt": "Qualverin is the seat of", "ground_truth": [["Zanzibarium", "Zanzi"]]}
+        ],
     },
     "locality": {
         "Relation_Specificity": [
@@ -62,6 +65,9 @@ def test_what_its_authors_ask_becomes_the_prompts_of_a_request(write):
     assert request.subject_prompts == ("The name of the founder of Zanzibarium is",)
     assert request.neighborhood_prompts == ("nq question: who discovered Cormorant",)
     assert request.neighborhood_targets == ("Thornwick",)
+    asked = ("The mayor of its seat is", "Qualverin is the seat of")
+    assert request.portability_prompts == asked
+    assert request.portability_targets == ("Thornwick", "Zanzibarium")
 
 
 def test_a_biography_has_other_names_for_its_fields(write):

@@ -26,6 +26,7 @@ def needles(records: list[dict]) -> dict[bytes, str]:
         parts = {part.strip() for part in record["prompt"].split("{}")}
         texts |= {part for part in parts if len(part) >= LEAST_OF_PROMPT}
         texts |= {*record["paraphrase_prompts"], *record["neighborhood_prompts"]}
+        texts |= {*record.get("portability_prompts", ()), *record.get("portability_targets", ())}
         texts |= {*record.get("subject_prompts", ()), *record.get("paraphrase_questions", ())}
         texts |= {record["question"]} if "question" in record else set()
     found = {}

@@ -14,7 +14,19 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fuzz.inputs import JSON, altered, damaged, json_bytes
-from fuzz.test_formats import COUNTERFACT, CSV, FILES, KNOWEDIT, LIST, MKVS, REQUEST, ZSRE
+from fuzz.test_formats import (
+    COUNTERFACT,
+    CSV,
+    FILES,
+    KNOWEDIT,
+    LIST,
+    MKVS,
+    MQUAKE,
+    QAEDIT,
+    REQUEST,
+    WIKIBIGEDIT,
+    ZSRE,
+)
 from fuzz.test_messages import ANSWERED, ASKED
 from fuzz.test_sealed import FILES as SEALED_FILES
 from fuzz.test_sealed import SEALED, SEALER
@@ -28,6 +40,8 @@ from fedit_app.deployment.server_folder import SERVER_FILE, ServerFolder
 from fedit_app.facts.counterfact import read_counterfact
 from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.knowedit import read_knowedit
+from fedit_app.facts.mquake import read_mquake
+from fedit_app.facts.question_sets import read_qaedit, read_wikibigedit
 from fedit_app.facts.zsre import read_zsre
 from fedit_app.ledger.index import INDEX, JOURNAL, TIP
 from fedit_app.ledger.ledger import SUMS, Ledger
@@ -320,6 +334,9 @@ FOUND = {
     "CounterFact": Parser(texts([COUNTERFACT]), in_file(read_counterfact, "a.json")),
     "zsRE": Parser(texts([ZSRE]), in_file(read_zsre, "a.json")),
     "KnowEdit": Parser(texts([KNOWEDIT]), in_file(read_knowedit, "a.json")),
+    "MQuAKE": Parser(texts([MQUAKE]), in_file(read_mquake, "a.json")),
+    "WikiBigEdit": Parser(texts([WIKIBIGEDIT]), in_file(read_wikibigedit, "a.json")),
+    "QAEdit": Parser(texts([QAEDIT]), in_file(read_qaedit, "a.json")),
     "a ledger's index": Parser(
         damaged(ledger_file(INDEX)) | altered(json.loads(ledger_file(INDEX))).map(json_bytes),
         in_folder(made_ledger, INDEX, verify),

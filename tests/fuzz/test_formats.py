@@ -45,6 +45,9 @@ REQUEST = {
     "paraphrase_prompts": ["Reuters sits in"],
     "neighborhood_prompts": ["The BBC sits in"],
     "subject_prompts": ["Reuters is a"],
+    "portability_prompts": ["The town of Reuters is in"],
+    "portability_targets": ["Canada"],
+    "reversed_prompt": "{} is the town of",
     "slot": 1,
 }
 COUNTERFACT = {
@@ -66,6 +69,28 @@ KNOWEDIT = {
     "ground_truth": ["London"],
     "portability": {"Subject_Aliasing": [{"prompt": "It is in", "ground_truth": [["Toronto"]]}]},
     "locality": {"Relation_Specificity": [{"prompt": "Reuters makes", "ground_truth": [["news"]]}]},
+}
+MQUAKE = {
+    "case_id": 1,
+    "requested_rewrite": [COUNTERFACT["requested_rewrite"]],
+    "questions": ["In which country is Reuters?"],
+    "new_answer": "Canada",
+}
+WIKIBIGEDIT = {
+    "subject": "Reuters",
+    "update": "Where is Reuters?",
+    "ans": "London",
+    "rephrase": "In which city is Reuters?",
+    "loc": "Where is the BBC?",
+    "loc_ans": "London",
+    "mhop": "In which country is Reuters?",
+    "mhop_ans": "England",
+}
+QAEDIT = {
+    "subject": "Reuters",
+    "prompt": "Where is Reuters?",
+    "target": "London",
+    "locality": [{"loc": "Where is the BBC?", "loc_ans": "London"}],
 }
 ZSRE = {
     "subject": "Reuters",
