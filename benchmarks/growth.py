@@ -2,7 +2,9 @@
 
 CounterFact records of different subjects, edited in slots. "accuracy" is the share of all facts so
 far that are the model's answer, "first slot" the same of the oldest, the other metrics are those of
-a sample of all. With upkeep, after each slot own MKVs are written anew whose facts are not said.
+a sample of all ("generated": the text that the model writes begins with the target), and the
+perplexity on ordinary text. With upkeep, after each slot own MKVs are written anew whose facts are
+not said.
 `--work-cache` keeps the values, which are the same with and without, also for the next call.
 """
 
@@ -26,10 +28,14 @@ from benchmarks.harness import (
     option,
     print_figures,
     records,
+    text_file,
     workbench,
 )
+from fedit_app.editing.corpus import CovarianceSource
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench
+from fedit_app.evaluation.generation import matches
+from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
 from fedit_app.evaluation.scores import score_targets
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.conflicts import settle
@@ -46,6 +52,8 @@ _COLUMNS = {
     "accuracy": "accuracy",
     "first slot": "first_slot",
     **{name: name for name in _SHARES},
+    "generated": "exact_match",
+    "perplexity": "perplexity",
     "written anew": "renewed",
     "minutes": "minutes",
 }
@@ -62,7 +70,11 @@ _COLUMNS = {
     option(
         "--covariance-weight", "see the run config; None: the editor's", type=float, default=None
     ),
+    option("--covariance-source", "see the run config", default=CovarianceSource.name),
+    count("--covariance-tokens", None, "see the run config; None: 10 d_ff"),
     option("--ways", "without and with upkeep", default="without,with"),
+    text_file("--text", "wikitext2_raw_test.txt", "ordinary text"),
+    count("--text-rows", 32, "of 128 tokens each"),
     option("--work-cache", "folder for values; None: they are not kept", type=Path),
 )
 def run(options: argparse.Namespace) -> Figures:
@@ -81,7 +93,9 @@ def run(options: argparse.Namespace) -> Figures:
         "layers": options.layers,
         "covariance_weight": options.covariance_weight,
     }
-    bench = workbench(model, options.editor, **given)
+    source = CovarianceSource(options.covariance_source, options.covariance_tokens)
+    bench = workbench(model, options.editor, source=source, **given)
+    text = neutral_rows(model, options.text, options.text_rows)
     store = ValueStore(options.work_cache) if options.work_cache else None
     figures: Figures = {}
     lines = {}
@@ -99,7 +113,7 @@ def run(options: argparse.Namespace) -> Figures:
             if len(known) in options.facts:
                 path = f"growth/{way}/n={len(known)}"
                 lines[f"{len(known)} facts, {way} upkeep"] = path
-                found = _measured(bench, ledger, known, options)
+                found = _measured(bench, ledger, known, text, options)
                 found |= {"renewed": float(renewed), "minutes": seconds / 60}
                 figures |= {f"{path}/{key}": value for key, value in found.items()}
                 logger.info("%s upkeep, %d facts: %s", way, len(known), found)
@@ -119,17 +133,25 @@ def _of_different_subjects(options: argparse.Namespace, most: int) -> list[EditR
 
 
 def _measured(
-    bench: Workbench, ledger: Ledger, facts: Sequence[EditRequest], options: argparse.Namespace
+    bench: Workbench,
+    ledger: Ledger,
+    facts: Sequence[EditRequest],
+    text: Sequence[tuple[int, ...]],
+    options: argparse.Namespace,
 ) -> Figures:
     chosen = random.Random(options.seed).sample(facts, min(options.sample, len(facts)))
     with bench.edited(ledger) as model:
         scores = score_targets(model, [fact.asked_new for fact in facts])
         found = counterfact_metrics(model, chosen)
+        generated = [float(match.exact) for match in matches(model, chosen)]
+    neutral = neutral_scores(bench.model, bench.deltas(ledger), text)
     said = [float(score.decoded) for score in scores]
     first = said[: options.per_slot]
     return {name: found[name] for name in _SHARES if name in found} | {
         "accuracy": sum(said) / len(said),
         "first_slot": sum(first) / len(first),
+        "exact_match": sum(generated) / len(generated),
+        "perplexity": neutral.perplexity_after,
     }
 
 

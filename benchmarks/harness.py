@@ -238,6 +238,7 @@ def workbench(
     precision: str = DEFAULT_PRECISION,
     contexts: int = CONTEXTS,
     chats: int = 0,
+    source: CovarianceSource | None = None,
     **given: float | str | None,
 ) -> Workbench:
     """A model with an editor's own settings and as many context prefixes as a run has by default.
@@ -248,13 +249,14 @@ def workbench(
         precision: of the MKVs.
         contexts: number of context prefixes.
         chats: number of chats among the contexts.
+        source: text of the covariance; None for a run's default.
         given: settings that are not the editor's own, see `EditSettings`.
     """
     kind = model.model.config.model_type
     settings = edit_settings(kind, model.n_layers, model.d_model, editor, **given)
-    source = CovarianceSource()
+    text = source or CovarianceSource()
     return Workbench(
-        model, editor, settings, contexts, source, seed=0, precision=precision, n_chats=chats
+        model, editor, settings, contexts, text, seed=0, precision=precision, n_chats=chats
     )
 
 

@@ -176,15 +176,24 @@ def facts(tmp_path):
     return file
 
 
-def test_growth(figures, tiny_folder, data):
+def test_growth(figures, tiny_folder, data, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The museum of Basel is in the city of Basel. " * 60)
     options = ("--model", tiny_folder, "--data", data, "--per-slot", 2, "--facts", "2,3")
-    found = figures(growth.run, *options, "--sample", 2)
+    options = (*options, "--sample", 2, "--text", text, "--text-rows", 3)
+    found = figures(growth.run, *options)
     for way in ("with", "without"):
         for n in (2, 3):
             assert 0 <= found[f"growth/{way}/n={n}/accuracy"] <= 1
             assert 0 <= found[f"growth/{way}/n={n}/first_slot"] <= 1
+            assert 0 <= found[f"growth/{way}/n={n}/exact_match"] <= 1
+            assert found[f"growth/{way}/n={n}/perplexity"] > 1
     assert found["growth/without/n=3/renewed"] == 0
     assert found["growth/with/n=3/accuracy"] >= found["growth/without/n=3/accuracy"]
+    of_text = ("--covariance-source", text, "--covariance-tokens", 300, "--ways", "without")
+    other = figures(growth.run, *options, *of_text)
+    key = "growth/without/n=3/perplexity"
+    assert other[key] != found[key], "the covariance is that of the given text"
     with pytest.raises(FedEditError, match="--ways"):
         growth.run(["--ways", "wihout"])
 
