@@ -97,8 +97,9 @@ def run(options: argparse.Namespace) -> Figures:
     bench = workbench(model, options.editor, source=source, **given)
     text = neutral_rows(model, options.text, options.text_rows)
     store = ValueStore(options.work_cache) if options.work_cache else None
-    figures: Figures = {}
-    lines = {}
+    unedited = neutral_scores(model, {}, text).perplexity_before
+    figures: Figures = {"growth/unedited/perplexity": unedited}
+    lines = {"unedited": "growth/unedited"}
     for way in ways:
         ledger, renewed, seconds = Ledger(bench.fingerprint), 0, 0.0
         for begin in range(0, most, options.per_slot):

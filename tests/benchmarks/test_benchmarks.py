@@ -190,6 +190,7 @@ def test_growth(figures, tiny_folder, data, tmp_path):
             assert found[f"growth/{way}/n={n}/perplexity"] > 1
     assert found["growth/without/n=3/renewed"] == 0
     assert found["growth/with/n=3/accuracy"] >= found["growth/without/n=3/accuracy"]
+    assert found["growth/unedited/perplexity"] > 1
     of_text = ("--covariance-source", text, "--covariance-tokens", 300, "--ways", "without")
     other = figures(growth.run, *options, *of_text)
     key = "growth/without/n=3/perplexity"
