@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import fedit_app.facts
 from benchmarks.harness import MIB, Figures, benchmark, count, main, option, print_figures, table
 from benchmarks.loopback import TOGETHER, Deployment
+from fedit_app.config.run_config import ConfigValue
 from fedit_app.flower_compat.connection import Connection
 from fedit_app.models.loading import resolve_model
 from fedit_app.report import Results, load_results
@@ -41,6 +42,7 @@ _DEMO = Path(fedit_app.facts.__file__).parent / "demo"
 _NODES = ("bank", "hospital", "museum")
 _STAGES = ("edit", "reedit", "evaluate")
 _SECONDS_BETWEEN_SAMPLES = 10
+_IDLE_SECONDS = 15
 _MESSAGES = Path(__file__).parent / "flower_messages"
 _EXCHANGE = re.compile(r"exchange: (\w+) ([\d.]+) s ([\d.]+) s")
 _KINDS = {"empty": "Flower's empty messages", "parts": "a record for each", "parcel": "parcels"}
@@ -57,8 +59,8 @@ _TINY = {
     "tie_word_embeddings": True,
 }
 # The server would have a machine of its own: many nodes on this one leave it the processor first.
-_BEHIND = ("nice", "-n", "10")
-_TINY_RUN = {
+BEHIND = ("nice", "-n", "10")
+TINY_RUN = {
     "layers": "1-2",
     "contexts": 1,
     "value-steps": 2,
@@ -81,6 +83,7 @@ _TINY_RUN = {
         default="all",
     ),
     option("--kinds", "of messages to many: empty, parts, parcel", default="empty,parts,parcel"),
+    count("--exchanges", 2, "of each kind of messages to many"),
     data=False,
 )
 def run(options: argparse.Namespace) -> Figures:
@@ -107,7 +110,7 @@ def _warm_and_cold(options: argparse.Namespace, folder: Path) -> dict[str, float
                 f"deployment/{way}/{name}": value
                 for name, value in _started(deployment, data, model, idle).items()
             }
-            results = _finished(deployment, config, len(data))
+            results = finished(deployment, config, len(data))
         figures |= {f"deployment/{way}/{k}": v for k, v in _of_slots(results, len(data)).items()}
     columns = {
         "server starts s": "server_start_seconds",
@@ -127,22 +130,22 @@ def _warm_and_cold(options: argparse.Namespace, folder: Path) -> dict[str, float
 
 def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     folder.mkdir()
-    model, count = _tiny_model(options.model, folder / "model"), options.load_nodes
+    model, count = tiny_model(options.model, folder / "model"), options.load_nodes
     names = [f"node-{number + 1:02}" for number in range(count)]
-    data = {name: _requests(folder, name, options.load_slots) for name in names}
+    data = {name: requests(folder, name, options.load_slots) for name in names}
     config = {
-        **_TINY_RUN,
+        **TINY_RUN,
         "num-slots": options.load_slots,
         "evaluate-every": options.load_slots,
     }
     with Deployment(folder / "federation") as deployment:
         together = options.together
         started = _started(
-            deployment, data, model, 0.0 if together else None, within=_BEHIND, together=together
+            deployment, data, model, 0.0 if together else None, within=BEHIND, together=together
         )
         empty = _exchanges(deployment, "empty")[0]["empty"]
         with _Memory(deployment, [TOGETHER] if together else names, count) as memory:
-            results = _finished(deployment, config, count)
+            results = finished(deployment, config, count)
         empty += _exchanges(deployment, "empty")[0]["empty"]
     failed = len(results.failed_nodes)
     figures = {
@@ -164,13 +167,14 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
 def _messages(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Exchanges of messages alone: the nodes answer with what they got."""
     folder.mkdir()
-    model, count = _tiny_model(options.model, folder / "model"), options.load_nodes
+    model, count = tiny_model(options.model, folder / "model"), options.load_nodes
     names = [f"node-{number + 1:03}" for number in range(count)]
-    data = {name: _requests(folder, name, 1) for name in names}
+    data = {name: requests(folder, name, 1) for name in names}
     with Deployment(folder / "federation") as deployment:
-        _started(deployment, data, model, 0.0, within=_BEHIND, together=True)
+        _started(deployment, data, model, 0.0, within=BEHIND, together=True)
+        idle = _idle_cores(deployment)
         with _Memory(deployment, [TOGETHER], count) as memory:
-            found, processor = _exchanges(deployment, options.kinds)
+            found, processor = _exchanges(deployment, options.kinds, options.exchanges)
     seconds = {kind: statistics.median(all_) for kind, all_ in found.items()}
     worked = {kind: statistics.median(all_) for kind, all_ in processor.items()}
     figures: Figures = {}
@@ -188,19 +192,34 @@ def _messages(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     columns = ["slot s", "s a node", "over empty", "server's processor s a node", "over empty"]
     print(table([f"{count} nodes", *columns], rows))
     figures["deployment/messages/server_mib"] = max(server for _, server, _ in memory.samples)
-    print(f"The server's processes had {figures['deployment/messages/server_mib']:.0f} MiB.\n")
+    figures["deployment/messages/idle_cores"] = idle
+    print(f"The server's processes had {figures['deployment/messages/server_mib']:.0f} MiB.")
+    print(f"While all nodes waited they took {idle:.3f} of a processor core.\n")
     return figures
 
 
+def _idle_cores(deployment: Deployment) -> float:
+    """Processor seconds that the server works in a second in which nodes only ask for messages."""
+    server = deployment.members("server")
+
+    def worked() -> float:
+        return sum(p.cpu_times().user + p.cpu_times().system for p in server)
+
+    began, before = time.perf_counter(), worked()
+    time.sleep(_IDLE_SECONDS)
+    return (worked() - before) / (time.perf_counter() - began)
+
+
 def _exchanges(
-    deployment: Deployment, kinds: str
+    deployment: Deployment, kinds: str, exchanges: int = 2
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Kind of message -> the seconds of its exchanges with all nodes, and the processor's."""
     home = deployment.folder / "flower-messages"
     home.mkdir(exist_ok=True)
     connection = Connection.to(deployment.server.superlink, home)
     lines: list[str] = []
-    status = connection.follow(connection.submit(_MESSAGES, {"kinds": kinds}), lines.append)
+    run_config: dict[str, ConfigValue] = {"kinds": kinds, "exchanges": exchanges}
+    status = connection.follow(connection.submit(_MESSAGES, run_config), lines.append)
     found: dict[str, list[float]] = {}
     processor: dict[str, list[float]] = {}
     for kind, seconds, worked in _EXCHANGE.findall("\n".join(lines)):
@@ -263,7 +282,7 @@ def _started(
     return {"server_start_seconds": server, "node_start_seconds": nodes}
 
 
-def _finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> Results:
+def finished(deployment: Deployment, config: dict[str, Any], nodes: int) -> Results:
     """The results of a run from its start to its end."""
     preset = deployment.folder / "run.toml"
     preset.write_text(tomli_w.dumps(config), encoding="utf-8")
@@ -292,7 +311,8 @@ def _of_slots(results: Results, nodes: int) -> dict[str, float]:
     return figures
 
 
-def _tiny_model(tokenizer_of: str, folder: Path) -> Path:
+def tiny_model(tokenizer_of: str, folder: Path) -> Path:
+    """A model that computes next to nothing, with a model's tokenizer, in a new folder."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_of))
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **_TINY)).save_pretrained(folder)
@@ -300,7 +320,8 @@ def _tiny_model(tokenizer_of: str, folder: Path) -> Path:
     return folder
 
 
-def _requests(folder: Path, name: str, count: int) -> Path:
+def requests(folder: Path, name: str, count: int) -> Path:
+    """A file with so many requests of a node."""
     fact = {"prompt": "{} was born in", "target_new": "Basel"}
     lines = [
         json.dumps({"id": f"fact-{i}", "subject": f"Person {i} of {name}", **fact})

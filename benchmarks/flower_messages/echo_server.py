@@ -1,12 +1,13 @@
 """What a message to every node and back takes: empty, in many parts, and as a parcel.
 
 It sends and fetches as `fedit_app.server.grid` does, but empty messages as Flower's own strategies
-fetch them: all with one question. Nobody computes anything. The content is
-an answer of the edit stage with five open MKVs of SmolLM2-135M, other ones for each node. The log
-has the seconds of every exchange, and those that the processor worked for the server.
+do: all with one call. Nobody computes anything. The content is an answer of the edit stage with
+five open MKVs of SmolLM2-135M, other ones for each node. The log has the seconds of every exchange,
+and those that the processor worked for the server.
 """
 
 import time
+from functools import partial
 
 import numpy as np
 import psutil
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedit_app.mkv import create
 from fedit_app.protocol.messages import pack, with_lookup
 from fedit_app.protocol.parcel import wrap
-from fedit_app.server.pulls import Pulls
+from fedit_app.server.pulls import Pulls, push
 
 __all__ = ["app"]
 
@@ -72,8 +73,9 @@ def _exchange(grid, content, own: bool) -> float:
         for number, node in enumerate(nodes)
     ]
     began = time.perf_counter()
-    waiting = set(grid.push_messages(messages))
-    fetch = Pulls(grid.pull_messages).ask if own else grid.pull_messages
+    (partial(push, grid) if own else grid.push_messages)(messages)
+    waiting = {message.metadata.message_id for message in messages}
+    fetch = Pulls(grid).ask if own else grid.pull_messages
     while waiting:
         asked = time.perf_counter()
         for reply in fetch(list(waiting)):

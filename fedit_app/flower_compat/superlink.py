@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fedit_app.flower_compat.contract import require
+from fedit_app.flower_compat.expiry import look_seldom
 from fedit_app.flower_compat.gate import Gate, Scope
 from fedit_app.flower_compat.turns import take_turns
 
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str]) -> None:
 
     superlink.create_app = create_gated
     take_turns()
+    look_seldom()
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

@@ -46,7 +46,7 @@ from fedit_app.protocol.schema import (
     is_name,
 )
 from fedit_app.protocol.signed import Question, require_signature
-from fedit_app.server.pulls import Pulls
+from fedit_app.server.pulls import Pulls, push
 from fedit_app.server.record import RunRecord
 from fedit_app.server.uploads import check_average
 from fedit_app.support.errors import FedEditError
@@ -220,7 +220,7 @@ class RunGrid(Grid):
         began = time.perf_counter()
         waiting = self._push(slot, messages)
         self.record.progress.asks(slot, stage, (asked.known for asked in waiting.values()))
-        pulls = Pulls(self._grid.pull_messages)
+        pulls = Pulls(self._grid)
         replies: list[Message] = []
         enough = math.ceil(round(self.share * len(messages), 6)) if slot else len(messages)
         for reply in self._arriving(pulls, waiting, began, timeout, lambda: len(replies) >= enough):
@@ -265,7 +265,7 @@ class RunGrid(Grid):
         for message in messages:
             if message.metadata.message_type != HELLO:
                 message.content = wrap(message.content)
-        self._grid.push_messages(messages)  # gives them their ids
+        push(self._grid, messages)  # gives them their ids
         names = self._names()
         if any(m.metadata.dst_node_id not in names for m in messages):
             names = self.registered_names() | names
