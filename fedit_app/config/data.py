@@ -64,6 +64,14 @@ class DataSettings(Settings):
         absent="the edited model's own mean hidden states",
         path="existing",
     )
+    similar_share: float = key(
+        0.0,
+        "relation: share of the requests of a slot that are of the three relations that are most "
+        "similar to the node's own, by the embeddings of their texts",
+        source="0.1 in the code of pFedSEdit",
+        ge=0,
+        le=0.9,
+    )
     dirichlet_alpha: float = key(
         0.5, "dirichlet: concentration; the smaller, the fewer relations a node has", ge=0.001
     )
@@ -105,6 +113,10 @@ class DataSettings(Settings):
                 f"partition = relation, but dataset = {self.dataset} names no relations; use "
                 "partition = cluster"
             )
+        if self.similar_share and self.partition != "relation":
+            problems.append("similar-share needs partition = relation")
+        if self.similar_share and not self.requests_per_slot:
+            problems.append("similar-share needs requests-per-slot")
         if problems:
             raise ValueError("; ".join(problems))
         return self

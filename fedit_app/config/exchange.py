@@ -10,8 +10,11 @@ from fedit_app.config.settings import Settings, key
 class SelectionSettings(Settings):
     """Which MKVs of others a node is served."""
 
-    selection: Literal["majority", "top-k", "all", "none"] = key(
-        "all", "which MKVs of others a node is served: majority (the paper's), top-k, all, none"
+    selection: Literal["majority", "top-k", "all", "none", "personal"] = key(
+        "all",
+        "which MKVs of others a node is served: majority (the paper's), top-k, all, none; or "
+        "personal: all, of which the node accepts those that raise its own facts and their "
+        "neighbourhood",
     )
     similarity_threshold: float = key(
         0.4,

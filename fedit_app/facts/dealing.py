@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from fedit_app.facts.overlap import Slots
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
+
+_EMBEDDED = 20
+SIMILAR = 3
+"""How many other relations count as similar to one."""
 
 Dealt = dict[str, list[EditRequest]]
 """Node -> its requests, in the order of the nodes."""
@@ -63,6 +68,71 @@ def deal_by_relation(requests: Sequence[EditRequest], count: int) -> Dealt:
         if request.relation in dealt:
             dealt[request.relation].append(request)
     return dealt
+
+
+def similar_relations(
+    requests: Sequence[EditRequest], embed: Callable[[Sequence[str]], np.ndarray]
+) -> dict[str, list[str]]:
+    """Relation -> all others, the most similar first: by the cosine of their mean embeddings.
+
+    Args:
+        requests: all requests; the first 20 of each relation are embedded.
+        embed: n texts -> (n, width).
+    """
+    by_relation: dict[str, list[str]] = {}
+    for request in requests:
+        texts = by_relation.setdefault(request.relation or "", [])
+        if len(texts) < _EMBEDDED:
+            texts.append(request.text)
+    by_relation.pop("", None)
+    names = sorted(by_relation)
+    vectors = embed([text for name in names for text in by_relation[name]]).astype(np.float64)
+    ends = np.cumsum([len(by_relation[name]) for name in names])[:-1]
+    means = np.stack([part.mean(axis=0) for part in np.split(vectors, ends)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    order = np.argsort(-(means @ means.T), axis=1, kind="stable")
+    return {name: [names[n] for n in order[i] if n != i] for i, name in enumerate(names)}
+
+
+def with_similar(
+    dealt: Dealt,
+    requests: Sequence[EditRequest],
+    similar: Mapping[str, Sequence[str]],
+    share: float,
+    per_slot: int,
+    num_slots: int,
+    seed: int,
+) -> Dealt:
+    """Put facts of similar relations among those of a relation, the same number in each slot.
+
+    As the code of pFedSEdit samples a client's facts (github.com/zongkaiz/pFedSEdit): of the
+    requests of a slot floor((1 - share) per_slot) are of the node's own relation, or as many as
+    it has for every slot; the others are drawn from its `SIMILAR` most similar ones together. No
+    fact is drawn twice for a node, where that code begins again once none is left.
+
+    Args:
+        dealt: relation -> its requests.
+        requests: all requests.
+        similar: relation -> the others, the most similar first.
+        share: of each slot's requests.
+        per_slot: requests of a slot.
+        num_slots: number of slots.
+        seed: of all draws.
+    """
+    generator = np.random.default_rng(seed)
+    mixed: Dealt = {}
+    for name, own in dealt.items():
+        near = set(similar[name][:SIMILAR])
+        others = [request for request in requests if request.relation in near]
+        local = min(math.floor((1 - share) * per_slot + 1e-9), len(own) // num_slots)
+        mine = [own[number] for number in generator.permutation(len(own))]
+        theirs = [others[number] for number in generator.permutation(len(others))]
+        foreign, mixed[name] = per_slot - local, []
+        for slot in range(num_slots):
+            batch = mine[slot * local : (slot + 1) * local]
+            batch += theirs[slot * foreign : (slot + 1) * foreign]
+            mixed[name] += [batch[number] for number in generator.permutation(len(batch))]
+    return mixed
 
 
 def deal_by_cluster(requests: Sequence[EditRequest], labels: Sequence[int]) -> Dealt:

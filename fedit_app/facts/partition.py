@@ -32,6 +32,8 @@ from fedit_app.facts.dealing import (
     deal_by_dirichlet,
     deal_by_relation,
     require_enough,
+    similar_relations,
+    with_similar,
 )
 from fedit_app.facts.jsonl import write_requests
 from fedit_app.facts.overlap import Copy, Overlap, Slots, require_others, with_overlap
@@ -257,6 +259,9 @@ def check_partition(config: RunConfig, count: int) -> bool:
     Raises:
         FedEditError: see `simulated_nodes`.
     """
+    if config.similar_share:
+        deal_by_relation(read_data(config), count)
+        return True
     requests = read_data(config) if config.partition in ("cluster", "dirichlet") else []
     if not _needs_clusters(config, requests):
         make_partition(config, count)
@@ -346,7 +351,12 @@ def _dealt(config: RunConfig, count: int, embed: Embed) -> Dealt:
     if config.partition == "random":
         return deal_at_random(requests, count, config.seed)
     if config.partition == "relation":
-        return deal_by_relation(requests, count)
+        dealt = deal_by_relation(requests, count)
+        if not config.similar_share:
+            return dealt
+        near = similar_relations(requests, lambda texts: embed(config, texts))
+        size = (config.requests_per_slot or 0, config.num_slots)
+        return with_similar(dealt, requests, near, config.similar_share, *size, config.seed)
     if not _needs_clusters(config, requests):
         relations = [request.relation or "" for request in requests]
         return deal_by_dirichlet(requests, relations, count, config.dirichlet_alpha, config.seed)
@@ -390,4 +400,6 @@ def _made_with(config: RunConfig, count: int) -> dict[str, Any]:
         "nodes": count,
         **{key: values[key] for key in _KEYS},
         "requests-per-slot": config.requests_per_slot or 0,
+        # Not in the partitions of older versions.
+        **({"similar-share": config.similar_share} if config.similar_share else {}),
     }

@@ -86,6 +86,48 @@ def sift_spoilers(
     return kept
 
 
+def sift_gains(
+    offered: Sequence[MKV], measure: Callable[[Sequence[MKV]], float], most: int = MOST_TRIALS
+) -> list[MKV]:
+    """The MKVs that raise a node's own measure, found by halving every part that does not.
+
+    Each part is tried together with all that was kept before. MKVs that are undecided after the
+    last trial are left out.
+
+    Args:
+        offered: MKVs, the most similar first.
+        measure: of the node's model with these MKVs, see `own_measure`; more is better.
+        most: how often a part is tried.
+    """
+    kept: list[MKV] = []
+    best = measure([]) if offered else 0.0
+    waiting = [list(offered)] if offered else []
+    for _ in range(most):
+        if not waiting:
+            break
+        part = waiting.pop(0)
+        found = measure([*kept, *part])
+        if found > best:
+            kept, best = [*kept, *part], found
+        elif len(part) > 1:
+            middle = len(part) // 2
+            waiting[:0] = [part[:middle], part[middle:]]
+    return kept
+
+
+def own_measure(scores: Sequence[RequestScore]) -> float:
+    """How well a model says facts and leaves alone what is beside them: one number, -1 to 1.
+
+    The mean over facts of the mean of their magnitudes (of the prompt, the paraphrases and the
+    neighborhood), which shows what the shares do not show yet. Where there is no true target to
+    compare with, the shares are taken.
+
+    Args:
+        scores: of n facts; 0.0 without any.
+    """
+    return sum(map(_magnitude, scores)) / len(scores) if scores else 0.0
+
+
 def accepted_from_others(entries: Iterable[LedgerEntry], slot: int, node: str) -> int:
     """How many MKVs of others a ledger has accepted in a slot's re-edit.
 
@@ -125,6 +167,16 @@ def check_probes(
 
 
 def _worth(score: RequestScore) -> float:
-    shares = (score.efficacy, score.paraphrase, score.neighborhood)
-    known = [share for share in shares if share is not None]
+    return _mean(score.efficacy, score.paraphrase, score.neighborhood)
+
+
+def _magnitude(score: RequestScore) -> float:
+    if score.magnitude is None:
+        return _worth(score)
+    return _mean(score.magnitude, score.paraphrase_magnitude, score.neighborhood_magnitude)
+
+
+def _mean(*values: float | None) -> float:
+    """The mean of the known ones."""
+    known = [value for value in values if value is not None]
     return sum(known) / len(known)

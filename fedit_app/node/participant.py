@@ -270,7 +270,11 @@ class Participant:
             votes: id -> how many organisations want it.
             supersedes: id of an offered MKV -> ids of those in whose place it holds.
         """
-        stage = ReeditStage(self.name, self.workbench, self.config, self.policy, self._own_requests)
+        edited = sum(self.slots[:slot], [])
+        stage = ReeditStage(
+            *(self.name, self.workbench, self.config, self.policy),
+            *(self._own_requests, edited),
+        )
         ledger = self._used_ledger()
         outcome = stage.run(ledger, slot, offered, votes or {}, supersedes or {})
         self.head = ledger.head

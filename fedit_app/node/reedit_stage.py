@@ -24,6 +24,8 @@ from fedit_app.mkv.same_key import SameFact, same_fact
 from fedit_app.node.acceptance import (
     accepted_from_others,
     check_probes,
+    own_measure,
+    sift_gains,
     sift_spoilers,
     sift_surplus,
 )
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 OVER_LIMIT = "site limit"
 PROBES = "probes"
+OWN_MEASURE = "own measure"
+PERSONAL = "personal"
+"""The selection policy by which the node chooses itself."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class ReeditOutcome:
         rejections: reason -> rejected MKVs: known (the ledger had it), duplicate (the same fact as
             another one), conflict (another one about the same subject holds), rolled back (this
             very MKV was, by hand); what the screening found (`editing.screening`: shape, key
-            norm, ...); and what the node's policy says: untrusted node, site limit, or probes (it
-            would spoil too many).
+            norm, ...); what the node's policy says: untrusted node, site limit, or probes (it
+            would spoil too many); and own measure (it does not raise it, with `personal`).
         conflicts: of a served MKV with one of the ledger, and which of the two holds.
         quarantined: how many failed the screening.
         contested: conflicts, new or old, of an MKV that fulfils own requests with one of another
@@ -88,6 +93,7 @@ class ReeditStage:
         config: the run configuration.
         policy: the node's own.
         requests: the node's own, of all slots.
+        edited: those of the slots so far.
     """
 
     def __init__(
@@ -97,9 +103,10 @@ class ReeditStage:
         config: RunConfig,
         policy: Policy,
         requests: Sequence[EditRequest],
+        edited: Sequence[EditRequest] = (),
     ) -> None:
         self._name, self._bench, self._policy = name, bench, policy
-        self._config, self._requests = config, requests
+        self._config, self._requests, self._edited = config, requests, edited
         self._same = SameFact(same_key=config.same_key_threshold)
 
     def run(
@@ -131,6 +138,8 @@ class ReeditStage:
         if not self._leave_out_spoilers(arrivals, ledger, told, probes):
             rejections = dict(Counter(arrivals.rejected.values()))
             return ReeditOutcome({}, rejections, [], arrivals.quarantined)
+        if self._config.selection == PERSONAL and self._edited:
+            self._choose(arrivals, ledger, told)
         with ledger.step("re-edit", slot) as step:
             conflicts = self._take(arrivals.candidates, ledger, told)
             old, new = aggregate(probes), aggregate(self._probe_scores(ledger))
@@ -193,6 +202,18 @@ class ReeditStage:
         fits = bool(kept) or harmless([])
         arrivals.keep([*known, *kept] if fits else [], PROBES)
         return fits
+
+    def _choose(self, arrivals: Arrivals, ledger: Ledger, told: _Told) -> None:
+        """Leave out new MKVs that do not raise the node's own measure."""
+        known, new = arrivals.held_by(ledger), arrivals.new_to(ledger)
+
+        def measure(mkvs: Sequence[MKV]) -> float:
+            trial = ledger.without(())
+            self._take([*known, *mkvs], trial, told)
+            with self._bench.edited(trial) as model:
+                return own_measure(score_requests(model, self._edited))
+
+        arrivals.keep([*known, *sift_gains(new, measure)], OWN_MEASURE)
 
     def _probe_scores(self, ledger: Ledger) -> list[RequestScore]:
         """Scores of the node's probes on the model edited by a ledger; none without probes."""

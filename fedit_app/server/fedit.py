@@ -66,7 +66,8 @@ class FedEdit(Strategy):
     def __init__(self, config: RunConfig, pool: MKVPool, fingerprint: str) -> None:
         self.config, self.pool, self.fingerprint = config, pool, fingerprint
         self.selection = SelectionConfig(
-            config.selection,
+            # Of all that it is served a node then chooses itself.
+            "all" if config.selection == "personal" else config.selection,
             config.signature,
             config.centred,
             config.similarity_threshold,

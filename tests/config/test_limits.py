@@ -36,6 +36,7 @@ KEYS = {
     "embedding-model": SIMULATION,
     "dirichlet-alpha": SIMULATION,
     "overlap": SIMULATION,
+    "similar-share": SIMULATION,
     **{f"overlap-{name}": SIMULATION for name in ("clients", "form", "slot", "conflicts")},
     "editor": "harmless: one of those installed on the node",
     "layers": "harmless: layers of the node's own model; the screening is in units of each",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from fedit_app.facts.dealing import (
@@ -10,6 +11,8 @@ from fedit_app.facts.dealing import (
     deal_by_cluster,
     deal_by_dirichlet,
     deal_by_relation,
+    similar_relations,
+    with_similar,
 )
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
@@ -121,3 +124,43 @@ def test_slots_by_count_go_by_the_order_of_the_requests():
 
 def test_slots_by_count_with_too_few_requests():
     assert [len(slot) for slot in by_slot([request("a")], 3, 2)] == [1, 0, 0]
+
+
+def of_relations(**sizes: int) -> list[EditRequest]:
+    return [
+        request(f"{name}{n}", relation=name) for name, size in sizes.items() for n in range(size)
+    ]
+
+
+def test_relations_are_similar_whose_texts_are():
+    vectors = {"a": [1.0, 0.0], "b": [0.9, 0.1], "c": [0.0, 1.0]}
+    requests = [
+        EditRequest(f"{name}{n}", f"S{n}", f"{name} {{}} is", "x", relation=name)
+        for name in vectors
+        for n in range(30)
+    ]
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return np.array([vectors[text[0]] for text in texts])
+
+    assert similar_relations(requests, embed) == {"a": ["b", "c"], "b": ["a", "c"], "c": ["b", "a"]}
+    assert len(asked) == 60
+
+
+def test_each_slot_has_its_share_of_facts_of_similar_relations():
+    requests = of_relations(a=40, b=8, c=8, d=8, e=8)
+    dealt = deal_by_relation(requests, 2)
+    near = {"a": ["b", "c", "d", "e"], "b": ["a", "c", "d", "e"]}
+    mixed = with_similar(dealt, requests, near, 0.3, per_slot=10, num_slots=4, seed=1)
+
+    for slot in by_slot(mixed["a"], 4, 10):
+        found = Counter(request.relation for request in slot)
+        assert found["a"] == 7 and sum(found.values()) == 10
+        assert found["e"] == 0, "only the three most similar ones"
+    counts = [Counter(r.relation for r in slot)["b"] for slot in by_slot(mixed["b"], 4, 10)]
+    assert counts == [2, 2, 2, 2], "as many as it has for every slot"
+    for part in mixed.values():
+        assert len(set(ids(part))) == len(part)
+    assert mixed == with_similar(dealt, requests, near, 0.3, per_slot=10, num_slots=4, seed=1)

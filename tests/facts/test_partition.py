@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from published import counterfact
 
@@ -384,6 +385,22 @@ def test_an_embedding_model_that_is_missing_is_found_before_the_run(config, tiny
     given = config(partition="cluster", embedding_model="/no/such", model=str(tiny_folder))
     with pytest.raises(FedEditError, match="embedding-model: folder /no/such does not exist"):
         check_simulation(given, 3)
+
+
+def test_facts_of_similar_relations_need_embeddings_and_are_dealt_out_by_slot(config, tmp_path):
+    given = config(partition="relation", similar_share=0.5, requests_per_slot=2)
+    assert check_partition(given, 2)
+    embed = lambda _, texts: np.array([[len(text), 1.0] for text in texts])  # noqa: E731
+    nodes = simulated_nodes(given, 2, tmp_path / "run", embed)
+    for node in nodes:
+        for slot in node.slots(given):
+            assert sorted(request.relation == node.name for request in slot) == [False, True]
+    made = json.loads((tmp_path / "run" / "partition.json").read_text())["made_with"]
+    assert made["similar-share"] == 0.5
+    with pytest.raises(FedEditError, match="similar-share needs partition = relation"):
+        config(partition="random", similar_share=0.5)
+    with pytest.raises(FedEditError, match="similar-share needs requests-per-slot"):
+        config(partition="relation", similar_share=0.5, requests_per_slot="")
 
 
 def test_without_relations_dirichlet_mixes_clusters(config, tmp_path, facts):

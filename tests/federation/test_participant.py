@@ -510,6 +510,33 @@ def test_only_the_culprits_are_left_out(node, site, demo_copy, monkeypatch):
     assert site(policy).reedit(1, offered) == outcome, "a repeated message gets the same answer"
 
 
+def test_with_personal_selection_a_node_accepts_what_raises_its_own_measure(node, monkeypatch):
+    offered = node(2).edit(1, []).new
+    welcome = {offered[0].id, offered[3].id}
+    edited, seen, asked = Workbench.edited, [], []
+
+    @contextlib.contextmanager
+    def watched(self, ledger):
+        with edited(self, ledger) as model:
+            held = ledger.entries.keys()
+            seen.append(len(welcome & held) - 2 * len(held & {m.id for m in offered} - welcome))
+            yield model
+
+    def measured(model, facts):
+        asked.append({fact.id for fact in facts})
+        return [RequestScore(0.0, None, None, 0.0, "likelihood", magnitude=seen[-1])]
+
+    monkeypatch.setattr(Workbench, "edited", watched)
+    monkeypatch.setattr(reedit_stage, "score_requests", measured)
+    one = node(0, selection="personal")
+    outcome = one.reedit(1, offered)
+
+    assert outcome.rejections == {"own measure": len(offered) - 2}
+    assert set(one.ledger().entries) == welcome
+    first = {request.id for request in one.slots[0]}
+    assert all(facts == first for facts in asked), "facts of the slots so far"
+
+
 def with_large_shifts(mkv):
     return create(
         mkv.node, mkv.slot, mkv.fingerprint, mkv.keys, mkv.shifts * 100, mkv.v_star, mkv.h0

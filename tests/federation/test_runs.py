@@ -600,3 +600,11 @@ def test_a_fact_is_served_once_enough_organisations_have_found_it_to_hold(
 
 def lines_of(file) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_with_personal_selection_every_mkv_is_served_and_the_nodes_choose(settings):
+    results, _ = inprocess.federate(settings(selection="personal", num_slots=1), 2)
+    assert results["status"] == "completed"
+    for node in results["slots"][0]["nodes"].values():
+        refused = node["rejections"].get("own measure", 0)
+        assert node["offered"] > 0 and node["accepted"] + refused == node["offered"]

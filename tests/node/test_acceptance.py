@@ -12,6 +12,8 @@ from fedit_app.node.acceptance import (
     ProbeCheck,
     accepted_from_others,
     check_probes,
+    own_measure,
+    sift_gains,
     sift_origins,
     sift_spoilers,
     sift_surplus,
@@ -76,6 +78,43 @@ def test_a_repeated_message_gets_no_second_allowance():
     entries = [LedgerEntry(accepted, 1) for accepted in first]
     rest = [mkv for mkv in OFFERED if mkv.id not in {accepted.id for accepted in first}]
     assert sift_surplus(rest, 3, accepted_from_others(entries, 1, "hospital")) == []
+
+
+@pytest.mark.parametrize(
+    ("worth", "kept"),
+    [
+        ((1, 1, 1, 1), [0, 1, 2, 3]),
+        ((1, -3, -1, 1), [0, 3]),
+        ((1, -3, 0, 1), [0, 2, 3]),  # the last two are tried together
+        ((-1, -1, 0, -1), []),
+    ],
+)
+def test_a_personal_choice_keeps_what_raises_the_own_measure(worth, kept):
+    gains = {mkv.id: gain for mkv, gain in zip(OFFERED, worth, strict=True)}
+    found = sift_gains(OFFERED, lambda mkvs: sum(gains[mkv.id] for mkv in mkvs))
+    assert found == [OFFERED[number] for number in kept]
+    assert sift_gains([], lambda mkvs: pytest.fail("nothing to try")) == []
+
+
+def test_a_personal_choice_tries_each_part_with_what_was_kept_before_and_not_for_ever():
+    tried = []
+
+    def measure(mkvs):
+        tried.append([OFFERED.index(mkv) for mkv in mkvs])
+        return float(mkvs == OFFERED[:1])
+
+    assert sift_gains(OFFERED, measure) == OFFERED[:1]
+    assert tried == [[], [0, 1, 2, 3], [0, 1], [0], [0, 1], [0, 2, 3], [0, 2], [0, 3]]
+    assert sift_gains(OFFERED, measure, most=2) == []
+
+
+def test_the_own_measure_sees_what_shares_do_not():
+    """The mean of magnitudes where there are two targets, of the shares where there is one."""
+    full = score(1.0, 1.0, 1.0, 1.0, magnitude=0.5, neighborhood_magnitude=0.1)
+    assert own_measure([full]) == pytest.approx(0.3)
+    alone = RequestScore(0.5, 1.0, None, 0.0, "tokens")
+    assert own_measure([full, alone]) == pytest.approx((0.3 + 0.75) / 2)
+    assert own_measure([]) == 0.0
 
 
 @pytest.mark.parametrize(
