@@ -28,6 +28,9 @@ FIGURES = (
 )
 """What is tested; more is better in each of them."""
 
+INTERVALS_IN_SHORT = ("Method", "Score", *(name.capitalize() for name in SCORE_PARTS))
+"""Columns of `intervals_table` that fit on the page of a paper."""
+
 _SINGLE = FIGURES[1:]
 _RESAMPLES = 9999
 _SIGNIFICANT = 0.05

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from fedit_app.experiments.evidence import Evidence, better_text, findings_csv, intervals_table
+from fedit_app.experiments.evidence import (
+    INTERVALS_IN_SHORT,
+    Evidence,
+    better_text,
+    findings_csv,
+    intervals_table,
+)
 from fedit_app.experiments.plan import Plan, PlannedRun
 from fedit_app.experiments.runner import Todo, what_is_left
 from fedit_app.protocol.metrics import mean_metrics
@@ -17,7 +23,7 @@ from fedit_app.report.figures import figures_by_scope, value_of
 from fedit_app.report.html import comparison_plots
 from fedit_app.report.paper import write_paper
 from fedit_app.report.results import NUMBERS, STAGES, SlotResult
-from fedit_app.report.tables import METRICS, figures_csv
+from fedit_app.report.tables import METRICS, figures_csv, methods_in_short
 from fedit_app.support.files import write_file
 
 _CENTRAL, _FEDAVG = "central", "fedavg"
@@ -75,7 +81,8 @@ def write_comparison(
     if tested:
         files.append(folder / "tests.csv")
         write_file(files[-1], findings_csv(tested))
-    write_paper(folder / "comparison.html", {"methods": table, **intervals}, plots)
+    narrow = {"methods": methods_in_short(comparison, metrics), "intervals": INTERVALS_IN_SHORT}
+    write_paper(folder / "comparison.html", {"methods": table, **intervals}, plots, narrow)
     return files
 
 

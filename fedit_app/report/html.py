@@ -32,7 +32,7 @@ from fedit_app.report.plots import (
 from fedit_app.report.rendering import render
 from fedit_app.report.results import COUNTS, SCOPES, STAGES, Costs, Outcome, Results, stage_name
 from fedit_app.report.tables import METRICS as COLUMNS
-from fedit_app.report.tables import methods_table, nodes_table, slots_table
+from fedit_app.report.tables import SLOTS_IN_SHORT, methods_table, nodes_table, slots_table
 from fedit_app.support.files import write_file
 from fedit_app.support.formats import (
     NOT_MEASURED,
@@ -119,7 +119,7 @@ def write_report(results: Results, path: str | Path) -> None:
     path, plots = Path(path), _run_plots(results)
     write_file(path, _report(results, plots))
     tables = {"nodes": nodes_table(results), "slots": slots_table(results)}
-    write_paper(path, tables if results.nodes else {}, plots)
+    write_paper(path, tables if results.nodes else {}, plots, {"slots": SLOTS_IN_SHORT})
 
 
 def comparison_plots(comparison: Comparison) -> dict[str, str]:

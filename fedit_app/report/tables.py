@@ -44,6 +44,13 @@ _WHERE_KNOWN = ("portability", "reversal", "wild_match", "chat_match")
 METRICS = ("own.score", "score", *SCORE_PARTS, *_BESIDE, "accuracy")
 """Columns of a comparison's table, if no others are asked for."""
 
+SLOTS_IN_SHORT = (
+    *("Slot", "Own score", "Federation score"),
+    *("Requests", "Optimised", "Reused", "Accepted", "Conflicts"),
+)
+"""Columns of `slots_table` that fit on the page of a paper."""
+_METHODS_IN_SHORT = ("score", *SCORE_PARTS, "accuracy")
+
 _PARTS = (*SCORE_PARTS, *_BESIDE)
 _OWN = (*SCORE_PARTS, "score", *_BESIDE)
 _NAME_WIDTH = 24
@@ -190,6 +197,13 @@ def methods_table(comparison: Comparison, metrics: Sequence[str] = METRICS) -> T
         cells += [_figure(row.retention, 3), _figure(row.ratio_to_fedavg, 2), _computed(row)]
         rows.append(cells)
     return Table(columns, rows)
+
+
+def methods_in_short(comparison: Comparison, metrics: Sequence[str] = METRICS) -> list[str]:
+    """Headings of `methods_table` that fit on the page of a paper, or those that were asked for."""
+    axis = [comparison.axis.key] if comparison.axis else []
+    shown = metrics if metrics != METRICS else _METHODS_IN_SHORT
+    return ["Strategy", "Editor", *axis, "n", *(words(name).capitalize() for name in shown)]
 
 
 def _measured(row: Row, name: str) -> bool:

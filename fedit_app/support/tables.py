@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -116,6 +117,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     title: str = ""
     code: Sequence[str] = ()
+
+    def only(self, columns: Sequence[str]) -> Table:
+        """The table with those of its columns that are named, in the order of the names."""
+        kept = [name for name in columns if name in self.columns]
+        places = [self.columns.index(name) for name in kept]
+        rows = [[row[i] for i in places] for row in self.rows]
+        return dataclasses.replace(self, columns=kept, rows=rows)
 
     @property
     def texts(self) -> list[list[str]]:

@@ -84,7 +84,11 @@ def test_compare(compared):
     tests = list(csv.DictReader((folder / "tests.csv").open()))
     assert {row["method"] for row in tests} == {f"{s}, memit" for s in STRATEGIES.split(",")[1:]}
     assert {int(row["facts"]) for row in tests} == {8}
-    assert r"fedit[selection=none] & memit & 2" in (folder / "paper" / "methods.tex").read_text()
+    in_paper = (folder / "paper" / "methods.tex").read_text()
+    assert r"fedit[selection=none] & memit & 2" in in_paper
+    heads = ("Strategy", "Editor", "n", "Score", "Efficacy", "Paraphrase", "Neighborhood")
+    assert in_paper.splitlines()[2].startswith(" & ".join(heads)), "what fits on a page"
+    assert "Subject fidelity" in (folder / "paper" / "methods.csv").read_text()
     page = (folder / "comparison.html").read_text()
     assert page.count("<svg") == 2 and "fedit[selection=none]" in page and "<script" not in page
     with (folder / "comparison.csv").open() as stream:

@@ -154,6 +154,7 @@ def test_every_table_and_plot_is_there_for_a_paper(sample, tmp_path):
     for name in ("nodes", "slots"):
         text = (folder / f"{name}.tex").read_text(encoding="utf-8")
         assert text.startswith("\\begin{tabular}") and text.endswith("\\end{tabular}\n")
+        assert text.splitlines()[2].count("&") < 8, "as many columns as fit on a page"
 
 
 def test_names_of_others_are_text_in_the_files_for_a_paper(sample, tmp_path):

@@ -76,3 +76,9 @@ def test_code_is_marked_and_cannot_be_left():
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "records"])
 def test_a_table_without_rows_is_written(format):
     getattr(Table(["Name"], []), format)()
+
+
+def test_some_columns_of_a_table_in_another_order(table):
+    short = table.only(["Score", "nothing of it", "Name"])
+    assert short.columns == ["Score", "Name"] and short.title == table.title
+    assert short.texts == [[row[2], row[0]] for row in table.texts]
