@@ -70,11 +70,23 @@ def edit(
         bool,
         typer.Option("--skip-bad", help="Leave out invalid requests, and say which these are."),
     ] = False,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS",
+            help="Tasks of the lm-evaluation-harness, such as hellaswag,arc_easy, before and "
+            "after; needs the extra lm-eval.",
+        ),
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Examples of each of these tasks.")
+    ] = None,
     preset: ConfigFile = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
 ) -> None:
     """Edit facts into one model, and write it."""
+    from fedit_app.evaluation.harness import require_harness
     from fedit_app.ledger.edited_model import form_of, ledger_in
     from fedit_app.ledger.editor import Editor
     from fedit_app.ledger.export import check_export, check_space
@@ -84,6 +96,8 @@ def edit(
     folder = Path(model).expanduser() if dry_run else output_of(model, output)
     written = form.value if form else "hf" if output or dry_run else form_of(folder)
     check_export(written, output, rank)
+    if lm_eval:
+        require_harness()
     settings = run_config(preset, overrides)
     if skip_bad:
         settings["on-bad-request"] = "skip"
@@ -113,6 +127,8 @@ def edit(
     if len(asked) > _MOST_ROWS:
         parts["more"] = f"... and {plural(len(asked) - _MOST_ROWS, 'fact')} more"
     parts |= _metrics(measured)
+    if lm_eval:
+        parts["ability"] = _ability(editor, lm_eval.split(","), lm_eval_limit)
     parts["end"] = (
         f"{folder}: the edited model, as {written}; {plural(len(editor.requests), 'fact')} in "
         f"its ledger. {folder}/ledger holds the requests' texts: hand the model on without it.\n"
@@ -175,6 +191,15 @@ def _metrics(measured: Measured) -> dict[str, Part]:
         ),
         "neutral": _neutral(measured.neutral),
     }
+
+
+def _ability(editor: Editor, tasks: Sequence[str], limit: int | None) -> Table:
+    """What the harness measures before and after."""
+    from fedit_app.evaluation.harness import ability, ability_table
+
+    before = ability(editor.bench.model, tasks, limit)
+    with editor.bench.edited(editor.ledger) as model:
+        return ability_table(before, ability(model, tasks, limit))
 
 
 def _neutral(found: Neutral) -> dict[str, str | int]:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import shutil
+import sys
 
 import pytest
 import tiny
@@ -15,6 +16,7 @@ import fedit_app
 from fedit_app.cli.edit import _neutral
 from fedit_app.cli.main import main
 from fedit_app.cli.places import find_place
+from fedit_app.evaluation import harness
 from fedit_app.facts.jsonl import read_requests, write_requests
 from fedit_app.ledger.edited_model import form_of
 from fedit_app.ledger.editor import Editor
@@ -375,3 +377,26 @@ def test_bad_requests_are_named_or_left_out(base, tmp_path, fedit):
     said = fedit("edit", base, file, "--output", folder, "--skip-bad", *OPTIONS)
     assert "1 of 1 fact decoded" in said
     fedit("edit", folder, *fact(SECOND))
+
+
+def test_a_harness_that_is_missing_is_told_before_anything_is_computed(
+    base, tmp_path, fedit, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    write_requests(tmp_path / "facts.jsonl", [FIRST])
+    options = ("--output", tmp_path / "edited", "--lm-eval", "hellaswag")
+    said = fedit("edit", base, tmp_path / "facts.jsonl", *options, status=2)
+    assert "fedit[lm-eval]" in said and not (tmp_path / "edited").exists()
+
+
+def test_what_the_harness_measures_is_shown_before_and_after(base, tmp_path, fedit, monkeypatch):
+    monkeypatch.setattr(harness, "require_harness", lambda: None)
+    measured = lambda model, tasks, limit: {  # noqa: E731
+        (task, "acc"): harness.Measure(float(len(model.edits_hash()) > 0), 0.5) for task in tasks
+    }
+    monkeypatch.setattr(harness, "ability", measured)
+    write_requests(tmp_path / "facts.jsonl", [FIRST])
+    options = ("--output", tmp_path / "edited", "--lm-eval", "arc_easy,piqa", *OPTIONS)
+    said = fedit("edit", base, tmp_path / "facts.jsonl", *options)
+    for task in ("arc_easy", "piqa"):
+        assert f"| {task} | acc | 0.000 | 1.000 | 0.500 |" in said
