@@ -6,6 +6,7 @@ It takes the arguments of `flower-superlink`; before them `--control-from NETWOR
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from base64 import b64decode
@@ -15,6 +16,7 @@ from datetime import UTC, datetime
 from fedit_app.flower_compat.contract import require
 from fedit_app.flower_compat.expiry import look_seldom
 from fedit_app.flower_compat.gate import Gate, Scope
+from fedit_app.flower_compat.held import Held, end_with_server
 from fedit_app.flower_compat.turns import take_turns
 
 with require("the gate before the SuperLink"):
@@ -32,6 +34,8 @@ logger = logging.getLogger("flwr")
 
 OPTION = "--control-from"
 _SECONDS_BETWEEN_LOOKS = 2.0
+# A SuperExec of the server starts one task a run, that of a node one a message, which is in haste.
+_FOR_THE_SUPEREXEC = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
 
 
 class Lifespan(SuperLinkLifespan):
@@ -96,18 +100,22 @@ def main(arguments: Sequence[str]) -> None:
         control_from.append(rest[1])
         rest = rest[2:]
     create_app = superlink.create_app
+    held: list[Held] = []
 
     def create_gated(
         config: SuperLinkLifespanConfig | None = None,
         superlink_lifespan_class: type[SuperLinkLifespan] | None = None,
     ) -> FastAPI:
         app = create_app(config, Lifespan)
+        app.add_middleware(Held, known=held)
         app.add_middleware(Gate, control_from=control_from, known=is_of_known_node)
         return app
 
     superlink.create_app = create_gated
     take_turns()
     look_seldom()
+    end_with_server(held)
+    os.environ |= _FOR_THE_SUPEREXEC
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

@@ -25,6 +25,7 @@ from fedit_app.flower_compat.contract import SUPPORTED, require
 from fedit_app.flower_compat.errors import MEANINGS
 from fedit_app.flower_compat.fleet import MOST_AHEAD, MOST_BEHIND
 from fedit_app.flower_compat.gate import _CONTROL, _FLEET, _HEALTH
+from fedit_app.flower_compat.held import OBJECT_PATH, PULL_PATH, PUSH_PATH
 from fedit_app.support.errors import FedEditError
 
 # Module, name, and the arguments with which it is called.
@@ -62,6 +63,7 @@ CALLED = [
     ("flwr.supercore.corestate.sql_corestate", "SqlCoreState._cleanup_expired_task_tokens", 1),
     ("flwr.supercore.runtime", "RuntimeHttpClient.PullMessages", 2),
     ("flwr.superlink.grid", "HttpGrid.pull_messages", 2),
+    ("uvicorn", "Server.shutdown", 2),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.from_server_address", 4),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.ActivateNode", 2),
     ("flwr.supernode.fleet_http_client", "FleetHttpClient.DeactivateNode", 2),
@@ -79,6 +81,10 @@ FIELDS = [
         "PullAppMessagesResponse",
         ["messages_list", "message_object_trees"],
     ),
+    ("flwr.proto.runtime_pb2", "PushAppMessagesRequest", ["messages_list"]),
+    ("flwr.proto.runtime_pb2", "PushAppMessagesResponse", ["objects_to_push", "session_id"]),
+    ("flwr.proto.message_pb2", "PushObjectRequest", ["session_id", "object_id"]),
+    ("flwr.proto.fleet_pb2", "PullMessagesRequest", ["node"]),
     ("flwr.proto.fleet_pb2", "ActivateNodeRequest", ["public_key", "heartbeat_interval"]),
     ("flwr.proto.fleet_pb2", "ActivateNodeResponse", ["node_id"]),
     ("flwr.proto.fleet_pb2", "DeactivateNodeRequest", ["node_id"]),
@@ -105,11 +111,11 @@ def test_the_superlink_starts_its_superexec_as_a_process_that_can_be_watched():
     assert "self.superexec_process" in inspect.getsource(lifespan.__init__)
 
 
-def test_the_superlinks_paths_are_those_that_the_gate_knows():
+def test_the_superlinks_paths_are_those_that_the_gate_and_the_held_questions_know():
     from flwr.superlink.main import create_app
 
     paths = set(create_app().openapi()["paths"])
-    assert _HEALTH in paths
+    assert {_HEALTH, PULL_PATH, PUSH_PATH, OBJECT_PATH} <= paths
     for prefix in (_FLEET, _CONTROL):
         assert any(path.startswith(prefix) for path in paths)
 
