@@ -57,14 +57,15 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="What is no editor: ft-m, locft-bf, lora, lora-fedavg, grace, in-context, mend.",
+            help="What is no editor: ft-m, locft-bf, ft-fedavg, ft-fedprox, lora, lora-fedavg, "
+            "lora-fedprox, grace, in-context, mend.",
         ),
     ] = None,
     preset: Annotated[
         Preset | None,
         typer.Option(
             help="field: all strategies with memit, all editors with fedit, all baselines but "
-            "mend; paper: the methods of FLEKE's tables."
+            "mend and those of FedProx; paper: the methods of FLEKE's tables."
         ),
     ] = None,
     seeds: Seeds = None,

@@ -9,7 +9,14 @@ from editing.cases import EASY, REQUESTS
 from experiments.lessons import lesson
 
 from fedit_app.evaluation.scores import nothing, score_requests, score_targets
-from fedit_app.experiments.baselines import BASELINES, fine_tuning, grace, mend, training
+from fedit_app.experiments.baselines import (
+    BASELINES,
+    federated,
+    fine_tuning,
+    grace,
+    mend,
+    training,
+)
 from fedit_app.experiments.baselines.in_context import nearest_fact
 from fedit_app.experiments.baselines.lora import trained_changes
 from fedit_app.experiments.baselines.lora_fedavg import averaged_changes
@@ -58,7 +65,7 @@ def test_the_loss_is_the_mean_nll_of_the_targets_that_evaluation_has(model):
     assert float(loss) == pytest.approx(sum(found) / len(found), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ft-m", "locft-bf"])
+@pytest.mark.parametrize("name", ["ft-m", "locft-bf", "ft-fedavg", "ft-fedprox"])
 def test_fine_tuning_changes_the_weights_of_one_layer(model, name, monkeypatch):
     monkeypatch.setattr(fine_tuning, "RATE", 0.02)
     before = parameters(model)
@@ -117,6 +124,37 @@ def test_averaged_factors_keep_their_rank_and_are_those_of_a_node_if_all_are_ali
         assert 0 < int(torch.linalg.matrix_rank(change.double(), rtol=1e-4)) <= 8
         assert torch.allclose(alike[layer], alone[layer], atol=1e-6)
         assert not torch.allclose(change, alone[layer], atol=1e-6)
+
+
+def trained_at(model, groups, mu=0.0):
+    """W_l of layer 1 after `train_in_rounds` with large steps, less what it was."""
+    weight = model.mlp_output(1).get_parameter("weight")
+    before = weight.detach().clone()
+    weight.requires_grad_(True)
+    federated.train_in_rounds(model, [weight], groups, 0.02, 10, mu)
+    change = weight.detach() - before
+    weight.requires_grad_(False)
+    weight.copy_(before)
+    return change
+
+
+def test_after_a_round_the_weights_are_the_mean_of_the_nodes(model, monkeypatch):
+    monkeypatch.setattr(federated, "ROUNDS", 1)
+    alone = [trained_at(model, [[fact]]) for fact in EASY[:2]]
+    together = trained_at(model, [EASY[:1], [], EASY[1:2]])
+    assert torch.allclose(together, (alone[0] + alone[1]) / 2, atol=1e-6)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
+def test_nodes_that_are_alike_make_what_one_of_them_makes(model):
+    alone, alike = trained_at(model, [EASY]), trained_at(model, [EASY, EASY])
+    assert alone.norm() > 0 and torch.allclose(alike, alone, atol=1e-6)
+
+
+def test_the_proximal_term_holds_the_weights_where_the_round_began(model):
+    groups = [EASY[:1], EASY[1:2]]
+    lengths = [float(trained_at(model, groups, mu).norm()) for mu in (0.0, 0.01, 100.0)]
+    assert lengths[0] > lengths[2] and lengths[1] != lengths[0]
 
 
 def test_the_fact_nearest_to_a_prompt_is_put_before_it():

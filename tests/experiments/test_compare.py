@@ -318,7 +318,7 @@ def test_mend_is_trained_on_records_that_nobody_edits(fedit, simulated, tmp_path
 def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simulated):
     status, said = fedit("compare", "--preset", "field", "--nodes", 2, "--dry-run")
     assert status == 0 and not simulated
-    assert said.out.count("to be started") == 7 + 6 + 6
+    assert said.out.count("to be started") == 7 + 6 + 7
     assert "fedit, pmet, seed 0" in said.out and "local, pmet" not in said.out
     options = ("--strategies", "central", "--editors", "blue,memit", "--baselines", "lora")
     status, said = fedit("compare", "--preset", "field", "--nodes", 2, "--dry-run", *options)
