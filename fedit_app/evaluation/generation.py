@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from fedit_app.evaluation.metrics import mean
+from fedit_app.evaluation.scores import Before, nothing
 from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.chat import ChatForm, chat_form, ends, what_is_said
 from fedit_app.models.editable import EditableModel
@@ -51,23 +52,25 @@ class Text:
 
 
 def written_metrics(
-    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]]
+    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]], before: Before = nothing
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of the text that the model generates about several groups of requests.
 
     Args:
         model: the model, edited or not.
         scopes: name -> requests; a request of several groups is processed once.
+        before: what the model reads before each prompt or question.
 
     Returns:
         name -> the figures of `answer_metrics`, and generation_entropy, the mean `n_gram_entropy`
         in bits of the text after the first generation prompt of at most 16 requests, evenly spaced
         in the group; None without prompts.
     """
-    answered = answer_metrics(model, scopes)
+    answered = answer_metrics(model, scopes, before)
     prompts = {name: _spread(_free_prompts(group)) for name, group in scopes.items()}
     asked = sorted(set(itertools.chain.from_iterable(prompts.values())))
-    entropies = dict(zip(asked, map(n_gram_entropy, free_texts(model, asked)), strict=True))
+    texts = free_texts(model, [before(prompt) + prompt for prompt in asked])
+    entropies = dict(zip(asked, map(n_gram_entropy, texts), strict=True))
     return {
         name: figures | {"generation_entropy": mean([entropies[text] for text in prompts[name]])}
         for name, figures in answered.items()
@@ -75,13 +78,14 @@ def written_metrics(
 
 
 def answer_metrics(
-    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]]
+    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]], before: Before = nothing
 ) -> dict[str, dict[str, float | None]]:
     """Whether the model generates the targets of several groups of requests.
 
     Args:
         model: the model, edited or not.
         scopes: name -> requests; a request of several groups is processed once.
+        before: what the model reads before each prompt or question.
 
     Returns:
         name -> exact_match, the share of requests whose target the model generates, and
@@ -90,8 +94,8 @@ def answer_metrics(
         (see `chat_matches`). None without requests or a chat template.
     """
     requests = list(dict.fromkeys(itertools.chain.from_iterable(scopes.values())))
-    said = dict(zip(requests, matches(model, requests), strict=True))
-    chats = dict(zip(requests, chat_matches(model, requests), strict=True))
+    said = dict(zip(requests, matches(model, requests, before), strict=True))
+    chats = dict(zip(requests, chat_matches(model, requests, before), strict=True))
     return {
         name: {
             "exact_match": mean([said[request].exact for request in group]),
@@ -116,7 +120,9 @@ class Match:
     wild: bool
 
 
-def matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[Match]:
+def matches(
+    model: EditableModel, requests: Sequence[EditRequest], before: Before = nothing
+) -> list[Match]:
     """Whether the model generates the new target of each request.
 
     Greedy decoding of one token more than the target has: "Parisian" is not a match of "Paris",
@@ -125,7 +131,7 @@ def matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[Match
     wanted = [request.asked_new for request in requests]
     rows = [continuation_row(model, prompt, text) for prompt, text in wanted]
     lengths = [len(row.ids) - row.target + 1 for row in rows]
-    asked = [token_ids(model, prompt) for prompt, _ in wanted]
+    asked = [token_ids(model, before(prompt) + prompt) for prompt, _ in wanted]
     texts = texts_after(model, asked, lengths, do_sample=False)
     return [_match(text, said) for text, (_, said) in zip(texts, wanted, strict=True)]
 
@@ -157,7 +163,9 @@ class ChatMatch:
     paraphrase: float | None = None
 
 
-def chat_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[ChatMatch]:
+def chat_matches(
+    model: EditableModel, requests: Sequence[EditRequest], before: Before = nothing
+) -> list[ChatMatch]:
     """Whether a chat model answers with the new target of each request.
 
     The user asks the question, or without one for the prompt to be completed. The greedy answer of
@@ -179,7 +187,8 @@ def chat_matches(model: EditableModel, requests: Sequence[EditRequest]) -> list[
         for request in requests
     ]
     unique = list(dict.fromkeys(itertools.chain.from_iterable(asked)))
-    answers = dict(zip(unique, chat_answers(model, form, unique), strict=True))
+    said = chat_answers(model, form, [before(text) + text for text in unique])
+    answers = dict(zip(unique, said, strict=True))
     found = []
     for request, questions in zip(requests, asked, strict=True):
         first, *others = (float(_answers(answers[text], request)) for text in questions)

@@ -303,3 +303,13 @@ def test_free_texts_are_few_and_spread_over_the_facts(written):
     many = [request(number, generation_prompts=(f"Write {number:02}",)) for number in range(48)]
     written_metrics(tiny.editable(), {"own": many})
     assert written[1] == [f"Write {number:02}" for number in range(0, 48, 3)]
+
+
+def test_what_is_put_before_a_prompt_is_read_and_is_no_part_of_what_is_written(written):
+    asked = request(1, generation_prompts=("Write",))
+    found = written_metrics(tiny.editable(), {"own": [asked]}, lambda prompt: f"In {prompt[0]}. ")
+    assert written == [["In S. Subject 1 is"], ["In W. Write"]]
+    assert found["own"]["exact_match"] == 1.0
+    written.clear()
+    written_metrics(tiny.chatting(), {"own": [asked]}, lambda _: "Imagine that. ")
+    assert any("Imagine that. " in text for texts in written for text in texts)

@@ -272,7 +272,7 @@ def test_sweep(fedit, simulated, tmp_path):
 
 def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
     options = ("--nodes", 2, "--strategies", "central", "--baselines", "ft-m,in-context")
-    options += ("-c", "evaluate-sample=3")
+    options += ("-c", "evaluate-sample=3", "-c", "metrics=full")
     status, said = fedit("compare", *options)
     assert status == 0 and [call["strategy"] for call in simulated] == ["central"]
     folder = tmp_path / "all"
@@ -290,6 +290,8 @@ def test_a_baseline_is_a_run_like_any_other(fedit, simulated, tmp_path):
         assert node["before"] == central["nodes"][name]["before"], "the same evaluation"
         asked = [(node[of]["count"], node[of]["drawn_from"]) for of in ("own", "federation")]
         assert asked == [(3, 4), (3, 8)], "of the same sample"
+        written = (node["federation"]["wild_match"], node["before"]["own"]["wild_match"])
+        assert None not in written, "what it writes itself is asked, too"
     before = (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns
     assert fedit("compare", *options)[0] == 0 and len(simulated) == 1
     assert (folder / "ft-m_baseline_seed-0" / "results.json").stat().st_mtime_ns == before
