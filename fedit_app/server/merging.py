@@ -70,6 +70,9 @@ def _largest(change: np.ndarray, kept: float) -> np.ndarray:
 class Merging(FedAvg):
     """Flower's FedAvg with another merge in the place of the mean.
 
+    FedAvg's own `aggregate_train` checks the answers and averages their metrics. Its mean of the
+    weights, which counts a node by its requests, is not used: none of these merges follows from it.
+
     Attributes:
         merge: how the changes of a layer become one.
     """

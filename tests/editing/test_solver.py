@@ -10,6 +10,7 @@ from editing.cases import relative
 
 from benchmarks import solve as benchmark
 from fedit_app.editing.alphaedit import NullSpaceSolver
+from fedit_app.editing.betaedit import LeakageSolver
 from fedit_app.editing.pairs import LayerPairs, Pairs
 from fedit_app.editing.solver import SOLVER_MATRICES, Solver, sums_are_cheaper
 from fedit_app.support.errors import FedEditError
@@ -186,6 +187,18 @@ def test_the_null_space_solve_equals_the_papers_formula(n, l2):
     found = NullSpaceSolver({4: c}, 0.02, l2).delta(4, LayerPairs(keys, shifts))
     assert found.dtype == torch.float64
     assert relative(found, reference.solve_in_null_space(c, 0.02, l2, keys, shifts)) < 1e-9
+
+
+@pytest.mark.parametrize("n", [2, 3 * D_FF])
+def test_betaedit_without_leakage_is_alphaedit(n):
+    """One keeps the eigenvectors that text uses, the other one those that it does not."""
+    keys, shifts, c = random(n, D_FF, seed=2), random(n, D_MODEL, seed=3), with_eigenvalues(SPLIT)
+    pairs = LayerPairs(keys, shifts)
+    alpha = NullSpaceSolver({4: c}, 0.02, 0.1)
+    beta, leaking = (LeakageSolver({4: c}, 0.02, 0.1, weight) for weight in (0.0, 100.0))
+    assert relative(beta.delta(4, pairs), alpha.delta(4, pairs)) < 1e-9
+    assert beta.usual_leverage(4) == pytest.approx(alpha.usual_leverage(4))
+    assert relative(leaking.delta(4, pairs), alpha.delta(4, pairs)) > 1e-3
 
 
 def test_what_ordinary_text_uses_is_left_alone():
