@@ -82,6 +82,8 @@ def compare(
         values = run_config(config, overrides)
         given = {"strategies": strategies, "editors": editors, "baselines": baselines}
         chosen = {**_set_of(preset), **{k: v for k, v in given.items() if v is not None}}
+        if preset:
+            values.setdefault("metrics", chosen["metrics"])
         plan = _plan(
             folder,
             values,

@@ -56,11 +56,11 @@ class EvaluationSettings(Settings):
         "on the facts alone; 0: all",
         ge=0,
     )
-    metrics: Literal["basic", "full"] = key(
+    metrics: Literal["basic", "answers", "full"] = key(
         "basic",
-        "basic (likelihoods and correct tokens), or full: before the first and after the last slot "
-        "also what the model writes itself, and after the last one divergence and perplexity on "
-        "neutral text",
+        "basic (likelihoods and correct tokens), answers (before the first and after the last slot "
+        "also what the model answers itself), or full: besides, how varied its free text is, and "
+        "after the last slot divergence and perplexity on neutral text",
     )
 
 

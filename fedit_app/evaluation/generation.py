@@ -107,6 +107,10 @@ def answer_metrics(
     }
 
 
+WRITTEN = {"answers": answer_metrics, "full": written_metrics}
+"""Run config's `metrics` -> what is measured of the text that a model writes itself."""
+
+
 @dataclass(frozen=True)
 class Match:
     """Whether a model generates a target.

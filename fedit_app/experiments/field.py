@@ -15,11 +15,13 @@ def field() -> dict[str, str]:
     """Options of the command: every strategy, editor and baseline that has a name, but `_APART`.
 
     The first strategy, `fedit`, meets every editor, and the first editor, `memit`, every strategy.
+    `metrics` is a run-config value, for whoever gives none.
     """
     return {
         "strategies": ",".join(STRATEGIES),
         "editors": ",".join(EDITORS),
         "baselines": ",".join(name for name in BASELINES if name not in _APART),
+        "metrics": "answers",
     }
 
 
@@ -33,6 +35,7 @@ def paper() -> dict[str, str]:
         "strategies": "fedit[selection=majority],fedavg,central",
         "editors": "memit,pmet",
         "baselines": "ft-m,mend",
+        "metrics": "basic",
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedit_app.evaluation.generation import written_metrics
+from fedit_app.evaluation.generation import WRITTEN
 from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
@@ -24,7 +24,7 @@ def measure(
     deltas: dict[int, Tensor],
     scopes: Mapping[str, list[EditRequest]],
     known: Sequence[EditRequest],
-    full: bool,
+    metrics: str,
     folder: Path | None,
     by_fact: Path | None = None,
     most: int = 0,
@@ -36,7 +36,7 @@ def measure(
         deltas: edit by these: layer -> (d_model, d_ff).
         scopes: name -> requests.
         known: the facts of the run that the node knows, among which some share a subject.
-        full: also what the model writes itself.
+        metrics: the run config's, see `generation.WRITTEN`.
         folder: where scores are kept for other processes; None: nowhere.
         by_fact: file for the scores of each fact of the last scope, see `write_scores`; None: none.
         most: how many facts of a scope are asked, see `drawn`; 0: all.
@@ -46,7 +46,7 @@ def measure(
     with model.edited(deltas):
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)
-        written = written_metrics(model, scopes) if full else {}
+        written = WRITTEN[metrics](model, scopes) if metrics in WRITTEN else {}
 
     if by_fact is not None:
         *_, last = scopes.values()

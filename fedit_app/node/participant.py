@@ -335,7 +335,7 @@ class Participant:
             deltas = bench.deltas(ledger) if len(ledger) else {}
             if self._peers and not central:
                 scopes["received"] = self._received(facts, ledger)
-        full = self.config.metrics == "full" and slot in (0, self.config.num_slots)
+        metrics = self.config.metrics if slot in (0, self.config.num_slots) else "basic"
         edited = [r for slots in everybody.values() for requests in slots for r in requests]
         scopes = {scope: that_must_stay(asked, edited) for scope, asked in scopes.items()}
         known = [request for requests in facts.values() for request in requests]
@@ -344,8 +344,9 @@ class Participant:
         if self._peers and slot == self.config.num_slots:
             by_fact = scores_file(run_folder(self.config, self._run_id), self.name)
         most = self.config.evaluate_sample
-        measured = measure(bench.model, deltas, scopes, known, full, cache, by_fact, most)
-        neutral = measure_neutral(bench.model, deltas) if full and slot else None
+        measured = measure(bench.model, deltas, scopes, known, metrics, cache, by_fact, most)
+        full = metrics == "full" and slot > 0
+        neutral = measure_neutral(bench.model, deltas) if full else None
         return EvaluateAnswer(node=self.name, **measured, neutral=neutral)
 
     def _received(

@@ -327,6 +327,25 @@ def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simula
     assert status == 0 and said.out.count("to be started") == 3
 
 
+def test_the_field_is_asked_for_answers_of_its_own_unless_something_else_is_wanted(
+    fedit, simulated, tmp_path
+):
+    options = ("--preset", "field", "--nodes", 2, "--strategies", "central")
+    options += ("--editors", "memit", "--baselines", "ft-m")
+    assert fedit("compare", *options)[0] == 0
+    comparison = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    assert comparison["config"]["metrics"] == "answers"
+    for row in comparison["rows"][1:]:
+        found = row["measured"]["federation"]
+        assert (
+            found["wild_match"]["n"] == 1 and found.get("generation_entropy", {}).get("n", 0) == 0
+        )
+    status, said = fedit("compare", *options, "--dry-run", folder="other", metrics="basic")
+    assert status == 0 and "to be started" in said.out
+    status, said = fedit("compare", *options, metrics="basic")
+    assert status == 2 and "metrics = 'basic' (begun with 'answers')" in said.err
+
+
 def test_the_papers_methods_are_one_preset(fedit, simulated):
     status, said = fedit("compare", "--preset", "paper", "--nodes", 2, "--dry-run")
     assert status == 0 and not simulated

@@ -10,7 +10,7 @@ from typing import Any
 from fedit_app.config.folders import run_folder, scores_file
 from fedit_app.config.run_config import RunConfig
 from fedit_app.evaluation.fit import that_fit
-from fedit_app.evaluation.generation import written_metrics
+from fedit_app.evaluation.generation import WRITTEN
 from fedit_app.evaluation.memory import ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.scores import Before, nothing, score_requests
@@ -121,9 +121,9 @@ class _Asked:
             scores = dict(zip(unique, score_requests(model, unique, before), strict=True))
 
         written: dict[str, dict[str, float | None]] = {}
-        if self._config.metrics == "full":
+        if self._config.metrics in WRITTEN:
             groups = {f"{n} {s}": part for n, parts in samples.items() for s, part in parts.items()}
-            written = written_metrics(model, groups, before)
+            written = WRITTEN[self._config.metrics](model, groups, before)
 
         def of(requests: Sequence[EditRequest]) -> list[RequestScore]:
             return [scores[stay[request]] for request in requests]
