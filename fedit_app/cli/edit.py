@@ -62,8 +62,8 @@ def edit(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Format of the file: jsonl (also CSV), counterfact, zsre, knowedit, mquake, "
-            "wikibigedit or qaedit."
+            help="Format of the file: jsonl (also CSV), counterfact, zsre, knowedit, rippleedits, "
+            "mquake, wikibigedit or qaedit."
         ),
     ] = "jsonl",
     skip_bad: Annotated[

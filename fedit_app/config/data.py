@@ -19,19 +19,27 @@ def _data_path(path: str) -> str:
     return path
 
 
-_WITHOUT_RELATIONS = ("zsre", "knowedit", "wikibigedit", "qaedit")
+_WITHOUT_RELATIONS = ("zsre", "knowedit", "rippleedits", "wikibigedit", "qaedit")
 
 
 class DataSettings(Settings):
     """Which edit requests which node has."""
 
     dataset: Literal[
-        "demo", "jsonl", "counterfact", "zsre", "knowedit", "mquake", "wikibigedit", "qaedit"
+        "demo",
+        "jsonl",
+        "counterfact",
+        "zsre",
+        "knowedit",
+        "rippleedits",
+        "mquake",
+        "wikibigedit",
+        "qaedit",
     ] = key(
         "demo",
         "demo (four organisations, shipped with the app), or what data-path holds: jsonl (edit "
-        "requests as JSON lines or CSV), counterfact, zsre, knowedit, mquake, wikibigedit, qaedit "
-        "(as published)",
+        "requests as JSON lines or CSV), counterfact, zsre, knowedit, rippleedits, mquake, "
+        "wikibigedit, qaedit (as published)",
     )
     data_path: Annotated[str, AfterValidator(_data_path)] | None = key(
         None,

@@ -17,6 +17,7 @@ from fedit_app.facts.overlap import Slots
 from fedit_app.facts.question_sets import read_qaedit, read_wikibigedit
 from fedit_app.facts.reading import Source, is_hub
 from fedit_app.facts.request import EditRequest
+from fedit_app.facts.rippleedits import read_rippleedits
 from fedit_app.facts.zsre import read_zsre
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import listing
@@ -34,6 +35,7 @@ READERS: dict[str, Reader] = {
     "counterfact": read_counterfact,
     "zsre": read_zsre,
     "knowedit": read_knowedit,
+    "rippleedits": read_rippleedits,
     "mquake": read_mquake,
     "wikibigedit": read_wikibigedit,
     "qaedit": read_qaedit,
@@ -55,8 +57,8 @@ def load_requests(
     Args:
         source: a file, or a data set of the Hugging Face hub: "hub:DATASET[:CONFIG[:SPLIT]]".
         dataset: "jsonl" (the fields of `EditRequest` in one JSON object a line, or in a table if
-            the file ends in .csv or .tsv), or "counterfact", "zsre", "knowedit", "mquake",
-            "wikibigedit" or "qaedit" in their published format.
+            the file ends in .csv or .tsv), or "counterfact", "zsre", "knowedit",
+            "rippleedits", "mquake", "wikibigedit" or "qaedit" in their published format.
         skip_bad: leave out invalid records, and name them in the log.
 
     Returns:

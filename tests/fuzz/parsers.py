@@ -24,6 +24,7 @@ from fuzz.test_formats import (
     MQUAKE,
     QAEDIT,
     REQUEST,
+    RIPPLEEDITS,
     WIKIBIGEDIT,
     ZSRE,
 )
@@ -42,6 +43,7 @@ from fedit_app.facts.jsonl import read_requests
 from fedit_app.facts.knowedit import read_knowedit
 from fedit_app.facts.mquake import read_mquake
 from fedit_app.facts.question_sets import read_qaedit, read_wikibigedit
+from fedit_app.facts.rippleedits import read_rippleedits
 from fedit_app.facts.zsre import read_zsre
 from fedit_app.ledger.index import INDEX, JOURNAL, TIP
 from fedit_app.ledger.ledger import SUMS, Ledger
@@ -334,6 +336,7 @@ FOUND = {
     "CounterFact": Parser(texts([COUNTERFACT]), in_file(read_counterfact, "a.json")),
     "zsRE": Parser(texts([ZSRE]), in_file(read_zsre, "a.json")),
     "KnowEdit": Parser(texts([KNOWEDIT]), in_file(read_knowedit, "a.json")),
+    "RippleEdits": Parser(texts([RIPPLEEDITS]), in_file(read_rippleedits, "a.json")),
     "MQuAKE": Parser(texts([MQUAKE]), in_file(read_mquake, "a.json")),
     "WikiBigEdit": Parser(texts([WIKIBIGEDIT]), in_file(read_wikibigedit, "a.json")),
     "QAEdit": Parser(texts([QAEDIT]), in_file(read_qaedit, "a.json")),

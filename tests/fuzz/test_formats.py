@@ -70,6 +70,20 @@ KNOWEDIT = {
     "portability": {"Subject_Aliasing": [{"prompt": "It is in", "ground_truth": [["Toronto"]]}]},
     "locality": {"Relation_Specificity": [{"prompt": "Reuters makes", "ground_truth": [["news"]]}]},
 }
+RIPPLEEDITS = {
+    "edit": {"prompt": "The city of Reuters is Toronto.", "subject_id": "Q1", "relation": "CITY"},
+    "Relation_Specifity": [
+        {
+            "test_queries": [
+                {
+                    "prompt": "The owner of Reuters is",
+                    "answers": [{"value": "Thomson"}],
+                    "subject_id": "Q1",
+                }
+            ]
+        }
+    ],
+}
 MQUAKE = {
     "case_id": 1,
     "requested_rewrite": [COUNTERFACT["requested_rewrite"]],
