@@ -22,7 +22,10 @@ _PARTS = (
     *("efficacy", "paraphrase", "neighborhood"),
     *("other_relations", "subject_fidelity", "score"),
 )
-_ANSWERED = ("wild_match", "chat_match", "paraphrase_chat_match")
+_WHERE_KNOWN = (
+    *("portability", "reversal"),
+    *("wild_match", "chat_match", "paraphrase_chat_match"),
+)
 
 app = typer.Typer(
     name="ledger",
@@ -154,15 +157,15 @@ def _said(record: Record) -> str:
 
 
 def metrics_table(rows: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Table:
-    """Metrics before and after; what a model answered itself, where that was measured.
+    """Metrics before and after; what follows from edits and what a model answered, where known.
 
     Args:
         rows: what was asked, metrics before, metrics after.
     """
-    answered = [
-        name for name in _ANSWERED if any(after.get(name) is not None for *_, after in rows)
+    known = [
+        name for name in _WHERE_KNOWN if any(after.get(name) is not None for *_, after in rows)
     ]
-    names = [*_PARTS, *answered]
+    names = [*_PARTS, *known]
     cells = [
         (what, before["count"], *(Change(before.get(name), after.get(name)) for name in names))
         for what, before, after in rows

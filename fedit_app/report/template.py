@@ -180,6 +180,10 @@ deployment no node sees the requests of another.</p>
 
 {%- if further %}
 <div class="card"><h3>Further measures</h3>
+{%- if "portability" in further or "reversal" in further %}
+<p class="note">Portability: answers that follow from an edit, as shares of their tokens. Reversal:
+facts the other way round. Editing seldom moves either.</p>
+{%- endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Further measures">
 <table>
 <thead><tr><th scope="col">Facts</th>

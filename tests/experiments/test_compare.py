@@ -327,6 +327,15 @@ def test_the_preset_has_all_methods_and_its_lists_can_be_shortened(fedit, simula
     assert status == 0 and said.out.count("to be started") == 3
 
 
+@pytest.mark.slow
+def test_all_methods_of_the_field_are_compared_in_one_command(fedit, simulated, tmp_path):
+    assert fedit("compare", "--preset", "field", "--nodes", 2, num_slots=1)[0] == 0
+    comparison = json.loads((tmp_path / "all" / "comparison.json").read_text())
+    rows = comparison["rows"][1:]
+    assert len(rows) == 7 + 6 + 7 and all(row["completed"] == 1 for row in rows)
+    assert all(row["measured"]["federation"]["score"]["n"] == 1 for row in rows)
+
+
 def test_the_field_is_asked_for_answers_of_its_own_unless_something_else_is_wanted(
     fedit, simulated, tmp_path
 ):

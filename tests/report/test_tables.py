@@ -100,6 +100,19 @@ def test_what_edits_do_to_other_facts_about_their_subjects_is_shown(sample):
     assert '<th scope="col">Other relations</th>' in render_report(results)
 
 
+def test_what_follows_from_edits_is_shown_where_it_was_measured(sample):
+    results = sample("completed")
+    assert "Portability" not in render_report(results)
+    known = results.summary.own.model_copy(update={"portability": 0.125, "reversal": 0.0})
+    results.summary.own = known
+    header, *rows = cells([("a", results), ("b", sample("local"))])
+    shown = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert shown["Own portability"] == ("–", "0.12", "–")
+    assert shown["Own reversal"] == ("–", "0.00", "–") and "Federation reversal" not in header
+    page = render_report(results)
+    assert '<th scope="col">Portability</th>' in page and "the other way round" in page
+
+
 def test_what_edits_do_to_the_names_of_their_subjects_is_shown(sample):
     results = sample("completed")
     spoilt = results.summary.own.model_copy(update={"subject_fidelity": 0.35})
