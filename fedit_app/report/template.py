@@ -182,7 +182,7 @@ deployment no node sees the requests of another.</p>
 <div class="card"><h3>Further measures</h3>
 {%- if "portability" in further or "reversal" in further %}
 <p class="note">Portability: answers that follow from an edit, as shares of their tokens. Reversal:
-facts the other way round. Editing seldom moves either.</p>
+facts the other way round.</p>
 {%- endif %}
 <div class="scroll" tabindex="0" role="region" aria-label="Further measures">
 <table>
