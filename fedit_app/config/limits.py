@@ -49,6 +49,11 @@ class Limits(Settings):
         0.9, "Least same-key-threshold: below it other subjects count as one.", ge=0.5, le=1
     )
     most_contexts: int = key(50, "Most contexts: each takes time.", ge=0)
+    selections: tuple[str, ...] = key(
+        ("majority", "top-k", "all", "none"),
+        "What selection may be; with personal, which MKVs the node accepts tells the server what "
+        "helps the node's own facts.",
+    )
     conflict_policies: tuple[str, ...] = key(
         ("own-wins",),
         "What conflict-policy may be: own-wins, newest, majority; with the last two MKVs of others "
@@ -103,6 +108,7 @@ BOUNDED: dict[str, tuple[str, ...]] = {
     "l2": ("alphaedit_of_run",),
     "same_key_threshold": ("least_same_key_threshold",),
     "contexts": ("most_contexts",),
+    "selection": ("selections",),
     "conflict_policy": ("conflict_policies",),
     "accept_quorum": ("least_accept_quorum",),
     "compose_rounds": ("most_compose_rounds",),
