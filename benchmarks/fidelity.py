@@ -59,6 +59,7 @@ _COLUMNS = {
     option("--editors", "separated by commas", default="memit"),
     option("--weights", "of the term, separated by commas", default="0,0.25,1,4"),
     option("--mixes", "PREFIXES+CHATS, separated by commas", default="5+0"),
+    option("--clamp", "see the run config; None: the editor's", type=float, default=None),
 )
 def run(options: argparse.Namespace) -> Figures:
     """Edit with every weight and mix, and print the metrics side by side."""
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> Figures:
     figures: Figures = {}
     lines = {}
     for name, weight, mix in itertools.product(names, weights, mixes):
-        found = _edit(model, name, weight, mix, requests)
+        found = _edit(model, name, weight, mix, options.clamp, requests)
         line = f"{name}, weight {weight:g}" + (f", {mix[0]}+{mix[1]}" if len(mixes) > 1 else "")
         lines[line] = f"fidelity/{line}"
         figures |= {f"fidelity/{line}/{key}": value for key, value in found.items()}
@@ -83,10 +84,12 @@ def _edit(
     editor: str,
     weight: float,
     mix: tuple[int, int],
+    clamp: float | None,
     requests: Sequence[EditRequest],
 ) -> Figures:
     contexts, chats = mix
-    bench = workbench(model, editor, contexts=contexts, chats=chats, subject_weight=weight)
+    given = {"subject_weight": weight, "clamp": clamp}
+    bench = workbench(model, editor, contexts=contexts, chats=chats, **given)
     ledger = Ledger(bench.fingerprint)
     solver = bench.solver  # made before the clock starts
     measured = measure(

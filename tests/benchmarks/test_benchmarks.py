@@ -27,6 +27,7 @@ from benchmarks import (
     subjects,
     wire,
 )
+from benchmarks.harness import workbench
 from fedit_app.editing.method import EditingMethod
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
@@ -86,7 +87,14 @@ def test_editors(figures, tiny_folder, data, tmp_path):
         editors.run(["--editors", "rome", "--data", str(data)])
 
 
-def test_fidelity(figures, tiny_folder, data):
+def test_fidelity(figures, tiny_folder, data, monkeypatch):
+    clamps = []
+
+    def noted(*given, **named):
+        clamps.append(named["clamp"])
+        return workbench(*given, **named)
+
+    monkeypatch.setattr(fidelity, "workbench", noted)
     found = figures(
         fidelity.run,
         *("--model", tiny_folder, "--data", data, "--records", 2, "--weights", "0,2"),
@@ -97,9 +105,10 @@ def test_fidelity(figures, tiny_folder, data):
             line = f"fidelity/{name}, weight {weight}"
             assert 0 <= found[f"{line}/exact_match"] <= 1
             assert found[f"{line}/seconds_per_edit"] > 0
-    mixes = ("--weights", 1, "--mixes", "1+0,2+1")
+    mixes = ("--weights", 1, "--mixes", "1+0,2+1", "--clamp", 0.5)
     found = figures(fidelity.run, "--model", tiny_folder, "--data", data, "--records", 2, *mixes)
     assert {"fidelity/memit, weight 1, 2+1/wild_match"} < set(found)
+    assert clamps == [None] * 4 + [0.5] * 2
     with pytest.raises(FedEditError, match="--mixes: '5' must be PREFIXES"):
         fidelity.run(["--mixes", "5", "--data", str(data)])
     with pytest.raises(FedEditError, match="--weights: 'much' must be numbers"):
