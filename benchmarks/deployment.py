@@ -28,7 +28,17 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fedit_app.facts
-from benchmarks.harness import MIB, Figures, benchmark, count, main, option, print_figures, table
+from benchmarks.harness import (
+    MIB,
+    Cell,
+    Figures,
+    benchmark,
+    count,
+    main,
+    option,
+    print_figures,
+    table,
+)
 from benchmarks.loopback import TOGETHER, Deployment
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.flower_compat.connection import Connection
@@ -178,16 +188,17 @@ def _messages(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     seconds = {kind: statistics.median(all_) for kind, all_ in found.items()}
     worked = {kind: statistics.median(all_) for kind, all_ in processor.items()}
     figures: Figures = {}
-    rows = []
+    rows: list[list[Cell]] = []
     for kind, taken in seconds.items():
-        row = {
+        row: dict[str, float | None] = {
             "slot_seconds": _EXCHANGES * taken,
             "seconds_per_node": taken / count,
-            "over_empty": taken / seconds["empty"],
+            "over_empty": taken / seconds["empty"] if "empty" in seconds else None,
             "processor_seconds_per_node": worked[kind] / count,
-            "processor_over_empty": worked[kind] / worked["empty"],
+            "processor_over_empty": worked[kind] / worked["empty"] if "empty" in worked else None,
         }
-        figures |= {f"deployment/messages/{kind}/{name}": value for name, value in row.items()}
+        path = f"deployment/messages/{kind}"
+        figures |= {f"{path}/{name}": v for name, v in row.items() if v is not None}
         rows.append([_KINDS[kind], *row.values()])
     columns = ["slot s", "s a node", "over empty", "server's processor s a node", "over empty"]
     print(table([f"{count} nodes", *columns], rows))

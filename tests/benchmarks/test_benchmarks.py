@@ -9,6 +9,7 @@ from published import counterfact
 from report.conftest import as_results, completed
 
 from benchmarks import (
+    absence,
     deployment,
     editors,
     fidelity,
@@ -368,6 +369,24 @@ def test_deployment():
         "kib_up": 1.0,
         "kib_down": 2.0,
     }
+
+
+def test_absence(monkeypatch):
+    """The figures' arithmetic, of a node that misses the second of three slots."""
+    results = completed()
+    del results["slots"][1]["nodes"]["museum"]
+    monkeypatch.setattr(absence, "_AWAY", "museum")
+    found = absence._figures(as_results(results))
+    first, back = (results["slots"][number]["nodes"]["museum"] for number in (0, 2))
+    assert found["missed_slots"] == 1
+    assert found["accepted_in_slot_1"] == first["accepted"]
+    assert found["accepted_in_return"] == back["accepted"]
+    both = sum(slot["uploaded"] + slot["accepted"] for slot in (first, back))
+    assert found["mkvs_in_the_end"] == both
+
+    monkeypatch.setattr(absence, "_AWAY", "library")
+    with pytest.raises(FedEditError, match="library took part in slots"):
+        absence._figures(as_results(results))
 
 
 def test_solve(figures):
