@@ -49,9 +49,7 @@ def read_rippleedits(
         One request a record, in the order of the file; its id is its number from 0.
 
     Raises:
-        FedEditError: the source cannot be read or holds no record; or some are invalid: names the
-            first five by number. No text of a record is quoted, because the message may travel to
-            the server.
+        FedEditError: see `read_zsre`.
     """
     return read_records(source, _request, "record of RippleEdits", limit=limit, skip_bad=skip_bad)
 
