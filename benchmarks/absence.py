@@ -9,8 +9,6 @@ slots in which the node had no part.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 import statistics
 import tempfile
@@ -19,9 +17,10 @@ from pathlib import Path
 
 import tomli_w
 
-from benchmarks.deployment import BEHIND, TINY_RUN, tiny_model
+from benchmarks.deployment import BEHIND
 from benchmarks.harness import Figures, benchmark, count, main, table
 from benchmarks.loopback import PATIENCE, Deployment
+from benchmarks.tiny import TINY_RUN, distinct_requests, tiny_model
 from fedit_app.deployment.node_folder import NODE_FILE
 from fedit_app.report import Results, load_results
 from fedit_app.report.results import NodeResult
@@ -30,7 +29,6 @@ from fedit_app.support.errors import FedEditError
 _AWAY = "node-01"
 # Nodes in one process take a slot in less time than a node needs to start.
 _MORE_SLOTS = 4
-_TARGETS = ("Basel", "London", "Paris", "Vienna", "Rome")
 
 
 @benchmark(
@@ -81,19 +79,6 @@ def _run(folder: Path, options: argparse.Namespace, slots: int) -> Results:
             raise FedEditError(f"the run failed:\n{deployment.log('run')[-3000:]}")
         (run_folder,) = deployment.server.path("runs").iterdir()
         return load_results(run_folder / "results.json")
-
-
-def distinct_requests(folder: Path, name: str, count: int) -> Path:
-    """A file with requests about subjects whose last words differ."""
-    lines = []
-    for number in range(count):
-        word = hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:8]
-        target = _TARGETS[number % len(_TARGETS)]
-        fact = {"prompt": "{} was born in", "subject": f"Person {word}", "target_new": target}
-        lines.append(json.dumps({"id": f"fact-{number}", **fact}))
-    file = folder / f"{name}.jsonl"
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
 
 
 def _figures(results: Results) -> Figures:

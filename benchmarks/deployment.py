@@ -11,7 +11,6 @@ exchanges messages only, of the form that FedEdit's have and had, beside empty o
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import statistics
@@ -24,8 +23,6 @@ from typing import Any
 
 import psutil
 import tomli_w
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import fedit_app.facts
 from benchmarks.harness import (
@@ -40,6 +37,7 @@ from benchmarks.harness import (
     table,
 )
 from benchmarks.loopback import TOGETHER, Deployment
+from benchmarks.tiny import TINY_RUN, requests, tiny_model
 from fedit_app.config.run_config import ConfigValue
 from fedit_app.flower_compat.connection import Connection
 from fedit_app.models.loading import resolve_model
@@ -58,26 +56,8 @@ _EXCHANGE = re.compile(r"exchange: (\w+) ([\d.]+) s ([\d.]+) s")
 _KINDS = {"empty": "Flower's empty messages", "parts": "a record for each", "parcel": "parcels"}
 # Of a slot: edit and re-edit. The load's nodes are evaluated in the last slot alone.
 _EXCHANGES = 2
-# A model of the embedded one's family that computes next to nothing.
-_TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "tie_word_embeddings": True,
-}
 # The server would have a machine of its own: many nodes on this one leave it the processor first.
 BEHIND = ("nice", "-n", "10")
-TINY_RUN = {
-    "layers": "1-2",
-    "contexts": 1,
-    "value-steps": 2,
-    "covariance-tokens": 1000,
-    "covariance-weight": 1.0,
-    "requests-per-slot": 1,
-}
 
 
 @benchmark(
@@ -320,27 +300,6 @@ def _of_slots(results: Results, nodes: int) -> dict[str, float]:
         total = getattr(results.totals, f"bytes_{way}")
         figures[f"kib_{way}"] = total / 1024 / nodes / len(slots)
     return figures
-
-
-def tiny_model(tokenizer_of: str, folder: Path) -> Path:
-    """A model that computes next to nothing, with a model's tokenizer, in a new folder."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_of))
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **_TINY)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def requests(folder: Path, name: str, count: int) -> Path:
-    """A file with so many requests of a node."""
-    fact = {"prompt": "{} was born in", "target_new": "Basel"}
-    lines = [
-        json.dumps({"id": f"fact-{i}", "subject": f"Person {i} of {name}", **fact})
-        for i in range(count)
-    ]
-    file = folder / f"{name}.jsonl"
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
 
 
 class _Memory:

@@ -12,9 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.absence import distinct_requests
-from benchmarks.deployment import TINY_RUN, tiny_model
 from benchmarks.harness import MIB, Figures, benchmark, counts, main, option, print_figures
+from benchmarks.tiny import TINY_RUN, distinct_requests, tiny_model
 from fedit_app.flower_compat.launch import find_app, simulate
 from fedit_app.report import Results, load_results
 from fedit_app.support.errors import FedEditError
