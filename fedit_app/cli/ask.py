@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from fedit_app.cli.places import Place
     from fedit_app.facts.request import EditRequest
 
+logger = logging.getLogger(__name__)
+
+_RESULTS = "results.json"
 _OWN_FACTS = 3
 
 
@@ -35,6 +40,13 @@ def ask(
         int | None,
         typer.Option(min=1, metavar="N", help="Show the N own facts that it says worst."),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="With --worst, of a run: its report with these facts, texts included.",
+        ),
+    ] = None,
     form: FormatOption = Format.AUTO,
 ) -> None:
     """Ask an edited model, or the one of a node, before and after its edits."""
@@ -46,8 +58,14 @@ def ask(
     if worst is not None:
         if prompt is not None or chat:
             raise FedEditError("--worst: asks the node's own facts; give it without PROMPT, --chat")
-        _write_worst(found, worst, form)
+        if report is not None:
+            _check_report(place, report)
+        table = _write_worst(found, worst, form)
+        if report is not None:
+            _write_report(place, found.node, table, report)
         return
+    if report is not None:
+        raise FedEditError("--report: shows a node's own facts; give it with --worst N")
     prompts = [prompt] if prompt else _own_facts(found, read_index(found.ledger), chat)
     ledger = found.open()
     bench = found.workbench(ledger)
@@ -83,8 +101,8 @@ def _fulfilled(place: Place, index: Mapping[str, Any], remedy: str) -> list[Edit
     return [request for request in data.read() if request.id in fulfilled]
 
 
-def _write_worst(place: Place, most: int, form: Format) -> None:
-    """Print the node's own facts that its edited model says worst."""
+def _write_worst(place: Place, most: int, form: Format) -> Table:
+    """Print the node's own facts that its edited model says worst; the table of them."""
     from fedit_app.evaluation.worst import worst_facts
     from fedit_app.ledger.index import read_index
 
@@ -101,4 +119,26 @@ def _write_worst(place: Place, most: int, form: Format) -> None:
     ]
     columns = ["Fact", "Wanted", "Says now", "Share of tokens said", "Probability"]
     said = f"node {place.node}: the worst of {plural(len(facts), 'own fact')} in its ledger"
-    write({"note": said, "facts": Table(columns, rows)}, form)
+    table = Table(columns, rows)
+    write({"note": said, "facts": table}, form)
+    return table
+
+
+def _check_report(run: Path, report: Path) -> None:
+    """Refuse a place of no run, and a file among those of the run, which hold no texts."""
+    if not (run / _RESULTS).is_file():
+        raise FedEditError(f"--report: {run} has no {_RESULTS}; name the folder of a run")
+    if report.absolute().resolve().is_relative_to(run.absolute().resolve()):
+        raise FedEditError(
+            f"--report: {report} is in the folder of the run, whose files hold no texts of "
+            "requests; name a file outside of it"
+        )
+
+
+def _write_report(run: Path, node: str, facts: Table, report: Path) -> None:
+    """Write the report of a run with a node's facts in it."""
+    from fedit_app.report import WorstOf, load_results, render_report
+    from fedit_app.support.files import write_file
+
+    write_file(report, render_report(load_results(run / _RESULTS), WorstOf(node, facts)))
+    logger.info("%s: the run's report, with texts of the requests of %s", report, node)

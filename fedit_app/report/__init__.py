@@ -5,13 +5,14 @@ Flower nor torch.
 """
 
 from fedit_app.report.comparison import Comparison
-from fedit_app.report.html import render_comparison, render_report, write_report
+from fedit_app.report.html import WorstOf, render_comparison, render_report, write_report
 from fedit_app.report.results import Results, load_results, write_results
 from fedit_app.report.tables import methods_table, runs_table, summary_table
 
 __all__ = [
     "Comparison",
     "Results",
+    "WorstOf",
     "load_results",
     "methods_table",
     "render_comparison",

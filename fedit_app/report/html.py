@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedit_app.protocol.metrics import Metrics
@@ -50,13 +51,27 @@ _SELDOM = ("cached", "warm_started", "renewed", "composed", "compose_rounds", "q
 _MOST_NAMES = 4
 
 
-def render_report(results: Results) -> str:
+@dataclass(frozen=True)
+class WorstOf:
+    """What a node's model says worst, for a page that stays with those who may read its texts.
+
+    Attributes:
+        node: the node.
+        facts: its own facts, with their texts.
+    """
+
+    node: str
+    facts: Table
+
+
+def render_report(results: Results, worst: WorstOf | None = None) -> str:
     """The report of a run as one HTML page.
 
     Args:
         results: the run; see docs/results.md.
+        worst: facts of a node; only with them does the page hold texts of requests.
     """
-    return _report(results, _run_plots(results))
+    return _report(results, _run_plots(results), worst)
 
 
 def _run_plots(results: Results) -> dict[str, str]:
@@ -69,7 +84,7 @@ def _run_plots(results: Results) -> dict[str, str]:
     }
 
 
-def _report(results: Results, plots: Mapping[str, str]) -> str:
+def _report(results: Results, plots: Mapping[str, str], worst: WorstOf | None = None) -> str:
     summary, totals = results.summary, results.totals
     return render(
         "run",
@@ -104,6 +119,7 @@ def _report(results: Results, plots: Mapping[str, str]) -> str:
         strategy=results.strategy,
         editor=results.editor,
         times=_times(results),
+        worst=worst,
         plots=plots,
     )
 

@@ -222,6 +222,14 @@ facts the other way round.</p>
 </div>
 {%- endif %}
 
+{%- if worst %}
+
+<h2>What {{ worst.node }} says worst</h2>
+<p class="note">Holds texts of the requests of {{ worst.node }}, as no report of a run does by
+itself: the page is for who may read them.</p>
+{{ reason_table(worst.facts.columns, worst.facts.texts) }}
+{%- endif %}
+
 {%- if plots.exchange or rejections %}
 
 <h2>Exchange between nodes</h2>

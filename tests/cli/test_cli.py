@@ -1,5 +1,6 @@
 """The `fedit` command: what it reads, what it refuses, and how it says so."""
 
+import html
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from fedit_app.models import answers
 from fedit_app.models.answers import reply
 from fedit_app.models.loading import load_model
 from fedit_app.protocol.metrics import SharedSubject
-from fedit_app.report import load_results, write_results
+from fedit_app.report import load_results, render_report, write_results
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.progress import Progress
 
@@ -405,6 +406,25 @@ def test_ask_in_vain(finished, capsys, arguments, told):
     if told:
         assert status == 2
         assert re.search(told, err)
+
+
+def test_texts_of_a_node_are_in_no_report_but_the_one_that_was_asked_for(
+    finished, capsys, tmp_path
+):
+    page, worst = tmp_path / "mine.html", ("--node", "museum", "--worst", "2")
+    status, out, err = ask(capsys, str(finished), *worst, "--report", str(page), "--format", "json")
+    assert status == 0 and "texts of the requests of museum" in err
+    facts = [row["fact"] for row in json.loads(out)["facts"]]
+    text = html.unescape(page.read_text("utf-8"))
+    assert "What museum says worst" in text and "Slots and costs" in text
+    assert all(fact in text for fact in facts)
+    shared = html.unescape(render_report(load_results(finished / "results.json")))
+    assert not [fact for fact in facts if fact in shared] and "says worst" not in shared
+
+    within = ask(capsys, str(finished), *worst, "--report", str(finished / "report.html"))
+    assert within[0] == 2 and "whose files hold no texts" in within[2]
+    alone = ask(capsys, str(finished), "--node", "museum", "--report", str(page), "Hello")
+    assert alone[0] == 2 and "give it with --worst N" in alone[2]
 
 
 def test_ask_what_is_no_run(capsys, tmp_path):
