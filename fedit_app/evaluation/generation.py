@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +51,44 @@ class Text:
     ended: bool
 
 
+@dataclass(frozen=True)
+class Said:
+    """How a model says a fact itself.
+
+    Attributes:
+        exact, wild: see `Match`.
+        question, paraphrase: see `ChatMatch`.
+    """
+
+    exact: bool
+    wild: bool
+    question: float | None
+    paraphrase: float | None
+
+
+def say(
+    model: EditableModel, requests: Sequence[EditRequest], before: Before = nothing
+) -> list[Said]:
+    """Let the model say each fact, and answer for it in a chat.
+
+    Args:
+        model: the model, edited or not.
+        requests: the facts.
+        before: what the model reads before each prompt or question.
+    """
+    parts = (matches(model, requests, before), chat_matches(model, requests, before))
+    return [Said(**vars(match), **vars(chat)) for match, chat in zip(*parts, strict=True)]
+
+
+Ask = Callable[[EditableModel, Sequence[EditRequest], Before], Sequence[Said]]
+"""`say`, or what remembers what it has returned, see `memory.AnswerMemory`."""
+
+
 def written_metrics(
-    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]], before: Before = nothing
+    model: EditableModel,
+    scopes: Mapping[str, Sequence[EditRequest]],
+    before: Before = nothing,
+    ask: Ask = say,
 ) -> dict[str, dict[str, float | None]]:
     """Metrics of the text that the model generates about several groups of requests.
 
@@ -60,13 +96,14 @@ def written_metrics(
         model: the model, edited or not.
         scopes: name -> requests; a request of several groups is processed once.
         before: what the model reads before each prompt or question.
+        ask: how it is let say the facts.
 
     Returns:
         name -> the figures of `answer_metrics`, and generation_entropy, the mean `n_gram_entropy`
         in bits of the text after the first generation prompt of at most 16 requests, evenly spaced
         in the group; None without prompts.
     """
-    answered = answer_metrics(model, scopes, before)
+    answered = answer_metrics(model, scopes, before, ask)
     prompts = {name: _spread(_free_prompts(group)) for name, group in scopes.items()}
     asked = sorted(set(itertools.chain.from_iterable(prompts.values())))
     texts = free_texts(model, [before(prompt) + prompt for prompt in asked])
@@ -78,7 +115,10 @@ def written_metrics(
 
 
 def answer_metrics(
-    model: EditableModel, scopes: Mapping[str, Sequence[EditRequest]], before: Before = nothing
+    model: EditableModel,
+    scopes: Mapping[str, Sequence[EditRequest]],
+    before: Before = nothing,
+    ask: Ask = say,
 ) -> dict[str, dict[str, float | None]]:
     """Whether the model generates the targets of several groups of requests.
 
@@ -86,6 +126,7 @@ def answer_metrics(
         model: the model, edited or not.
         scopes: name -> requests; a request of several groups is processed once.
         before: what the model reads before each prompt or question.
+        ask: how it is let say the facts.
 
     Returns:
         name -> exact_match, the share of requests whose target the model generates, and
@@ -94,14 +135,13 @@ def answer_metrics(
         (see `chat_matches`). None without requests or a chat template.
     """
     requests = list(dict.fromkeys(itertools.chain.from_iterable(scopes.values())))
-    said = dict(zip(requests, matches(model, requests, before), strict=True))
-    chats = dict(zip(requests, chat_matches(model, requests, before), strict=True))
+    said = dict(zip(requests, ask(model, requests, before), strict=True))
     return {
         name: {
             "exact_match": mean([said[request].exact for request in group]),
             "wild_match": mean([said[request].wild for request in group]),
-            "chat_match": _known_mean(chats[request].question for request in group),
-            "paraphrase_chat_match": _known_mean(chats[request].paraphrase for request in group),
+            "chat_match": _known_mean(said[request].question for request in group),
+            "paraphrase_chat_match": _known_mean(said[request].paraphrase for request in group),
         }
         for name, group in scopes.items()
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedit_app.evaluation.generation import WRITTEN
-from fedit_app.evaluation.memory import ScoreMemory, write_scores
+from fedit_app.evaluation.memory import AnswerMemory, ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.neutral import neutral_scores, own_text
 from fedit_app.facts.federation_facts import drawn, that_share_a_subject
@@ -16,7 +16,7 @@ from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 from fedit_app.protocol.metrics import Metrics, Neutral
 
-_memory = ScoreMemory()
+_memory, _answers = ScoreMemory(), AnswerMemory()
 
 
 def measure(
@@ -37,7 +37,7 @@ def measure(
         scopes: name -> requests.
         known: the facts of the run that the node knows, among which some share a subject.
         metrics: the run config's, see `generation.WRITTEN`.
-        folder: where scores are kept for other processes; None: nowhere.
+        folder: where scores and answers are kept for other processes; None: nowhere.
         by_fact: file for the scores of each fact of the last scope, see `write_scores`; None: none.
         most: how many facts of a scope are asked, see `drawn`; 0: all.
     """
@@ -46,7 +46,8 @@ def measure(
     with model.edited(deltas):
         everything = [request for requests in scopes.values() for request in requests]
         scores = _memory.score(model, everything, folder)
-        written = WRITTEN[metrics](model, scopes) if metrics in WRITTEN else {}
+        write = WRITTEN.get(metrics)
+        written = write(model, scopes, ask=_answers.ask(folder)) if write else {}
 
     if by_fact is not None:
         *_, last = scopes.values()

@@ -1,5 +1,6 @@
 """What a model writes against plain passes: one prompt at a time, all logits, no cache."""
 
+import dataclasses
 import math
 
 import pytest
@@ -20,8 +21,10 @@ from fedit_app.evaluation.generation import (
     n_gram_entropy,
     written_metrics,
 )
+from fedit_app.evaluation.memory import AnswerMemory
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.chat import chat_form, chat_text
+from fedit_app.node import measuring
 
 PROMPTS = ["The museum", "The head office of Reuters is in", "Basel", "The 🏦 {} of Zürich in the"]
 
@@ -313,3 +316,30 @@ def test_what_is_put_before_a_prompt_is_read_and_is_no_part_of_what_is_written(w
     written.clear()
     written_metrics(tiny.chatting(), {"own": [asked]}, lambda _: "Imagine that. ")
     assert any("Imagine that. " in text for texts in written for text in texts)
+
+
+def test_a_state_of_a_model_is_asked_once_on_any_node_and_in_any_run(written, tmp_path):
+    model, facts = tiny.editable(), [request(1), request(2)]
+    memory, own = AnswerMemory(), dataclasses.replace(facts[0], id="of another node", slot=2)
+    found = answer_metrics(model, {"all": facts}, ask=memory.ask(tmp_path))
+    assert answer_metrics(model, {"all": [own, facts[1]]}, ask=memory.ask(tmp_path)) == found
+    assert answer_metrics(model, {"all": facts}, ask=AnswerMemory().ask(tmp_path)) == found
+    assert found == answer_metrics(model, {"all": facts})
+    plain = ["Subject 1 is", "Subject 2 is"]
+    assert written == [plain, [], [], plain]
+
+    written.clear()
+    answer_metrics(model, {"all": facts}, lambda _: "In Rome. ", ask=memory.ask(tmp_path))
+    with model.edited({1: torch.ones(model.d_model, model.d_ff)}):
+        answer_metrics(model, {"all": facts}, ask=AnswerMemory().ask(tmp_path))
+    assert written == [[f"In Rome. {text}" for text in plain], plain]
+    files = list(tmp_path.glob("*.json"))
+    assert len(files) == 2
+    assert all(fact.subject not in file.read_text() for file in files for fact in facts)
+
+
+def test_nodes_with_the_same_model_let_it_write_once(written, monkeypatch):
+    monkeypatch.setattr(measuring, "_answers", AnswerMemory())
+    for _ in ("bank", "museum"):
+        measuring.measure(tiny.editable(), {}, {"own": [request(1)]}, [], "answers", None)
+    assert written == [["Subject 1 is"], []]

@@ -11,7 +11,7 @@ from fedit_app.config.folders import run_folder, scores_file
 from fedit_app.config.run_config import RunConfig
 from fedit_app.evaluation.fit import that_fit
 from fedit_app.evaluation.generation import WRITTEN
-from fedit_app.evaluation.memory import ScoreMemory, write_scores
+from fedit_app.evaluation.memory import AnswerMemory, ScoreMemory, write_scores
 from fedit_app.evaluation.metrics import RequestScore, aggregate
 from fedit_app.evaluation.scores import Before, nothing, score_requests
 from fedit_app.experiments.baselines.methods import BASELINES
@@ -113,9 +113,9 @@ class _Asked:
         }
         asked = [r for scopes in samples.values() for part in scopes.values() for r in part]
         unique = list(dict.fromkeys(stay[request] for request in asked))
+        root = self._config.work_cache
+        folder = Path(root).expanduser() / "scores" if root else None
         if before is nothing:  # found again by the state of the weights, in any run
-            root = self._config.work_cache
-            folder = Path(root).expanduser() / "scores" if root else None
             scores = ScoreMemory().score(model, unique, folder)
         else:
             scores = dict(zip(unique, score_requests(model, unique, before), strict=True))
@@ -123,7 +123,9 @@ class _Asked:
         written: dict[str, dict[str, float | None]] = {}
         if self._config.metrics in WRITTEN:
             groups = {f"{n} {s}": part for n, parts in samples.items() for s, part in parts.items()}
-            written = WRITTEN[self._config.metrics](model, groups, before)
+            written = WRITTEN[self._config.metrics](
+                model, groups, before, AnswerMemory().ask(folder)
+            )
 
         def of(requests: Sequence[EditRequest]) -> list[RequestScore]:
             return [scores[stay[request]] for request in requests]
