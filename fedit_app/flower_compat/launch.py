@@ -26,6 +26,7 @@ from fedit_app.support.processes import (
     STOP_SECONDS,
     environment,
     free_port,
+    kill_tool,
     start,
     stop_family,
     tool,
@@ -163,6 +164,10 @@ def simulation_superlink(home: Path) -> Iterator[SuperLink]:
     try:
         _wait_for_health(process, address, log)
         yield SuperLink(address, insecure=True)
+    except BaseException:
+        # The server would note nodes that end before it as failed, and their slot as complete.
+        kill_tool(home, "flwr-simulation")
+        raise
     finally:
         stop_family(home, process.pid)
         process.wait(STOP_SECONDS)

@@ -134,6 +134,22 @@ def stop_family(home: Path, root: int | None = None) -> int:
     return len(members)
 
 
+def kill_tool(home: Path, name: str) -> None:
+    """Kill the processes of a folder that run a command which is installed with this Python.
+
+    Args:
+        home: see `family`.
+        name: of the command.
+    """
+    for member in family(home):
+        try:
+            runs = tool(name) in member.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if runs:
+            _signal(member, signal.SIGKILL)
+
+
 def _signal(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)

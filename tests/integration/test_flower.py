@@ -128,7 +128,9 @@ def test_a_run_in_which_every_node_fails(preset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path):
+def test_a_run_that_is_ended_from_outside_is_not_complete_and_leaves_nothing_behind(
+    preset, tmp_path
+):
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "fedit_app.cli.main", "run", "--config", str(preset)]
     command += ["--app", str(ROOT), "--output-dir", str(tmp_path / "run")]
@@ -140,10 +142,12 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(preset, tmp_path
         text=True,
     ) as process:
         for line in process.stdout:
-            if "nodes take part" in line:
+            if "slot 1 edit: bank answered, 1 of 3" in line:
                 process.terminate()
         assert process.wait(PATIENCE) == 130
     assert [left for left in psutil.process_iter() if marked(left, mark)] == []
+    results = load_results(tmp_path / "run" / "results.json")
+    assert (results.status, results.slots_complete, results.failed) == ("running", 0, ["museum"])
 
 
 def test_flwr_run_gives_the_same_figures(first, preset, tmp_path):

@@ -90,6 +90,13 @@ def test_a_family_is_found_by_home_and_by_descent(run, tmp_path):
     assert stranger.poll() is None
 
 
+def test_only_the_processes_of_a_tool_are_killed_by_its_name(run, tmp_path, monkeypatch):
+    server, other = (run(SLEEP + f"  # {name}") for name in ("server", "other"))
+    monkeypatch.setattr(processes, "tool", lambda name: SLEEP + f"  # {name}")
+    processes.kill_tool(tmp_path, "server")
+    assert server.wait(60) == -9 and other.poll() is None
+
+
 def test_who_does_not_listen_is_killed(run, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "STOP_SECONDS", 0.5)
     stubborn = run(
