@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.harness import (
     Figures,
@@ -60,17 +60,19 @@ _COLUMNS = {
     option("--weights", "of the term, separated by commas", default="0,0.25,1,4"),
     option("--mixes", "PREFIXES+CHATS, separated by commas", default="5+0"),
     option("--clamp", "see the run config; None: the editor's", type=float, default=None),
+    option("--steps", "most passes of a value; None: the editor's", type=int, default=None),
 )
 def run(options: argparse.Namespace) -> Figures:
     """Edit with every weight and mix, and print the metrics side by side."""
     weights, names = _numbers(options.weights), options.editors.split(",")
+    given = {"clamp": options.clamp, "steps": options.steps}
     mixes = _mixes(options.mixes)
     requests = [with_questions(request) for request in records(options, options.records)]
     model = loaded(options)
     figures: Figures = {}
     lines = {}
     for name, weight, mix in itertools.product(names, weights, mixes):
-        found = _edit(model, name, weight, mix, options.clamp, requests)
+        found = _edit(model, name, mix, {"subject_weight": weight, **given}, requests)
         line = f"{name}, weight {weight:g}" + (f", {mix[0]}+{mix[1]}" if len(mixes) > 1 else "")
         lines[line] = f"fidelity/{line}"
         figures |= {f"fidelity/{line}/{key}": value for key, value in found.items()}
@@ -82,13 +84,11 @@ def run(options: argparse.Namespace) -> Figures:
 def _edit(
     model: EditableModel,
     editor: str,
-    weight: float,
     mix: tuple[int, int],
-    clamp: float | None,
+    given: Mapping[str, float | None],
     requests: Sequence[EditRequest],
 ) -> Figures:
     contexts, chats = mix
-    given = {"subject_weight": weight, "clamp": clamp}
     bench = workbench(model, editor, contexts=contexts, chats=chats, **given)
     ledger = Ledger(bench.fingerprint)
     solver = bench.solver  # made before the clock starts

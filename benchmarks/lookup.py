@@ -34,7 +34,7 @@ from benchmarks.harness import (
     table,
     workbench,
 )
-from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.subjects import SubjectStates, in_texts
 from fedit_app.editing.values import Values
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.scores import score_targets
@@ -99,7 +99,8 @@ def _states(
 ) -> tuple[Tensor, Tensor]:
     """Keys and states (n, width) at one layer of the unedited model."""
     with torch.no_grad():
-        seen = SubjectStates(bench.model, requests, templates, layer, layer).see(layer, layer)
+        places = in_texts(bench.model, requests, templates)
+        seen = SubjectStates(bench.model, places, layer, layer).see(layer, layer)
     return seen.key.cpu(), seen.state.double().cpu()
 
 
@@ -191,10 +192,11 @@ def _computed(
     values: Values | None = None,
 ) -> tuple[Values, list[MKV]]:
     """MKVs on top of a ledger, from values that are given or optimised."""
-    given = (bench.model, requests, bench.templates)
-    values = values or bench.editor.values(*given, bench.settings)
-    found = bench.editor.vectors(*given, bench.solver, bench.pairs(ledger), bench.settings, values)
-    parts = (found.keys, found.shifts, found.v_star, found.h0)
+    model, templates, settings = bench.model, bench.templates, bench.settings
+    values = values or bench.editor.values(model, requests, templates, settings)
+    kinds = bench.editor.kinds(model, [[one] for one in requests], templates, settings, values)
+    found = bench.editor.vectors(model, kinds, bench.solver, bench.pairs(ledger), settings)
+    parts = (found.keys[:, :, 0], found.shifts[:, :, 0], found.v_star, found.h0)
     columns = zip(*(part.float().cpu().numpy() for part in parts), strict=True)
     logger.info("%d MKVs computed", len(requests))
     return values, [

@@ -35,6 +35,14 @@ def test_every_link_leads_to_a_file_and_to_a_heading_in_it(document):
         assert not anchor or anchor in anchors(found), target
 
 
+def test_documents_that_sources_name_are_there():
+    named = re.compile(r"\b(?:docs|benchmarks)/[\w./-]+\.md\b")
+    sources = [*ROOT.glob("fedit_app/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    sources += ROOT.glob("configs/*.toml")
+    found = {name for file in sources for name in named.findall(file.read_text(encoding="utf-8"))}
+    assert found and not [name for name in sorted(found) if not (ROOT / name).exists()]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_lines_of_prose_fit_on_a_screen(document):
     lines = prose(document).splitlines()

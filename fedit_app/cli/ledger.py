@@ -137,7 +137,7 @@ def _state(ledger: Ledger, id_: str) -> dict[str, Cell]:
         "own requests": ", ".join(entry.requests) or "none",
         "supersedes": ", ".join(entry.supersedes) or "none",
         "votes": entry.votes,
-        "lengths of the shifts, by layer": ", ".join(lengths),
+        "lengths of the shifts": ", ".join(lengths),
     }
 
 

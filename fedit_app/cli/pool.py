@@ -248,8 +248,8 @@ def _vectors(mkv: Record) -> Part:
             f"open, and sketches of {width} numbers"
         )
     rows = [("v*", mkv.v_star), ("h0", mkv.h0), ("v* - h0", mkv.delta)]
-    rows += [(f"key, layer {n + 1}", key) for n, key in enumerate(mkv.keys)]
-    rows += [(f"shift, layer {n + 1}", shift) for n, shift in enumerate(mkv.shifts)]
+    rows += [(f"key {n + 1}", key) for n, key in enumerate(mkv.keys)]
+    rows += [(f"shift {n + 1}", shift) for n, shift in enumerate(mkv.shifts)]
     lengths = [(name, vector, float(np.linalg.norm(vector))) for name, vector in rows]
     return Table(
         ("vector", "width", "length"),

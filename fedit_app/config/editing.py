@@ -144,7 +144,7 @@ class EditingSettings(Seeded):
         "int8",
         "numbers to which MKVs are rounded when they are made, and in which they travel and are "
         "kept",
-        source="int8, one byte an element, was measured to cost no score (docs/mkv.md)",
+        source="int8, one byte an element, was measured to cost no score (benchmarks/README.md)",
     )
     same_key_threshold: float = key(
         0.98,
@@ -158,7 +158,7 @@ class EditingSettings(Seeded):
         0,
         "turns of a chat among the contexts, where the tokenizer has a chat template: the user "
         "asks for the fact, and the target is the whole answer",
-        source="1 was measured to answer more questions, to keep fewer names and to take about 3 "
+        source="1 was measured to answer more questions, to keep fewer names and to take 3 to 4 "
         "times as long (benchmarks/README.md)",
         ge=0,
         le=1,

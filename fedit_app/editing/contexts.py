@@ -66,23 +66,25 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("{", " ").replace("}", " ").split())
 
 
-def context_weights(templates: Sequence[Template]) -> Tensor:
-    """Weights of the templates in a key: the same for "{}", the prefixes together, and the chats.
+def context_weights(texts: Sequence[str]) -> Tensor:
+    """Weights of the templates that are texts in a key: half for "{}", half for the prefixes.
 
     MEMIT averages within each kind of context first and over the kinds then.
 
     Args:
-        templates: the bare one first.
+        texts: the bare one first.
 
     Returns:
-        (templates,) float64, sums to 1.
+        (texts,) float64, sums to 1.
     """
-    kinds = [2 if isinstance(one, ChatForm) else min(n, 1) for n, one in enumerate(templates)]
-    of_kind = torch.tensor(kinds).bincount(minlength=3)[kinds]
+    kinds = [min(n, 1) for n, _ in enumerate(texts)]
+    of_kind = torch.tensor(kinds).bincount(minlength=2)[kinds]
     return 1 / (of_kind.double() * len(set(kinds)))
 
 
 def contexts_digest(templates: Sequence[Template]) -> str:
-    """Hash of the templates, part of an MKV's fingerprint."""
-    plain = [one if isinstance(one, str) else dataclasses.astuple(one) for one in templates]
+    """Hash of the templates, part of an MKV's fingerprint; of chats, that they have own pairs."""
+    plain = [
+        one if isinstance(one, str) else ("pair", *dataclasses.astuple(one)) for one in templates
+    ]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]

@@ -18,13 +18,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedit_app.editing.pairs import Pairs, Sums, blocks
-from fedit_app.editing.rows import KeysOf, ShiftsOf
+from fedit_app.editing.rows import VectorsOf
 from fedit_app.mkv import MKV
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import replace_file
@@ -60,15 +61,17 @@ class KeptSums:
         """The same, for a ledger with some MKVs more or fewer: they are no reason to write."""
         return dataclasses.replace(self, exact=False)
 
-    def pairs(self, mkvs: Sequence[MKV], d_ff: int, d_model: int) -> Pairs:
+    def pairs(self, mkvs: Sequence[MKV], d_ff: int, d_model: int, kinds: int = 1) -> Pairs:
         """The pairs of MKVs, whose sums are found from those that are kept.
 
         Args:
-            mkvs: n of them, each once.
+            mkvs: some of them, each once.
             d_ff: width of a key.
             d_model: width of a shift.
+            kinds: how many pairs an MKV has of each layer.
         """
-        return pairs_of(mkvs, d_ff, d_model, _Wanted(self, mkvs, d_ff, d_model).sums)
+        shape = d_ff, d_model, kinds
+        return pairs_of(mkvs, *shape, _Wanted(self, mkvs, shape).sums)
 
     def damages(self) -> Iterator[str]:
         """A sentence for every file that does not hold the sums of the MKVs that it names."""
@@ -81,7 +84,7 @@ class KeptSums:
                 mkvs = [self.mkv(id_) for id_ in _ids(found.ids)]
             except FedEditError:
                 continue  # the next solve cannot take them out either, and sums afresh
-            if not _agree(found.sums, mkvs, int(file.name.removeprefix(_NAME))):
+            if not _agree(found, mkvs, int(file.name.removeprefix(_NAME))):
                 yield f"kept sums {file}: not those of the MKVs that it names; delete it"
 
 
@@ -89,17 +92,20 @@ def pairs_of(
     mkvs: Sequence[MKV],
     d_ff: int,
     d_model: int,
+    kinds: int = 1,
     known: Callable[[int, torch.device], Sums] | None = None,
 ) -> Pairs:
     """The pairs of MKVs.
 
     Args:
-        mkvs: n of them.
+        mkvs: some of them.
         d_ff: width of a key.
         d_model: width of a shift.
+        kinds: how many pairs an MKV has of each layer.
         known: see `Pairs`.
     """
-    return Pairs(KeysOf(mkvs, d_ff), ShiftsOf(mkvs, d_model), known)
+    keys, shifts = VectorsOf(mkvs, "keys", d_ff, kinds), VectorsOf(mkvs, "shifts", d_model, kinds)
+    return Pairs(keys, shifts, known)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class _Header:
     d_model: int
     rounding: float
     checksum: int
+    kinds: Annotated[int, Field(ge=1, le=2)] = 1
 
 
 _HEADER = TypeAdapter(_Header)
@@ -124,18 +131,25 @@ class _Stored:
     Attributes:
         ids: of the MKVs, 16 bytes each, rising.
         sums: of their pairs.
+        kinds: how many pairs an MKV has.
     """
 
     ids: bytes
     sums: Sums
+    kinds: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """d_ff, d_model and kinds."""
+        d_ff, d_model = self.sums.cross.shape
+        return d_ff, d_model, self.kinds
 
 
 class _Wanted:
     """The sums of MKVs that are asked for, layer by layer."""
 
-    def __init__(self, kept: KeptSums, mkvs: Sequence[MKV], d_ff: int, d_model: int) -> None:
-        self._kept, self._mkvs = kept, mkvs
-        self._widths = d_ff, d_model
+    def __init__(self, kept: KeptSums, mkvs: Sequence[MKV], shape: tuple[int, int, int]) -> None:
+        self._kept, self._mkvs, self._shape = kept, mkvs, shape
         self._bytes: bytes | None = None
         self._differ: tuple[bytes, list[MKV], list[str]] = b"", [], []
 
@@ -150,15 +164,14 @@ class _Wanted:
         file = self._kept.folder / f"{_NAME}{i}"
         updated = self._updated(file, i, device)
         if updated is None:
-            found, differ = (
-                pairs_of(self._mkvs, *self._widths).layer(i).sums(device),
-                len(self._mkvs),
-            )
+            found = pairs_of(self._mkvs, *self._shape).layer(i).sums(device)
+            differ = len(self._mkvs)
             found.rounding = 0.0
         else:
             found, differ = updated
-        if differ > (0 if self._kept.exact else self._widths[0] // 8):
-            _keep(file, self._ids, found)
+        d_ff, _, kinds = self._shape
+        if differ > (0 if self._kept.exact else d_ff // 8):
+            _keep(file, self._ids, found, kinds)
         return found
 
     def _updated(self, file: Path, i: int, device: torch.device) -> tuple[Sums, int] | None:
@@ -168,7 +181,7 @@ class _Wanted:
             None if a fresh sum is due.
         """
         stored = _read(file)
-        if stored is None or stored.sums.cross.shape != self._widths:
+        if stored is None or stored.shape != self._shape:
             return None
         came, went = self._difference(stored.ids)
         if len(came) + len(went) >= len(self._mkvs):
@@ -180,7 +193,7 @@ class _Wanted:
         keys, cross = stored.sums.keys.to(device), stored.sums.cross.to(device)
         found = Sums(keys, cross, stored.sums.rounding)
         for mkvs, times in ((gone, -1), (came, 1)):
-            layer = pairs_of(mkvs, *self._widths).layer(i)
+            layer = pairs_of(mkvs, *self._shape).layer(i)
             found.add(layer.keys, layer.shifts, times)
         return (found, len(came) + len(went)) if found.drift <= MAX_DRIFT else None
 
@@ -200,18 +213,18 @@ def _ids(stored: bytes) -> list[str]:
     return [text[begin : begin + digits] for begin in range(0, len(text), digits)]
 
 
-def _agree(kept: Sums, mkvs: Sequence[MKV], i: int) -> bool:
+def _agree(stored: _Stored, mkvs: Sequence[MKV], i: int) -> bool:
     """Whether the sums of a layer are those of MKVs, but for rounding."""
-    d_ff, d_model = kept.cross.shape
-    layer = pairs_of(mkvs, d_ff, d_model).layer(i)
+    kept, layer = stored.sums, pairs_of(mkvs, *stored.shape).layer(i)
     fresh = layer.sums(torch.device("cpu"))
     keys = float(fresh.keys.trace())
-    shifts = sum(float(layer.shifts[rows].square().sum()) for rows in blocks(len(mkvs), d_ff))
+    parts = blocks(len(layer), stored.shape[0])
+    shifts = sum(float(layer.shifts[rows].square().sum()) for rows in parts)
     wrong = float((kept.keys - fresh.keys).norm()), float((kept.cross - fresh.cross).norm())
     return wrong[0] <= _ROUNDING * keys and wrong[1] <= _ROUNDING * math.sqrt(keys * shifts)
 
 
-def _keep(file: Path, ids: bytes, sums: Sums) -> None:
+def _keep(file: Path, ids: bytes, sums: Sums, kinds: int) -> None:
     """Write sums; where nothing can be written, the next solve does without."""
     parts = [part.cpu().contiguous().numpy() for part in (sums.keys, sums.cross)]
     header = _Header(
@@ -221,6 +234,7 @@ def _keep(file: Path, ids: bytes, sums: Sums) -> None:
         d_model=sums.cross.shape[1],
         rounding=sums.rounding,
         checksum=_checksum(ids, *parts),
+        kinds=kinds,
     )
     try:
         with replace_file(file) as temporary, temporary.open("wb") as stream:
@@ -248,7 +262,7 @@ def _read(file: Path) -> _Stored | None:
     if _checksum(ids, *parts) != header.checksum:
         return None
     keys, cross = map(torch.from_numpy, parts)
-    return _Stored(ids, Sums(keys, cross, header.rounding))
+    return _Stored(ids, Sums(keys, cross, header.rounding), header.kinds)
 
 
 def _checksum(ids: bytes, *parts: np.ndarray) -> int:

@@ -12,16 +12,13 @@ In families with a norm between W_l and the residual stream the change is carrie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from fedit_app.editing.method import EditingMethod, Wanted
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
-from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.subjects import Places, SubjectStates
 from fedit_app.editing.values import Values
-from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 
@@ -30,9 +27,7 @@ def value_site(model: EditableModel, settings: EditSettings) -> LayerOutput:
     return LayerOutput(model, settings.layers[-1])
 
 
-def changes(
-    model: EditableModel, _: Sequence[EditRequest], settings: EditSettings, values: Values
-) -> Wanted:
+def changes(model: EditableModel, _: Places, settings: EditSettings, values: Values) -> Wanted:
     """The way to v*, divided over the layers that are left; see `method.Changes`."""
     layers, n = settings.layers, len(settings.layers)
     v_star = values.v_star[:, -1]

@@ -9,17 +9,14 @@ layers in turn, with the model as edited so far, nothing is divided:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from fedit_app.editing.method import EditingMethod, Wanted
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerOutput
-from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.subjects import Places, SubjectStates
 from fedit_app.editing.values import Values
-from fedit_app.facts.request import SLOT, EditRequest
 from fedit_app.models.editable import EditableModel
 
 
@@ -29,12 +26,10 @@ def value_site(model: EditableModel, settings: EditSettings) -> LayerOutput:
 
 
 @torch.no_grad()
-def changes(
-    model: EditableModel, requests: Sequence[EditRequest], settings: EditSettings, values: Values
-) -> Wanted:
+def changes(model: EditableModel, places: Places, settings: EditSettings, values: Values) -> Wanted:
     """The whole way to each layer's own target; see `method.Changes`."""
     layers, v_star = settings.layers, values.v_star[:, -1]
-    clean = SubjectStates(model, requests, (SLOT,), layers[0], layers[-1])
+    clean = SubjectStates(model, places.clean, layers[0], layers[-1])
     targets = [v_star, *clean.states_behind(layers[0], v_star, layers[1:])]
 
     def wanted(i: int, subjects: SubjectStates) -> tuple[Tensor, Tensor]:

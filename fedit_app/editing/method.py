@@ -1,13 +1,14 @@
 """A locate-then-edit method, and how its values become keys and shifts.
 
 The loop over the layers is that of MEMIT (Meng et al., arXiv 2210.07229, algorithm 1), on top of a
-ledger.
+ledger. A value that is learned in chats, too, is written twice: at the key of the texts, and at the
+key that the subject has where the user asks for the fact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,10 +16,11 @@ from torch import Tensor
 from fedit_app.editing.contexts import Template
 from fedit_app.editing.optimise import Objective, memit_objective, optimise_values
 from fedit_app.editing.pairs import Pairs
+from fedit_app.editing.prefixes import trace_from_lookup
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import Site
 from fedit_app.editing.solver import Solver
-from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.subjects import Places, SubjectStates, in_chats, in_texts
 from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.values import Values
 from fedit_app.facts.request import EditRequest
@@ -27,12 +29,12 @@ from fedit_app.models.editable import EditableModel
 
 @dataclass(frozen=True)
 class EditVectors:
-    """Keys, shifts and values of n requests.
+    """Keys, shifts and values of n MKVs.
 
     Attributes:
-        keys: (n, n_layers, d_ff) float64.
-        shifts: (n, n_layers, d_model) float64, by how much the output of W_l at the key is to
-            move, measured from the base weights.
+        keys: (n, n_layers, kinds, d_ff) float64: the key of the texts, then that of the chats.
+        shifts: (n, n_layers, kinds, d_model) float64, by how much the output of W_l at the key is
+            to move, measured from the base weights.
         v_star: (n, d_model) optimised values at the editor's site.
         h0: (n, d_model) what stands there in the unedited model.
     """
@@ -42,13 +44,32 @@ class EditVectors:
     v_star: Tensor
     h0: Tensor
 
+    @property
+    def pairs(self) -> Pairs:
+        """What is solved: the pairs of each MKV in turn."""
+        keys, shifts = (part.transpose(1, 2).flatten(0, 1) for part in (self.keys, self.shifts))
+        return Pairs(keys, shifts)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of contexts, texts or chats, and what is wanted there.
+
+    Attributes:
+        places: where n keys are met.
+        values: of these keys, as outputs at the clean places.
+    """
+
+    places: Places
+    values: Values
+
 
 Wanted = Callable[[int, SubjectStates], tuple[Tensor, Tensor]]
 """(number i of the edited layer, states of the model as edited so far) -> keys (n, d_ff), and by
 how much the outputs of W_l are to move, (n, d_model)."""
 
-Changes = Callable[[EditableModel, Sequence[EditRequest], EditSettings, Values], Wanted]
-"""(model, n requests, settings, their optimised values) -> what is wanted of the edited layers."""
+Changes = Callable[[EditableModel, Places, EditSettings, Values], Wanted]
+"""(model, places of n keys, settings, their values) -> what is wanted of the edited layers."""
 
 
 def covariance_solver(
@@ -90,42 +111,68 @@ class EditingMethod:
             model, requests, templates, site, settings, self.objective, starts, store, groups
         )
 
+    def kinds(
+        self,
+        model: EditableModel,
+        groups: Sequence[Sequence[EditRequest]],
+        templates: Sequence[Template],
+        settings: EditSettings,
+        values: Values,
+    ) -> list[Kind]:
+        """Where the values of n keys are written: in texts, and in chats if some are among them.
+
+        Args:
+            model: the model on which the values were learned.
+            groups: the requests of each key.
+            templates: context templates, the bare one first.
+            settings: hyperparameters.
+            values: of these keys.
+        """
+        texts = Kind(in_texts(model, [group[0] for group in groups], templates), values)
+        asked = in_chats(model, groups, templates)
+        if asked is None:
+            return [texts]
+        rows = [row for (row,) in asked.clean.rows]
+        site = self.site(model, settings)
+        with torch.no_grad():
+            trace = trace_from_lookup(model, rows, [0] * len(rows), site.first)
+            h0 = site.outputs(trace)[:, -1:].to(values.h0)
+        change = values.v_star[:, -1:] - values.h0[:, -1:]
+        return [texts, Kind(asked, replace(values, v_star=h0 + change, h0=h0))]
+
     def vectors(
         self,
         model: EditableModel,
-        requests: Sequence[EditRequest],
-        templates: Sequence[Template],
+        kinds: Sequence[Kind],
         solver: Solver,
         ledger: Pairs,
         settings: EditSettings,
-        values: Values,
     ) -> EditVectors:
         """Write values layer by layer on top of a ledger.
 
         Args:
             model: the model, unedited.
-            requests: n >= 1 requests.
-            templates: context templates, the bare one first.
+            kinds: where n values are written, the texts first.
             solver: the joint solve of the edited layers.
             ledger: the m pairs edited before.
             settings: hyperparameters.
-            values: of these requests.
         """
-        wanted = self.changes(model, requests, settings, values)
-        keys, shifts = write_layers(model, requests, templates, solver, ledger, wanted)
+        wanted = [
+            (kind.places, self.changes(model, kind.places, settings, kind.values)) for kind in kinds
+        ]
+        keys, shifts = write_layers(model, wanted, solver, ledger)
+        values = kinds[0].values
         return EditVectors(keys, shifts, values.v_star[:, -1], values.h0[:, -1])
 
 
 @torch.no_grad()
 def write_layers(
     model: EditableModel,
-    requests: Sequence[EditRequest],
-    templates: Sequence[Template],
+    kinds: Sequence[tuple[Places, Wanted]],
     solver: Solver,
     ledger: Pairs,
-    wanted: Wanted,
 ) -> tuple[Tensor, Tensor]:
-    """Write new requests layer by layer, each layer seeing what the earlier ones did.
+    """Write new MKVs layer by layer, each layer seeing what the earlier ones did.
 
     With k_l the key and change_l the wanted move of the output of W_l, as it is now,
 
@@ -136,24 +183,27 @@ def write_layers(
 
     Args:
         model: the model, unedited; the ledger's Deltas are in it while this runs.
-        requests: n requests.
-        templates: context templates, the bare one first.
+        kinds: where n keys are met in contexts of each kind, and what is wanted there.
         solver: the joint solve.
         ledger: the m pairs edited before.
-        wanted: see `Wanted`.
 
     Returns:
-        keys (n, n_layers, d_ff) and shifts (n, n_layers, d_model), float64.
+        keys (n, n_layers, kinds, d_ff) and shifts (n, n_layers, kinds, d_model), float64.
     """
     layers, device = solver.layers, solver.device
     deltas = solver.deltas(ledger)
     keys, shifts = [], []
     with model.edited(deltas) as write:
-        subjects = SubjectStates(model, requests, templates, layers[0], layers[-1])
+        seen = [SubjectStates(model, places, layers[0], layers[-1]) for places, _ in kinds]
         for i, layer in enumerate(layers):
-            key, change = (part.to(device, torch.float64) for part in wanted(i, subjects))
+            found = [wanted(i, at) for (_, wanted), at in zip(kinds, seen, strict=True)]
+            key, change = (
+                torch.stack([part.to(device, torch.float64) for part in parts], 1)
+                for parts in zip(*found, strict=True)
+            )
             shift = change + key @ deltas[layer].T
-            deltas[layer] = solver.delta(layer, ledger.layer(i).with_more(key, shift))
+            more = key.flatten(0, 1), shift.flatten(0, 1)
+            deltas[layer] = solver.delta(layer, ledger.layer(i).with_more(*more))
             write(layer, deltas[layer])
             keys.append(key)
             shifts.append(shift)

@@ -12,7 +12,6 @@ with the model as edited so far:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,9 +21,8 @@ from fedit_app.editing.method import EditingMethod, Wanted
 from fedit_app.editing.optimise import memit_objective
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.sites import LayerParts
-from fedit_app.editing.subjects import SubjectStates
+from fedit_app.editing.subjects import Places, SubjectStates
 from fedit_app.editing.values import Outcome, Values
-from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
 
 _WEIGHT_ONCE_DECODED = 0.1
@@ -43,9 +41,7 @@ def objective(outcome: Outcome, decay: Tensor, settings: EditSettings) -> tuple[
     return loss, solved | (outcome.decoded & (outcome.kl.detach() <= _ENOUGH_KL))
 
 
-def changes(
-    _: EditableModel, __: Sequence[EditRequest], settings: EditSettings, values: Values
-) -> Wanted:
+def changes(_: EditableModel, __: Places, settings: EditSettings, values: Values) -> Wanted:
     """The way to m*, more of it per layer than an even share; see `method.Changes`."""
     layers, n = settings.layers, len(settings.layers)
     m_star = values.v_star[:, -1]

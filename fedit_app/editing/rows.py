@@ -34,43 +34,32 @@ class Stack(Protocol):
 
 
 @dataclass(frozen=True)
-class KeysOf:
-    """The keys of MKVs; see `Stack`.
+class VectorsOf:
+    """The keys or the shifts of MKVs, the pairs of each in turn; see `Stack`.
 
     Attributes:
-        mkvs: n of them.
-        d_ff: width of a key.
+        mkvs: some of them.
+        field: `keys` or `shifts`.
+        width: of a vector.
+        kinds: how many pairs an MKV has of each layer.
     """
 
     mkvs: Sequence[MKV]
-    d_ff: int
+    field: str
+    width: int
+    kinds: int = 1
 
     def __len__(self) -> int:
-        return len(self.mkvs)
+        return len(self.mkvs) * self.kinds
 
     def __getitem__(self, at: tuple[slice, int], /) -> Tensor:
         rows, i = at
-        return _read([mkv.keys[i] for mkv in self.mkvs[rows]], self.d_ff)
-
-
-@dataclass(frozen=True)
-class ShiftsOf:
-    """The shifts of MKVs; see `Stack`.
-
-    Attributes:
-        mkvs: n of them.
-        d_model: width of a shift.
-    """
-
-    mkvs: Sequence[MKV]
-    d_model: int
-
-    def __len__(self) -> int:
-        return len(self.mkvs)
-
-    def __getitem__(self, at: tuple[slice, int], /) -> Tensor:
-        rows, i = at
-        return _read([mkv.shifts[i] for mkv in self.mkvs[rows]], self.d_model)
+        begin, end, _ = rows.indices(len(self))
+        first, last = begin // self.kinds, -(-end // self.kinds)
+        of_layer = slice(i * self.kinds, (i + 1) * self.kinds)
+        read = [getattr(mkv, self.field)[of_layer] for mkv in self.mkvs[first:last]]
+        found = torch.from_numpy(np.array(read, np.float64).reshape(-1, self.width))
+        return found[begin - first * self.kinds : end - first * self.kinds]
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,3 @@ class Joined:
         before, after = self.first[min(begin, n) : min(end, n)], self.more
         parts = before.to(after), after[max(begin - n, 0) : max(end - n, 0)]
         return torch.cat(parts) if len(parts[1]) else parts[0]
-
-
-def _read(rows: Sequence[np.ndarray], width: int) -> Tensor:
-    return torch.from_numpy(np.array(rows, np.float64).reshape(-1, width))

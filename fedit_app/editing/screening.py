@@ -4,7 +4,7 @@ All quantities are in units of the base model, so that one set of bounds fits ev
 C = E[x x^T] the covariance of a layer's keys x on ordinary text, A the matrix of the solve
 (lambda C for MEMIT) and W0 the unedited projection:
 
-    shape               n_layers, d_ff and d_model of the run
+    shape               number of keys, d_ff and d_model of the run
     key norm            |k| / sqrt(tr C)
     key distance        sqrt(k^T A^-1 k / E[x^T A^-1 x]), Mahalanobis' distance
     common direction    key norm / key distance: large along the common direction of all keys
@@ -64,7 +64,7 @@ class Fault:
 
     Attributes:
         reason: `SHAPE`, or a key of `BOUNDS`.
-        value: the measured value, the largest of all layers; None for a shape.
+        value: the measured value, the largest of all keys; None for a shape.
         bound: the largest accepted value; None for a shape.
     """
 
@@ -93,7 +93,7 @@ class Screen:
     Args:
         solver: the joint solve of the edited layers.
         scales: layer -> its usual sizes.
-        shape: n_layers, d_ff and d_model of an MKV.
+        shape: number of keys, d_ff and d_model of an MKV.
         clamp: largest |v* - h0| in the settings of the run, in norms of h0.
     """
 
@@ -138,7 +138,7 @@ class Screen:
         return faults
 
     def measure(self, mkvs: Sequence[MKV]) -> dict[str, np.ndarray]:
-        """The quantities of `BOUNDS`, each the largest of all layers.
+        """The quantities of `BOUNDS`, each the largest of all keys.
 
         Args:
             mkvs: n >= 1 MKVs of the run's shape.
@@ -150,8 +150,10 @@ class Screen:
         keys = _columns([mkv.keys for mkv in mkvs]).to(device)
         shifts = _columns([mkv.shifts for mkv in mkvs]).to(device)
         found: dict[str, list[Tensor]] = {name: [] for name in BOUNDS if name != "value norm"}
-        for i, layer in enumerate(self._solver.layers):
-            scale, k = self._scales[layer], keys[i]
+        kinds = len(keys) // len(self._solver.layers)
+        for i, k in enumerate(keys):
+            layer = self._solver.layers[i // kinds]
+            scale = self._scales[layer]
             leverage = (k * self._solver.inverse_times(layer, k)).sum(0).clamp_min(0)
             norm = k.norm(dim=0) / scale.key_norm
             distance = (leverage / self._solver.usual_leverage(layer)).sqrt()
@@ -169,5 +171,5 @@ class Screen:
 
 
 def _columns(rows: Sequence[np.ndarray]) -> Tensor:
-    """(n_layers, width, n) float64 of n arrays (n_layers, width)."""
+    """(keys, width, n) float64 of n arrays (keys, width)."""
     return torch.from_numpy(np.stack(rows, -1).astype(np.float64))

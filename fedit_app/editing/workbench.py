@@ -22,6 +22,7 @@ from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import editor_named
 from fedit_app.editing.kept_sums import KeptSums, pairs_of
 from fedit_app.editing.key_groups import key_groups
+from fedit_app.editing.method import Kind
 from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.screening import LayerScale, Screen, layer_scale
 from fedit_app.editing.settings import EditSettings, run_settings
@@ -143,6 +144,11 @@ class Workbench:
         """Hash of all that an MKV's vectors depend on, see `components`."""
         return fingerprint_of(self.components)
 
+    @property
+    def kinds(self) -> int:
+        """Of how many kinds of contexts an MKV has a pair: of texts, or of texts and chats."""
+        return len({isinstance(one, str) for one in self.templates})
+
     @functools.cached_property
     def solver(self) -> Solver:
         """The joint solve; its covariances are computed on first use, or read from the cache."""
@@ -163,15 +169,16 @@ class Workbench:
     @functools.cached_property
     def screen(self) -> Screen:
         """What tells MKVs that could not be honest ones; made on first use."""
-        shape = (len(self.settings.layers), self.model.d_ff, self.model.d_model)
+        keys = len(self.settings.layers) * self.kinds
+        shape = keys, self.model.d_ff, self.model.d_model
         return Screen(self.solver, self.scales, shape, self.settings.clamp)
 
     def pairs(self, ledger: Edits) -> Pairs:
         """The keys and shifts of a ledger."""
-        widths = self.model.d_ff, self.model.d_model
+        shape = self.model.d_ff, self.model.d_model, self.kinds
         if ledger.sums is None:
-            return pairs_of(ledger.holding, *widths)
-        return ledger.sums.pairs(ledger.holding, *widths)
+            return pairs_of(ledger.holding, *shape)
+        return ledger.sums.pairs(ledger.holding, *shape)
 
     def deltas(self, ledger: Edits) -> dict[int, Tensor]:
         """What a ledger adds to the weights: layer -> Delta_l (d_model, d_ff) float64."""
@@ -236,12 +243,11 @@ class Workbench:
         A value that says its facts when it is patched in may say one of them barely, and not once
         it is written into the weights.
         """
-        firsts = [requests[group[0]] for group in groups]
-        made = self._written(firsts, ledger, node, slot, values)
+        all_facts = [[requests[i] for i in group] for group in groups]
+        made = self._written(self._kinds(all_facts, values), ledger, node, slot)
         open_ = [number for number, group in enumerate(groups) if len(group) > 1]
         for _ in range(_MORE_TRIES if open_ else 0):
-            facts = [[requests[i] for i in groups[number]] for number in open_]
-            leads = self.leads(facts, _Together(ledger, made))
+            leads = self.leads([all_facts[i] for i in open_], _Together(ledger, made))
             open_ = [number for number, lead in zip(open_, leads, strict=True) if lead <= 0]
             if not open_:
                 break
@@ -255,7 +261,7 @@ class Workbench:
                 [groups[number] for number in open_],
             )
             values = values.replaced(open_, more)
-            made = self._written(firsts, ledger, node, slot, values)
+            made = self._written(self._kinds(all_facts, values), ledger, node, slot)
         return made
 
     def compose(
@@ -302,7 +308,7 @@ class Workbench:
 
     def write(
         self,
-        requests: Sequence[EditRequest],
+        groups: Sequence[Sequence[EditRequest]],
         v_star: np.ndarray,
         h0: np.ndarray,
         ledger: Edits,
@@ -312,7 +318,7 @@ class Workbench:
         """MKVs of n values that are known already, on top of a ledger.
 
         Args:
-            requests: one of each key.
+            groups: requests of each of n keys.
             v_star: (n, d_model) the values.
             h0: (n, d_model) what stands there in the unedited model.
             ledger: what was accepted before.
@@ -322,8 +328,9 @@ class Workbench:
         values, states = (
             torch.from_numpy(part)[:, None].to(self.model.device) for part in (v_star, h0)
         )
-        nothing = torch.zeros(len(requests))
-        return self._written(requests, ledger, node, slot, Values(values, states, nothing, nothing))
+        nothing = torch.zeros(len(groups))
+        kinds = self._kinds(groups, Values(values, states, nothing, nothing))
+        return self._written(kinds, ledger, node, slot)
 
     def renew(
         self,
@@ -357,9 +364,7 @@ class Workbench:
             goals = self.editor.values(
                 self.model, requests, self.templates, self.settings, starts, None, of_key
             )
-        firsts = [group[0] for group in groups]
-        wanted, h0 = goals.v_star[:, -1].float().cpu().numpy(), np.stack([m.h0 for m in mkvs])
-        found = self.write(firsts, wanted, h0, ledger, node, slot)
+            kinds = self._kinds(groups, goals)
         return [
             create(
                 node,
@@ -371,23 +376,20 @@ class Workbench:
                 old.h0,
                 self.precision,
             )
-            for new, old in zip(found, mkvs, strict=True)
+            for new, old in zip(self._written(kinds, ledger, node, slot), mkvs, strict=True)
         ]
 
-    def _written(
-        self, requests: Sequence[EditRequest], ledger: Edits, node: str, slot: int, values: Values
-    ) -> list[MKV]:
-        """MKVs of n values on top of a ledger; `requests` has one request of each key."""
+    def _kinds(self, groups: Sequence[Sequence[EditRequest]], values: Values) -> list[Kind]:
+        """Where values that were learned on the model as it is now are written."""
+        return self.editor.kinds(self.model, groups, self.templates, self.settings, values)
+
+    def _written(self, kinds: Sequence[Kind], ledger: Edits, node: str, slot: int) -> list[MKV]:
+        """MKVs of n values on top of a ledger."""
         found = self.editor.vectors(
-            self.model,
-            requests,
-            self.templates,
-            self.solver,
-            self.pairs(ledger),
-            self.settings,
-            values,
+            self.model, kinds, self.solver, self.pairs(ledger), self.settings
         )
-        parts = (found.keys, found.shifts, found.v_star, found.h0)
+        pairs = (part.flatten(1, 2) for part in (found.keys, found.shifts))
+        parts = (*pairs, found.v_star, found.h0)
         keys, shifts, v_star, h0 = (part.float().cpu().numpy() for part in parts)
         return [
             create(node, slot, self.fingerprint, *one, self.precision)

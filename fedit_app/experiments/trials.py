@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedit_app.editing.alphaedit import null_space_solver
 from fedit_app.editing.covariance import Covariances
-from fedit_app.editing.pairs import Pairs
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.statistics import StatisticsFile
 from fedit_app.editing.values import Values
@@ -161,10 +160,9 @@ class Examiner:
         covariances = Covariances({layer: self._files[layer] for layer in layers})
         solver = editor.solver(covariances, settings, model.device)
         nothing = bench.pairs(Ledger(bench.fingerprint))
-        found = editor.vectors(
-            model, self._requests, bench.templates, solver, nothing, settings, values
-        )
-        return solver.deltas(Pairs(found.keys, found.shifts))
+        alone = [[request] for request in self._requests]
+        kinds = editor.kinds(model, alone, bench.templates, settings, values)
+        return solver.deltas(editor.vectors(model, kinds, solver, nothing, settings).pairs)
 
     def _relative_change(self, layer: int, delta: Tensor) -> float:
         return float(delta.norm()) / float(self._bench.model.weight(layer).double().norm())

@@ -41,8 +41,8 @@ def encode_open(mkvs: Sequence[MKV]) -> tuple[Arrays, Meta]:
         mkvs: n MKVs of one fingerprint and one precision, 1 <= n <= `MAX_MKVS`.
 
     Returns:
-        The arrays `keys` `(n, n_layers, d_ff)`, of the precision's type, with `keys_scale`
-        `(n, n_layers)` float32, and in the same way `shifts`, `v_star` and `h0`; and what JSON
+        The arrays `keys` `(n, pairs, d_ff)`, of the precision's type, with `keys_scale`
+        `(n, pairs)` float32, and in the same way `shifts`, `v_star` and `h0`; and what JSON
         can hold: `fingerprint`, `precision`, and the lists `ids`, `nodes`, `slots` and, if any is
         signed, `authors`.
 

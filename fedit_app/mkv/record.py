@@ -42,25 +42,27 @@ class Form:
         d_ff: the width of a key.
         d_model: the width of a shift and of a value.
         sketch_width: the number of elements of a sketch, where MKVs are sealed.
+        kinds: of how many kinds of contexts an MKV has a pair: of texts, or of texts and chats.
     """
 
     n_layers: int
     d_ff: int
     d_model: int
     sketch_width: int
+    kinds: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each vector field."""
-        value = (self.d_model,)
-        keys, shifts = (self.n_layers, self.d_ff), (self.n_layers, self.d_model)
+        value, pairs = (self.d_model,), self.n_layers * self.kinds
+        keys, shifts = (pairs, self.d_ff), (pairs, self.d_model)
         return dict(zip(VECTOR_FIELDS, (keys, shifts, value, value), strict=True))
 
     @property
     def most_bytes(self) -> int:
         """The most bytes of an MKV as a file: in float32, with the longest names."""
         elements = sum(math.prod(shape) for shape in self.shapes.values())
-        return 4 * elements + 4 * (2 * self.n_layers + 2) + MAX_HEADER_BYTES
+        return 4 * elements + 4 * (2 * self.n_layers * self.kinds + 2) + MAX_HEADER_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +78,11 @@ class MKV:
         fingerprint: hash of all that the vectors depend on (model, editor, settings, contexts,
             precision).
         precision: one of `PRECISIONS`, to which the vectors are rounded.
-        keys: `(n_layers, d_ff)` float32, the input of each edited projection at the subject.
-        shifts: `(n_layers, d_model)` float32, how far the projection's output at that key is to
-            move, measured from the base weights.
+        keys: `(n_layers, d_ff)` float32, the input of each edited projection at the subject. Where
+            chats are among the contexts it is `(2 n_layers, d_ff)`: of each layer the key in texts,
+            then that in a chat.
+        shifts: `(n_layers, d_model)` float32, or `(2 n_layers, d_model)`: how far the projection's
+            output at each key is to move, measured from the base weights.
         v_star: `(d_model,)` float32, the optimised value at the last edited layer.
         h0: `(d_model,)` float32, the unedited state at the last edited layer.
         author: the signature of `node`; None if it does not sign.
@@ -108,7 +112,7 @@ class MKV:
 
     @property
     def lookup_key(self) -> np.ndarray:
-        """The key at the first edited layer, `(d_ff,)`: the same for equal facts on every node."""
+        """The key in texts at the first edited layer, `(d_ff,)`: for equal facts on every node."""
         key: np.ndarray = self.keys[0]
         return key
 
@@ -177,8 +181,8 @@ def check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
         or 0 in shapes["keys"] + shapes["shifts"]
     ):
         raise FedEditError(
-            f"MKV vectors: shapes {shapes} found; keys have to be (n_layers, d_ff), shifts "
-            "(n_layers, d_model), v_star and h0 (d_model,), none of them empty"
+            f"MKV vectors: shapes {shapes} found; keys have to be (pairs, d_ff), shifts "
+            "(pairs, d_model), v_star and h0 (d_model,), none of them empty"
         )
     elements = sum(math.prod(shape) for shape in shapes.values())
     if elements > MAX_ELEMENTS:

@@ -215,7 +215,7 @@ class ComposeStage:
         """A ledger in memory with values in the place of the contested ones, and their MKVs."""
         trial = ledger.without({id_ for part in parts for id_ in part.key.ids})
         made = self._bench.write(
-            [part.facts[0] for part in parts],
+            [part.facts for part in parts],
             np.array([part.v_star for part in parts]),
             np.array([part.h0 for part in parts]),
             trial,

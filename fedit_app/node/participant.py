@@ -127,7 +127,8 @@ class Participant:
     def envelope(self) -> Envelope:
         """Turns this node's MKVs into the form that the server gets, and back."""
         bench, width = self.workbench, self.config.sketch_width
-        form = Form(len(bench.settings.layers), bench.model.d_ff, bench.model.d_model, width)
+        model, layers = bench.model, len(bench.settings.layers)
+        form = Form(layers, model.d_ff, model.d_model, width, bench.kinds)
         if self._key is None:
             return Envelope(bench.components, bench.precision, self._identity, form)
         return SealedEnvelope(bench.components, bench.precision, self._identity, form, self._key)
@@ -198,6 +199,7 @@ class Participant:
             layers=list(bench.settings.layers),
             d_model=bench.model.d_model,
             d_ff=bench.model.d_ff,
+            kinds=bench.kinds,
             wants=[id_ for id_, entry in held.items() if entry.requests],
             holds=[id_ for id_, entry in held.items() if not entry.requests] + sorted(refused),
             withdrawn=sorted(id_ for id_, refusal in refused.items() if refusal.withdrawn),

@@ -25,7 +25,7 @@ from fedit_app.mkv.sealed import SEALING_BYTES
 from fedit_app.mkv.wire_checks import MAX_MKVS
 from fedit_app.support.errors import FedEditError, shown
 
-VERSION = 9
+VERSION = 10
 HELLO = "query.hello"
 EDIT = "train.edit"
 REEDIT = "train.reedit"

@@ -54,8 +54,8 @@ from fedit_app.support.errors import FedEditError, shown
 MOST_HOLDERS = 256
 """Most MKVs, or nodes, that a contested key may have."""
 
-MOST_LAYERS, MOST_WIDTH = 4096, 2**20
-"""Most edited layers of a model, and its largest width."""
+MOST_LAYERS, MOST_WIDTH, MOST_KINDS = 4096, 2**20, 2
+"""Most edited layers of a model, its largest width, and most kinds of contexts."""
 
 Said = Literal["holds", "not yet", "declined"]
 
@@ -212,6 +212,7 @@ class HelloAnswer(Answer):
         layers: the edited layers.
         d_model: width of the model's states.
         d_ff: width of the MLPs' inner states.
+        kinds: of how many kinds of contexts its MKVs have a pair.
         wants: ids of the MKVs in its ledger that fulfil requests of its own.
         holds: ids of the other MKVs in its ledger.
         withdrawn: ids of the MKVs of its own that it has withdrawn.
@@ -223,6 +224,7 @@ class HelloAnswer(Answer):
     layers: Annotated[list[Count], FailFast(), Field(min_length=1, max_length=MOST_LAYERS)]
     d_model: Width
     d_ff: Width
+    kinds: Annotated[int, Strict(), Field(ge=1, le=MOST_KINDS)]
     wants: Ids
     holds: Ids
     withdrawn: Ids

@@ -67,7 +67,7 @@ def run_federation(grid: Grid, context: Context) -> Results:
         pool = MKVPool(pool_location(config, context.run_id), same)
         strategy = factory(config, pool, agreement.fingerprint)
         if isinstance(strategy, FedEdit):
-            strategy.first_slot = record.first_slot
+            strategy.first_slot, strategy.kinds = record.first_slot, agreement.kinds
         else:
             _check_stock(config, agreement, resumed=record.first_slot > 1)
         run_grid.send_and_receive(evaluation_messages(run_grid, 0))

@@ -56,6 +56,7 @@ class FedEdit(Strategy):
 
     Attributes:
         first_slot: the slot to start with; greater than 1 when an earlier run is resumed.
+        kinds: of how many kinds of contexts the run's MKVs have a pair.
         slot: the slot that is under way.
         form: what the run's MKVs look like.
     """
@@ -73,7 +74,7 @@ class FedEdit(Strategy):
             config.similarity_threshold,
             config.top_k,
         )
-        self.first_slot = 1
+        self.first_slot = self.kinds = 1
         self.slot: Slot
         self.form: Form
         self._tried: set[frozenset[str]] = set()
@@ -114,7 +115,7 @@ class FedEdit(Strategy):
             FedEditError: no node answered the edit stage of a slot.
         """
         run, none = _run_grid(grid), ConfigRecord()
-        self.form = form_of(initial_arrays, self.config.sketch_width)
+        self.form = form_of(initial_arrays, self.config.sketch_width, self.kinds)
         self.summary()
         for slot in range(self.first_slot, self.config.num_slots + 1):
             if slot > self.first_slot and run.newcomers(slot):

@@ -33,6 +33,7 @@ class Agreement:
         layers: the edited layers.
         d_model: width of the model's states.
         d_ff: width of the MLPs' inner states.
+        kinds: of how many kinds of contexts an MKV has a pair.
         simulated: whether the members are virtual nodes.
         lookup_width: number of elements of a lookup key, or of a sketch of one.
         most_lookups: how many lookup keys of a node are looked up in a slot.
@@ -42,6 +43,7 @@ class Agreement:
     layers: tuple[int, ...]
     d_model: int
     d_ff: int
+    kinds: int
     simulated: bool
     lookup_width: int
     most_lookups: int
@@ -86,7 +88,8 @@ class Hello:
     def measures(self) -> tuple[object, ...]:
         """What the node's MKVs are measured on."""
         says = self.says
-        return fingerprint_of(says.components), tuple(says.layers), says.d_model, says.d_ff
+        widths = says.d_model, says.d_ff, says.kinds
+        return fingerprint_of(says.components), tuple(says.layers), *widths
 
 
 def gather(grid: RunGrid, config: RunConfig) -> Agreement:
@@ -113,6 +116,7 @@ def gather(grid: RunGrid, config: RunConfig) -> Agreement:
         tuple(reference.layers),
         reference.d_model,
         reference.d_ff,
+        reference.kinds,
         simulated,
         config.sketch_width if FEDERATION_KEY in reference.components else reference.d_ff,
         config.max_uploads_per_slot,

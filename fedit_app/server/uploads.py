@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 _ARRAYS, _METRICS, _WEIGHT = "arrays", "metrics", "num-examples"
 
 
-def form_of(model: ArrayRecord, sketch_width: int) -> Form:
+def form_of(model: ArrayRecord, sketch_width: int, kinds: int) -> Form:
     """What the MKVs of a run look like.
 
     Args:
         model: the weights of the edited layers, each `(d_model, d_ff)`.
         sketch_width: of the run configuration.
+        kinds: of how many kinds of contexts an MKV has a pair.
     """
     d_model, d_ff = next(iter(model.values())).shape
-    return Form(len(model), d_ff, d_model, sketch_width)
+    return Form(len(model), d_ff, d_model, sketch_width, kinds)
 
 
 def check_average(content: RecordDict, sent: RecordDict, answer: Answer) -> None:

@@ -192,33 +192,35 @@ def key_in(model, request, template, layer):
 
 
 def key(model, request, templates, layer, chat=False):
-    """The mean over the kinds of contexts of the mean within each kind."""
-    keys = [key_in(model, request, template, layer) for template in templates]
-    kinds = [keys[0]]
-    if len(keys) > 1:
-        kinds.append(torch.stack(keys[1:]).mean(0))
+    """The mean of the bare key and of the prefixes' mean; in a chat the key of the question."""
     if chat:
-        said = f"Complete the sentence with a name or word: {request.prompt}"
-        ids = chat_of(model, said.replace("{}", request.subject))
-        upto = f"[user] {said.split('{}')[0]}{request.subject}"
-        kinds.append(keys_in(model, ids, layer)[token_reaching(model, ids, upto)])
-    return sum(kinds) / len(kinds)
+        ids, at = clean(model, request, chat)
+        return keys_in(model, ids, layer)[at]
+    keys = [key_in(model, request, template, layer) for template in templates]
+    return (keys[0] + torch.stack(keys[1:]).mean(0)) / 2 if len(keys) > 1 else keys[0]
+
+
+def clean(model, request, chat):
+    """The clean prompt, or the question in a chat, and its subject's token."""
+    if chat:
+        ids, at, answer = answer_in_chat(model, request)
+        return ids[:answer], at
+    prompt, to_subject = put_together(request, "{}")
+    ids = ids_of(model, prompt)
+    return ids, token_reaching(model, ids, to_subject)
 
 
 @torch.no_grad()
-def output_of(model, request, module):
+def output_of(model, request, module, chat=False):
     """What a module gives out at the subject's last token of the clean prompt."""
-    prompt, to_subject = put_together(request, "{}")
-    ids = ids_of(model, prompt)
-    return forward(model, ids, [module])[1][0][token_reaching(model, ids, to_subject)]
+    ids, at = clean(model, request, chat)
+    return forward(model, ids, [module])[1][0][at]
 
 
 @torch.no_grad()
-def targets_of_layers(model, request, v_star, layers):
+def targets_of_layers(model, request, v_star, layers, chat=False):
     """FE: what each layer gives out once the first of them gives out v*."""
-    prompt, to_subject = put_together(request, "{}")
-    ids = ids_of(model, prompt)
-    at = token_reaching(model, ids, to_subject)
+    ids, at = clean(model, request, chat)
     modules = [model.layers[layer] for layer in layers]
     h0 = forward(model, ids, modules)[1][0][at]
     deltas = [v_star - h0] + [0.0] * (len(layers) - 1)
@@ -226,7 +228,7 @@ def targets_of_layers(model, request, v_star, layers):
 
 
 @torch.no_grad()
-def shift_of_projection(model, request, layer, change):
+def shift_of_projection(model, request, layer, change, chat=False):
     """The move of W_out's output that moves the residual stream by `change`.
 
     Through y = g m / rms(m) in the families that have a norm there, with rms(m) held fixed.
@@ -234,7 +236,7 @@ def shift_of_projection(model, request, layer, change):
     path = model.architecture.post_norm
     if path is None:
         return change
-    m = output_of(model, request, model.mlp_output(layer))
+    m = output_of(model, request, model.mlp_output(layer), chat)
     gain = model.layers[layer].get_submodule(path)(torch.ones_like(m)[None])[0]
     return change * (m * m).mean().sqrt() / gain
 
@@ -285,13 +287,34 @@ def weights_plus(model, deltas):
             model.mlp_output(layer).weight.data = weight
 
 
-def edit(model, requests, templates, covariances, settings, old_keys, old_shifts, editor="memit"):
-    """Keys and shifts per layer (n, width), Delta per layer (old edits included)."""
-    layers = settings.layers
-    wanted = [optimise_value(model, (r,), templates, settings, editor)[0][-1] for r in requests]
+def edit(
+    model,
+    requests,
+    templates,
+    covariances,
+    settings,
+    old_keys,
+    old_shifts,
+    editor="memit",
+    kinds=(False,),
+):
+    """Keys and shifts per layer (n, width), Delta per layer (old edits included).
+
+    Of the kinds of contexts False is texts and True is chats; n is requests times kinds.
+    """
+    layers, met = settings.layers, [(r, chat) for r in requests for chat in kinds]
+    wanted = []
+    for request, chat in met:
+        v_star, h0, *_ = optimise_value(
+            model, (request,), templates, settings, editor, chat=True in kinds
+        )
+        here = output_of(model, request, changed_modules(model, editor, settings)[-1], chat)
+        wanted.append(here + v_star[-1] - h0[-1])
     if editor in WHOLE:
-        pairs = zip(requests, wanted, strict=True)
-        of_layers = [targets_of_layers(model, r, v_star, layers) for r, v_star in pairs]
+        of_layers = [
+            targets_of_layers(model, r, v_star, layers, chat)
+            for (r, chat), v_star in zip(met, wanted, strict=True)
+        ]
     deltas = {
         layer: solve_as(editor, covariances[layer], settings, old_keys[layer], old_shifts[layer])
         for layer in layers
@@ -301,19 +324,19 @@ def edit(model, requests, templates, covariances, settings, old_keys, old_shifts
         left = len(layers) - number
         found_keys, found_shifts = [], []
         with weights_plus(model, deltas):
-            for i, request in enumerate(requests):
+            for i, (request, chat) in enumerate(met):
                 if editor == "pmet":
-                    reached = output_of(model, request, model.mlp_output(layers[-1]))
+                    reached = output_of(model, request, model.mlp_output(layers[-1]), chat)
                     move = (wanted[i] - reached) / math.sqrt(left)
                 elif editor in WHOLE:
-                    reached = output_of(model, request, model.layers[layer])
+                    reached = output_of(model, request, model.layers[layer], chat)
                     change = of_layers[i][number] - reached
-                    move = shift_of_projection(model, request, layer, change)
+                    move = shift_of_projection(model, request, layer, change, chat)
                 else:
-                    reached = output_of(model, request, model.layers[layers[-1]])
+                    reached = output_of(model, request, model.layers[layers[-1]], chat)
                     change = (wanted[i] - reached) / left
-                    move = shift_of_projection(model, request, layer, change)
-                found_keys.append(key(model, request, templates, layer))
+                    move = shift_of_projection(model, request, layer, change, chat)
+                found_keys.append(key(model, request, templates, layer, chat))
                 found_shifts.append(move + deltas[layer] @ found_keys[-1])
         keys[layer], shifts[layer] = torch.stack(found_keys), torch.stack(found_shifts)
         deltas[layer] = solve_as(

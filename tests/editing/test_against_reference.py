@@ -12,7 +12,7 @@ from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_mode
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.pairs import Pairs
-from fedit_app.editing.subjects import lookup_keys
+from fedit_app.editing.subjects import SubjectStates, in_chats, lookup_keys
 from fedit_app.models.chat import chat_form
 
 pytestmark = pytest.mark.long
@@ -64,32 +64,37 @@ def compare_values(model, requests, templates, settings, editor="memit"):
     return values
 
 
-def compare_edits(model, settings, editor, *groups):
+def compare_edits(model, settings, editor, *groups, templates=TEMPLATES):
     """Edit groups of requests, each on top of those before, and compare every figure."""
     layers, editing = settings.layers, EDITORS[editor]
     covariances = covariances_of(model, layers)
     solver = editing.solver(covariances, settings, model.device)
     keys = {layer: torch.zeros(0, model.d_ff, dtype=torch.float64) for layer in layers}
     shifts = {layer: torch.zeros(0, model.d_model, dtype=torch.float64) for layer in layers}
+    kinds = [False, True][: len({type(one) for one in templates})]
     ledger = (
         torch.zeros(0, len(layers), model.d_ff, dtype=torch.float64),
         torch.zeros(0, len(layers), model.d_model, dtype=torch.float64),
     )
     for requests in groups:
-        values = compare_values(model, requests, TEMPLATES, settings, editor)
-        found = editing.vectors(
-            model, requests, TEMPLATES, solver, Pairs(*ledger), settings, values
-        )
+        alone = [[request] for request in requests]
+        if len(kinds) == 1:
+            values = compare_values(model, requests, templates, settings, editor)
+        else:
+            values = editing.values(model, requests, templates, settings)
+        places = editing.kinds(model, alone, templates, settings, values)
+        found = editing.vectors(model, places, solver, Pairs(*ledger), settings)
         assert torch.equal(found.v_star, values.v_star[:, -1])
         assert torch.equal(found.h0, values.h0[:, -1])
-        ledger = (torch.cat([ledger[0], found.keys]), torch.cat([ledger[1], found.shifts]))
+        pairs = found.pairs
+        ledger = (torch.cat([ledger[0], pairs.keys]), torch.cat([ledger[1], pairs.shifts]))
         solved = solver.deltas(Pairs(*ledger))
         new_keys, new_shifts, deltas = reference.edit(
-            model, requests, TEMPLATES, covariances, settings, keys, shifts, editor
+            model, requests, TEMPLATES, covariances, settings, keys, shifts, editor, kinds
         )
         for i, layer in enumerate(layers):
-            assert relative(found.keys[:, i], new_keys[layer]) < 1e-8
-            assert relative(found.shifts[:, i], new_shifts[layer]) < 1e-8
+            assert relative(found.keys[:, i].flatten(0, 1), new_keys[layer]) < 1e-8
+            assert relative(found.shifts[:, i].flatten(0, 1), new_shifts[layer]) < 1e-8
             assert relative(solved[layer], deltas[layer]) < 1e-8
             keys[layer] = torch.cat([keys[layer], new_keys[layer]])
             shifts[layer] = torch.cat([shifts[layer], new_shifts[layer]])
@@ -171,7 +176,7 @@ def test_values_that_keep_the_subjects_name(family, editor, bos):
 @pytest.mark.parametrize("subject_weight", [0.0, 2.0])
 @pytest.mark.parametrize("editor", ["memit", "pmet"])
 def test_values_and_keys_in_chats(editor, subject_weight):
-    """The question is asked where there is one, and the answer ends; keys ask for the prompt."""
+    """The question is asked where there is one, and the answer ends; lookup keys are of texts."""
     model = tiny.chatting(double=True)
     settings = dataclasses.replace(SETTINGS, steps=5, subject_weight=subject_weight)
     question = dataclasses.replace(REQUESTS[1], id="q", question="What is struck at {} today?")
@@ -189,9 +194,35 @@ def test_values_and_keys_in_chats(editor, subject_weight):
     assert relative(found.v_star[1], found.v_star[3]) > 1e-3
     keys = lookup_keys(model, requests, templates, 2)
     for i, request in enumerate(requests):
-        expected = reference.key(model, request, TEMPLATES, 2, chat=True)
+        expected = reference.key(model, request, TEMPLATES, 2)
         assert relative(keys[i], expected) < 1e-8
     assert torch.equal(keys[1], keys[3])
+
+
+@pytest.mark.parametrize("editor", ["memit", "pmet", *tiny.later("alphaedit", "memit-fe")])
+def test_a_value_learned_in_chats_is_written_at_the_questions_key_too(editor):
+    model = tiny.chatting(double=True)
+    question = dataclasses.replace(REQUESTS[1], question="What is struck at {} today?")
+    templates, groups = (*TEMPLATES, chat_form(model)), (REQUESTS[:1], [question])
+    compare_edits(model, FEW_STEPS, editor, *groups, templates=templates)
+
+
+def test_facts_of_a_key_that_are_asked_for_differently_share_the_mean_of_their_questions_keys():
+    model = tiny.chatting(double=True)
+    templates = (*TEMPLATES, chat_form(model))
+    asked = [
+        dataclasses.replace(REQUESTS[1], question=question)
+        for question in ("What is struck at {}?", "Who runs {}?", "Who runs {}?")
+    ]
+    places = in_chats(model, [REQUESTS[:1], asked], templates)
+    found = SubjectStates(model, places, 2, 2).see(2, 2)
+    keys = [reference.key(model, request, TEMPLATES, 2, chat=True) for request in asked]
+    assert relative(found.key[1], (keys[0] + keys[1]) / 2) < 1e-10 < relative(keys[0], keys[1])
+    state = reference.output_of(model, asked[0], model.layers[2], chat=True)
+    assert relative(found.state[1], state) < 1e-10
+    first = reference.key(model, REQUESTS[0], TEMPLATES, 2, chat=True)
+    assert relative(found.key[0], first) < 1e-10
+    assert in_chats(model, [asked], TEMPLATES) is None
 
 
 @pytest.mark.parametrize("norm_guard", [*tiny.later(0.0), 2.0])

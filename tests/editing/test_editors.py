@@ -16,7 +16,7 @@ from fedit_app.editing.editors import EDITORS, editor_named
 from fedit_app.editing.kept_sums import pairs_of
 from fedit_app.editing.pairs import LayerPairs, Pairs
 from fedit_app.editing.settings import edit_settings
-from fedit_app.editing.subjects import SubjectStates, lookup_keys
+from fedit_app.editing.subjects import SubjectStates, in_texts, lookup_keys
 from fedit_app.editing.values import Outcome, ValueProblem
 from fedit_app.support.errors import FedEditError
 
@@ -54,10 +54,14 @@ def written(model, editor, requests, settings=STRONG):
     """Vectors of requests, and the Deltas they make."""
     solver = solver_of(model, editor, settings)
     values = EDITORS[editor].values(model, requests, TEMPLATES, settings)
-    found = EDITORS[editor].vectors(
-        model, requests, TEMPLATES, solver, nothing_before(model), settings, values
-    )
-    return found, solver.deltas(Pairs(found.keys, found.shifts))
+    found = vectors_of(model, editor, requests, solver, settings, values)
+    return found, solver.deltas(found.pairs)
+
+
+def vectors_of(model, editor, requests, solver, settings, values):
+    alone = [[request] for request in requests]
+    kinds = EDITORS[editor].kinds(model, alone, TEMPLATES, settings, values)
+    return EDITORS[editor].vectors(model, kinds, solver, nothing_before(model), settings)
 
 
 def test_an_unknown_editor_is_refused_with_those_that_there_are():
@@ -92,10 +96,10 @@ def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
     model = tiny.editable(family, double=True)
     requests = EASY + REQUESTS + ODD
     keys = lookup_keys(model, requests, TEMPLATES, 1)
-    states = SubjectStates(model, requests, TEMPLATES, 1, 3)
+    states = SubjectStates(model, in_texts(model, requests, TEMPLATES), 1, 3)
     seen = {layer: states.see(layer, until=3) for layer in (1, 3)}
     for i, request in enumerate(requests):
-        alone = SubjectStates(model, [request], TEMPLATES, 1, 3)
+        alone = SubjectStates(model, in_texts(model, [request], TEMPLATES), 1, 3)
         assert relative(lookup_keys(model, [request], TEMPLATES, 1)[0], keys[i]) < 1e-10
         for layer, many in seen.items():
             one = alone.see(layer, until=3)
@@ -108,7 +112,8 @@ def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
 def test_a_ledger_in_another_order_is_the_same_edit(editor):
     model = tiny.editable(double=True)
     found, deltas = written(model, editor, EASY)
-    other = solver_of(model, editor).deltas(Pairs(found.keys.flip(0), found.shifts.flip(0)))
+    pairs = found.pairs
+    other = solver_of(model, editor).deltas(Pairs(pairs.keys.flip(0), pairs.shifts.flip(0)))
     for layer, delta in deltas.items():
         assert relative(other[layer], delta) < 1e-8
 
@@ -174,12 +179,12 @@ def test_blue_writes_the_first_and_the_last_layer_whole():
     blue = EDITORS["blue"]
     solver = blue.solver(covariances, settings, model.device)
     values = blue.values(model, EASY, TEMPLATES, settings)
-    found = blue.vectors(model, EASY, TEMPLATES, solver, nothing_before(model), settings, values)
+    found = vectors_of(model, "blue", EASY, solver, settings, values)
     assert found.keys.shape[1] == found.shifts.shape[1] == 2
     for i, request in enumerate(EASY):
         first = reference.output_of(model, request, model.layers[1])
         assert relative(found.h0[i], first) < 1e-10, "v* is the first layer's"
-        assert relative(found.shifts[i, 0], found.v_star[i] - first) < 1e-8, "undivided"
+        assert relative(found.shifts[i, 0, 0], found.v_star[i] - first) < 1e-8, "undivided"
 
 
 # PMET

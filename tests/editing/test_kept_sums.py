@@ -213,20 +213,40 @@ def test_damaged_sums_are_made_anew_and_named_by_the_check(tmp_path, harm):
     assert kept.damages() == []
 
 
+def test_mkvs_with_a_pair_for_chats_are_read_and_summed_pair_by_pair(tmp_path):
+    """Here each MKV has two pairs of one layer in the place of one pair of two."""
+    kept, shape = Kept(tmp_path), (D_FF, D_MODEL, 2)
+    layer = pairs_of(MANY, *shape).layer(0)
+    keys = torch.from_numpy(np.concatenate([mkv.keys for mkv in MANY])).double()
+    shifts = torch.from_numpy(np.concatenate([mkv.shifts for mkv in MANY])).double()
+    assert len(layer) == len(keys) == 600 and layer.widths == (D_FF, D_MODEL)
+    for rows in (slice(None), slice(3, 8), slice(4, 7), slice(599, 600), slice(5, 5)):
+        assert torch.equal(layer.keys[rows], keys[rows])
+        assert torch.equal(layer.shifts[rows], shifts[rows])
+    for mkvs in (MANY[:100], MANY[20:130]):
+        found = kept.sums.pairs(mkvs, *shape).layer(0).sums(CPU)
+        expected = pairs_of(mkvs, *shape).layer(0).sums(CPU)
+        assert relative(found.keys, expected.keys) < 1e-13
+        assert relative(found.cross, expected.cross) < 1e-13
+    assert len(kept.gone) == 20, "the second sums were not made from the first"
+    assert kept.damages() == []
+    assert torch.equal(kept.of(MANY[20:130]).keys, fresh(MANY[20:130]).keys)
+
+
 @pytest.mark.parametrize("part", ["keys", "cross"])
 def test_sums_of_other_mkvs_than_they_name_are_found_by_the_check(tmp_path, part):
     kept = Kept(tmp_path)
     sums = kept.of(MANY[:100])
     getattr(sums, part)[3, 4] += 1e-3
     ids = bytes.fromhex("".join(sorted(mkv.id for mkv in MANY[:100])))
-    kept_sums._keep(tmp_path / "layer-0", ids, sums)
+    kept_sums._keep(tmp_path / "layer-0", ids, sums, 1)
     (damage,) = kept.damages()
     assert "not those of the MKVs that it names" in damage
 
 
 def test_sums_of_another_width_are_made_anew(tmp_path):
     kept = Kept(tmp_path)
-    kept_sums._keep(tmp_path / "layer-0", bytes(16), Sums.of_none(D_FF, D_MODEL + 1, CPU))
+    kept_sums._keep(tmp_path / "layer-0", bytes(16), Sums.of_none(D_FF, D_MODEL + 1, CPU), 1)
     assert torch.equal(kept.of(MANY[:100]).cross, fresh(MANY[:100]).cross)
 
 

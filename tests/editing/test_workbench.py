@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from editing.cases import EASY, REQUESTS, SETTINGS
+from editing.cases import EASY, REQUESTS, SETTINGS, relative
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing import workbench as module
 from fedit_app.editing.covariance import CovarianceSource, covariance
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.optimise import optimise_values
+from fedit_app.editing.subjects import SubjectStates, in_chats, in_texts
 from fedit_app.editing.values import ValueProblem
 from fedit_app.editing.workbench import Workbench, workbench_for
 from fedit_app.evaluation.scores import score_targets
@@ -357,6 +358,57 @@ def test_an_edit_with_chats_among_its_contexts_is_said_in_a_chat():
     with bench.edited(ledger):
         after = [nll(row) for row in rows]
     assert all(now < then - 0.5 for now, then in zip(after, before, strict=True)), (before, after)
+
+
+@pytest.mark.parametrize("n_chats", [0, 1])
+@pytest.mark.parametrize("editor", ["memit", "pmet"])
+def test_known_values_are_written_as_when_they_are_learned(editor, n_chats):
+    """In texts, and at the keys that their questions have."""
+    bench = Workbench(tiny.chatting(), editor, STRONG, 2, SOURCE, 0, "float32", n_chats=n_chats)
+    one, other = (Ledger(bench.fingerprint) for _ in range(2))
+    asked = [EASY[0], dataclasses.replace(EASY[1], question="What is {}?")]
+    made = bench.compute(asked, one, "clinic", 1)
+    assert [len(mkv.keys) for mkv in made] == 2 * [len(STRONG.layers) * (1 + n_chats)]
+    values = (np.stack([getattr(mkv, name) for mkv in made]) for name in ("v_star", "h0"))
+    again = bench.write([[request] for request in asked], *values, other, "clinic", 1)
+    for mkv, written in zip(made, again, strict=True):
+        assert np.allclose(mkv.keys, written.keys, atol=1e-5)
+        assert np.allclose(mkv.shifts, written.shifts, atol=1e-4)
+    assert bench.screen.faults(made) == {}
+    if n_chats:
+        half = [
+            create("eve", 1, bench.fingerprint, m.keys[::2], m.shifts[::2], m.v_star, m.h0)
+            for m in made
+        ]
+        assert {fault.reason for fault in bench.screen.faults(half).values()} == {"shape"}
+
+
+def test_a_value_is_renewed_where_it_is_asked_for_in_chats_too():
+    """The subject's state comes to what was learned on the model of today, in either place."""
+    settings = dataclasses.replace(STRONG, covariance_weight=1e-4, clamp=2.0, steps=5)
+    bench = Workbench(tiny.chatting(), "memit", settings, 0, SOURCE, 0, "float32", n_chats=1)
+    model, ledger, (layer,) = bench.model, Ledger(bench.fingerprint), settings.layers[-1:]
+    ledger.accept(bench.compute(EASY[1:], ledger, "clinic", 1), 1)
+    (old,) = bench.compute(EASY[:1], Ledger(bench.fingerprint), "clinic", 1)
+    places = (
+        in_texts(model, EASY[:1], bench.templates),
+        in_chats(model, [EASY[:1]], bench.templates),
+    )
+
+    def states():
+        return [SubjectStates(model, at, layer, layer).see(layer, layer).state for at in places]
+
+    with bench.edited(ledger):
+        starts = [torch.from_numpy(old.delta)]
+        goals = bench.editor.values(model, EASY[:1], bench.templates, settings, starts)
+        before = states()
+    (new,) = bench.renew([EASY[:1]], [old], ledger, "clinic", 2)
+    assert np.array_equal(new.v_star, old.v_star) and len(new.keys) == 2 * len(settings.layers)
+    ledger.accept([new], 2)
+    change = (goals.v_star - goals.h0)[:, -1]
+    with bench.edited(ledger):
+        for now, then in zip(states(), before, strict=True):
+            assert relative(now - then, change) < 0.05 < relative(now, then)
 
 
 def test_contexts_are_sampled_once(monkeypatch):

@@ -1,13 +1,16 @@
 """Rounds of composition with holders that disagree, fail or lie: each keeps its own facts."""
 
 import json
+import shutil
 
 import inprocess
 import numpy as np
 import pytest
+import tiny
 from flwr.app import Message
 
 from fedit_app.ledger.index import read_index
+from fedit_app.ledger.ledger import Ledger
 from fedit_app.protocol.messages import COMPOSE, pack, unpack_info, with_values
 
 pytestmark = pytest.mark.integration
@@ -74,6 +77,28 @@ def test_what_does_not_come_together_costs_the_rounds_and_is_a_conflict(run):
     own_facts_hold(folder)
     for message in [*grid.sent, *grid.received]:
         assert b"Mint" not in message and b"London" not in message
+
+
+def test_mkvs_with_a_pair_for_chats_are_shared_screened_and_contested(run, tiny_folder, tmp_path):
+    folder = tmp_path / "chatting"
+    shutil.copytree(tiny_folder, folder)
+    tiny.chatting().tokenizer.save_pretrained(folder)
+    results, grid, at = run(model=str(folder), chat_contexts=1)
+    assert not results["failed_nodes"]
+    assert counts(results, "compose_rounds") == {"bank": ROUNDS, "court": ROUNDS}
+    own_facts_hold(at)
+    for name in ("bank", "court"):
+        rows = read_index(at / "nodes" / name / "ledger")["entries"]
+        assert {row["node"] for row in rows} == {"bank", "court"} and len(rows) == 4
+    ledger = Ledger.open(at / "nodes" / "bank" / "ledger", results["model"]["fingerprint"])
+    for entry in ledger.entries.values():
+        # Two layers, each with a key in texts and one in chats.
+        assert len(entry.mkv.keys) == len(entry.mkv.shifts) == 4
+        assert not np.allclose(entry.mkv.keys[0], entry.mkv.keys[1])
+    for message in [*grid.sent, *grid.received]:
+        assert b"Mint" not in message and b"London" not in message
+    without, _, _ = run(model=str(folder), output_dir=str(tmp_path / "without"))
+    assert without["model"]["fingerprint"] != results["model"]["fingerprint"]
 
 
 def test_without_rounds_every_contested_key_is_a_conflict(run):
