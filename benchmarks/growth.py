@@ -23,11 +23,11 @@ from benchmarks.harness import (
     count,
     counterfact_metrics,
     counts,
+    different_subjects,
     loaded,
     main,
     option,
     print_figures,
-    records,
     text_file,
     workbench,
 )
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> Figures:
     ways = options.ways.split(",")
     if not set(ways) <= {"without", "with"}:
         raise FedEditError(f"--ways {options.ways}: name without, with, or both")
-    facts = _of_different_subjects(options, most)
+    facts = different_subjects(options, most)
     model = loaded(options)
     given = {
         "subject_weight": options.subject_weight,
@@ -120,17 +120,6 @@ def run(options: argparse.Namespace) -> Figures:
                 logger.info("%s upkeep, %d facts: %s", way, len(known), found)
     print_figures("", _COLUMNS, figures, lines)
     return figures
-
-
-def _of_different_subjects(options: argparse.Namespace, most: int) -> list[EditRequest]:
-    """The first record of each subject."""
-    first: dict[str, EditRequest] = {}
-    asked = most
-    while len(first) < most:
-        for request in records(options, asked):
-            first.setdefault(request.subject, request)
-        asked += most - len(first)
-    return list(first.values())[:most]
 
 
 def _measured(

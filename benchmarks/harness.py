@@ -60,9 +60,10 @@ COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.
 MIB = 2**20
 CONTEXTS = 5
 _SECONDS_BETWEEN_SAMPLES = 0.005
-_SHARES = (
+_FIGURES = (
     *("efficacy", "paraphrase", "neighborhood"),
     *("other_relations", "subject_fidelity", "score", "accuracy"),
+    *("magnitude", "paraphrase_magnitude"),
 )
 
 T = TypeVar("T")
@@ -204,6 +205,22 @@ def records(options: argparse.Namespace, count: int) -> list[EditRequest]:
     return found
 
 
+def different_subjects(options: argparse.Namespace, count: int) -> list[EditRequest]:
+    """The first CounterFact record of each subject.
+
+    Args:
+        options: as for `records`.
+        count: how many.
+    """
+    first: dict[str, EditRequest] = {}
+    asked = count
+    while len(first) < count:
+        for request in records(options, asked):
+            first.setdefault(request.subject, request)
+        asked += count - len(first)
+    return list(first.values())[:count]
+
+
 def paraphrase(request: EditRequest) -> EditRequest | None:
     """The request in the words of its first paraphrase prompt that holds the subject, if any."""
     templates = paraphrase_templates(request)
@@ -221,10 +238,11 @@ def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -
         requests: the records.
 
     Returns:
-        Shares: `efficacy`, `paraphrase`, `neighborhood`, `score` and `accuracy`.
+        Shares such as `efficacy`, `score` and `accuracy`, and how far the new target leads after
+        the prompt (`magnitude`) and after paraphrases, by their names in `Metrics`.
     """
     found = aggregate(score_requests(model, requests))
-    return {name: found.value(name) for name in _SHARES if found.value(name) is not None}
+    return {name: found.value(name) for name in _FIGURES if found.value(name) is not None}
 
 
 def loaded(options: argparse.Namespace) -> EditableModel:

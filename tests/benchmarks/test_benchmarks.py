@@ -1,5 +1,7 @@
 """Every benchmark end to end, at sizes that take a moment."""
 
+import argparse
+import dataclasses
 import json
 import math
 
@@ -24,11 +26,12 @@ from benchmarks import (
     rounds,
     sketch,
     solve,
+    stops,
     stores,
     subjects,
     wire,
 )
-from benchmarks.harness import workbench
+from benchmarks.harness import different_subjects, loaded, workbench
 from fedit_app.editing.method import EditingMethod
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
@@ -86,6 +89,33 @@ def test_editors(figures, tiny_folder, data, tmp_path):
     assert "editors/unedited/seconds_per_edit" not in found
     with pytest.raises(FedEditError, match="--editors: 'rome' must be one of memit"):
         editors.run(["--editors", "rome", "--data", str(data)])
+
+
+def test_stops(figures, tiny_folder, data):
+    rules = ("held=0", "held=3", "p=0.9", "loss=0.05", "never")
+    found = figures(
+        stops.run,
+        *("--model", tiny_folder, "--data", data, "--records", 3, "--rules", ",".join(rules)),
+    )
+    for rule in rules:
+        assert found[f"stops/{rule}/seconds_per_value"] > 0
+        assert {f"stops/{rule}/paraphrase_magnitude", f"stops/{rule}/exact_match"} < set(found)
+    passes = {rule: found[f"stops/{rule}/passes"] for rule in rules}
+    assert passes["held=0"] <= passes["held=3"] <= passes["never"] == 25
+    with pytest.raises(FedEditError, match="--rules: 'held=x' must be held=K, p=P, loss=L or nev"):
+        stops.run(["--rules", "held=x", "--data", str(data)])
+
+
+def test_the_rule_of_a_run_stops_the_values_of_the_curve_where_it_stops_a_run(tiny_folder, data):
+    """Else the curve would be of another rule than the one that it is to choose."""
+    options = argparse.Namespace(model=str(tiny_folder), device="cpu", dtype="auto", data=data)
+    facts = different_subjects(options, 3)
+    bench = workbench(loaded(options), subject_weight=1.0)
+    for held in (1, 4):
+        bench.settings = dataclasses.replace(bench.settings, stop_after=held)
+        values = bench.editor.values(bench.model, facts, bench.templates, bench.settings)
+        passes = stops.optimised(bench, facts)
+        assert (passes.stopped(f"held={held}") + 1).tolist() == values.steps.tolist()
 
 
 def test_fidelity(figures, tiny_folder, data, monkeypatch):
