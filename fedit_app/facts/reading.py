@@ -17,10 +17,13 @@ from typing import Any
 from fedit_app.facts.notices import Notices
 from fedit_app.facts.request import EditRequest
 from fedit_app.support.errors import FedEditError
-from fedit_app.support.formats import plural, printable
+from fedit_app.support.formats import byte_size, plural, printable
 from fedit_app.support.hub import PREFIX, load_rows
 
 logger = logging.getLogger(__name__)
+
+MOST_BYTES = 512_000_000
+"""The largest data file, once it is decompressed; all of CounterFact has 45 MB."""
 
 _MOST_PROBLEMS = 5
 _MOST_LOGGED = 100
@@ -65,15 +68,21 @@ def read_text(source: Source) -> str:
     """The text of a data file: UTF-8, or what its byte order mark says; compressed or not.
 
     Raises:
-        FedEditError: the file cannot be read or is no text.
+        FedEditError: the file cannot be read, is larger than `MOST_BYTES`, or is no text.
     """
     try:
-        data = Path(source).read_bytes()
-        data = gzip.decompress(data) if data.startswith(_GZIP) else data
+        with Path(source).open("rb") as file:
+            compressed = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if compressed else file).read(MOST_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise FedEditError(f"{label(source)}: not a complete gzip file; copy it again") from None
     except OSError as error:
         raise FedEditError(f"{label(source)}: cannot be read ({error.strerror})") from None
+    if len(data) > MOST_BYTES:
+        raise FedEditError(
+            f"{label(source)}: more than {byte_size(MOST_BYTES)} of text; divide it into several"
+        )
     for beginning, what in _OTHER_FORMATS.items():
         if data.startswith(beginning):
             raise FedEditError(f"{label(source)}: is {what}")

@@ -10,6 +10,7 @@ import logging
 
 import pytest
 
+from fedit_app.facts import reading
 from fedit_app.facts.request import EditRequest
 from fedit_app.facts.sources import load_requests, node_of
 from fedit_app.support.errors import FedEditError
@@ -295,3 +296,14 @@ def test_a_file_that_is_read_again_is_told_of_once(tmp_path, caplog):
     for _ in range(3):
         load_requests(file, skip_bad=True)
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_file_is_read_up_to_a_size_that_is_counted_as_text(tmp_path, monkeypatch, compress):
+    file, data = tmp_path / "a.jsonl.gz", LINE.encode() + b" " * 100_000
+    file.write_bytes(compress(data))
+    monkeypatch.setattr(reading, "MOST_BYTES", len(data))
+    assert load_requests(file) == [PLAIN]
+    monkeypatch.setattr(reading, "MOST_BYTES", len(data) - 1)
+    with pytest.raises(FedEditError, match="a.jsonl.gz: more than 100.1 kB of text; divide it"):
+        load_requests(file)
