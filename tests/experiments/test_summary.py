@@ -65,9 +65,10 @@ def write_results(run, score, complete=2, status="completed", failures=(), **mor
 def plan(tmp_path):
     """Two seeds; the second scores a tenth less."""
 
-    def plan(seeds="1,2", axis=None, strategies=ALL):
+    def plan(seeds="1,2", axis=None, strategies=ALL, **values):
         axis = parse_axis(axis) if axis else None
-        made = make_plan(tmp_path / "all", {"num-slots": 2}, None, strategies, "memit", seeds, axis)
+        values = {"num-slots": 2, **values}
+        made = make_plan(tmp_path / "all", values, None, strategies, "memit", seeds, axis)
         for run in made.runs:
             (tmp_path / "all" / run.name).mkdir(parents=True)
             score = SCORES[run.strategy] - 0.1 * (run.seed - 1) - 0.01 * float(run.value or 0)
@@ -176,8 +177,8 @@ def test_what_is_left_of_a_run_without_results(plan, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_what_flower_refuses_is_a_failure_like_others(plan, tmp_path):
-    made = plan("1", strategies="local,central")
+def test_what_flower_refuses_is_a_failure_like_others(plan, tiny_folder, tmp_path):
+    made = plan("1", strategies="local,central", model=str(tiny_folder), layers="1-2")
     for run in made.runs:
         (tmp_path / "all" / run.name / "results.json").unlink()
 
@@ -232,8 +233,10 @@ OSError: [Errno 28] No space left on device"""
     ],
     ids=["a chain", "after what was survived", "while another was handled", "nothing is said"],
 )
-def test_the_reason_of_a_failed_run_is_what_went_wrong_first(plan, tmp_path, log, reason):
-    made = plan("1", strategies="local")
+def test_the_reason_of_a_failed_run_is_what_went_wrong_first(
+    plan, tiny_folder, tmp_path, log, reason
+):
+    made = plan("1", strategies="local", model=str(tiny_folder), layers="1-2")
     (tmp_path / "all" / made.runs[0].name / "results.json").unlink()
 
     def simulate(values, nodes, on_line):
