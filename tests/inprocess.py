@@ -2,7 +2,9 @@
 
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -18,6 +20,9 @@ from fedit_app.protocol.parcel import unwrap, wrap
 from fedit_app.server.app import run_federation
 
 RUN_ID = 7
+NO_PLOTS = dict.fromkeys(("score", "facts", "change", "exchange", "cost"), "")
+"""For reports of which only the text is read: their plots take longer than a small run."""
+
 _secrets = tempfile.TemporaryDirectory()
 
 
@@ -140,16 +145,20 @@ def real_node(name: str, file: Path, idle: float = 0, key: Path | None = None) -
     }
 
 
-def federate(run_config: dict, nodes: int, **options) -> tuple[dict, InProcessGrid]:
+def federate(
+    run_config: dict, nodes: int, plots: bool = False, **options
+) -> tuple[dict, InProcessGrid]:
     """Run a whole federation in this process; returns results and the grid."""
     grid = InProcessGrid(run_config, nodes, **options)
-    return federate_on(grid, run_config), grid
+    return federate_on(grid, run_config, plots), grid
 
 
-def federate_on(grid: InProcessGrid, run_config: dict) -> dict:
-    """Run a whole federation on a grid."""
+def federate_on(grid: InProcessGrid, run_config: dict, plots: bool = False) -> dict:
+    """Run a whole federation on a grid; its report has no plots, unless `plots` asks for them."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 1, 1
     context = Context(
         run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
-    return run_federation(grid, context).as_json()
+    undrawn = patch("fedit_app.report.html._run_plots", return_value=NO_PLOTS)
+    with nullcontext() if plots else undrawn:
+        return run_federation(grid, context).as_json()

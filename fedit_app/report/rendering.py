@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 
@@ -22,6 +23,13 @@ def render(template: str, plots: Mapping[str, str], **values: object) -> str:
         plots: name -> SVG, which escapes its own text.
         values: name -> what the template shows; all text in it is escaped.
     """
+    drawings = {name: Markup(drawing) for name, drawing in plots.items()}
+    page = _environment().get_template(template)
+    return page.render(styles=Markup(STYLES), plots=drawings, **values)
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -39,9 +47,7 @@ def render(template: str, plots: Mapping[str, str], **values: object) -> str:
         setting=_setting,
         at=lambda record, name: getattr(record, name, None),
     )
-    drawings = {name: Markup(drawing) for name, drawing in plots.items()}
-    page = environment.get_template(template)
-    return page.render(styles=Markup(STYLES), plots=drawings, **values)
+    return environment
 
 
 def _setting(value: object) -> str:

@@ -37,7 +37,7 @@ def settings(small, tmp_path):
 def demo_run(small, tmp_path_factory):
     """The demo over all slots: (results, grid, run folder)."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    results, grid = inprocess.federate({**small, "output-dir": str(folder)}, 4)
+    results, grid = inprocess.federate({**small, "output-dir": str(folder)}, 4, plots=True)
     return results, grid, folder
 
 

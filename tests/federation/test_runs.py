@@ -223,7 +223,7 @@ def test_metrics_jsonl_has_a_line_per_slot_and_node(demo_run):
 def test_report_and_config_are_written(demo_run):
     results, _, folder = demo_run
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(node in report for node in NODES)
+    assert all(node in report for node in NODES) and report.count("<svg") == 5
 
     written = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     assert written == results["config"]

@@ -66,7 +66,9 @@ def test_a_browser_follows_a_run_to_its_report(settings, tmp_path, served):
             assert looked.wait(120)
 
     run = threading.Thread(
-        target=inprocess.federate, args=(settings(num_slots=2), 4), kwargs={"tamper": wait}
+        target=inprocess.federate,
+        args=(settings(num_slots=2), 4),
+        kwargs={"tamper": wait, "plots": True},
     )
     run.start()
     try:

@@ -1,7 +1,15 @@
 from html import unescape
 
+import pytest
+from inprocess import NO_PLOTS
+
 from fedit_app.protocol.metrics import SharedSubject
-from fedit_app.report import Results, render_report, runs_table, summary_table
+from fedit_app.report import Results, html, render_report, runs_table, summary_table
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_drawn(monkeypatch):
+    monkeypatch.setattr(html, "_run_plots", lambda results: NO_PLOTS)
 
 
 def test_summary_table(sample):
