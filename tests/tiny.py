@@ -3,12 +3,13 @@
 import copy
 import functools
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -233,20 +234,38 @@ def random_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0)
     return model
 
 
-class _StayDouble(TorchFunctionMode):
-    """Leaves float64 tensors as they are where transformers asks for float32."""
+def _leaves_double(function):
+    """A function of a tensor to which float64 is float64 also where float32 is asked for."""
 
-    active = False
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
-            if function is torch.Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+    @functools.wraps(function)
+    def called(tensor, *args, **kwargs):
+        if tensor.dtype == torch.float64:
+            args = [torch.float64 if arg is torch.float32 else arg for arg in args]
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64
-        return function(*args, **kwargs)
+        return function(tensor, *args, **kwargs)
+
+    return called
+
+
+class _StayDouble:
+    """Inside the block, float64 tensors stay as they are where transformers asks for float32."""
+
+    _plain_softmax = functional.softmax
+    _softmax = staticmethod(_leaves_double(functional.softmax))
+    _to = _leaves_double(torch.Tensor.to)
+    active = False
+
+    def __enter__(self):
+        _StayDouble.active = True
+        functional.softmax = self._softmax
+        torch.Tensor.to = _StayDouble._to
+        torch.Tensor.float = lambda tensor: tensor.to(torch.float32)
+
+    def __exit__(self, *_):
+        del torch.Tensor.to, torch.Tensor.float  # the methods of its parent are back
+        functional.softmax = _StayDouble._plain_softmax
+        _StayDouble.active = False
 
 
 def in_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
@@ -264,14 +283,8 @@ def in_double(model: PreTrainedModel) -> PreTrainedModel:
 def _stay_double(forward):
     @functools.wraps(forward)
     def wrapped(*args, **kwargs):
-        if _StayDouble.active:
+        with nullcontext() if _StayDouble.active else _StayDouble():
             return forward(*args, **kwargs)
-        _StayDouble.active = True
-        try:
-            with _StayDouble():
-                return forward(*args, **kwargs)
-        finally:
-            _StayDouble.active = False
 
     return wrapped
 
