@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 COVERED := --cov --cov-append
+# Tests start many processes: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo check test test-all gpu-check docs lint clean
 
@@ -30,8 +32,7 @@ lint: $(INSTALLED)
 
 # Before every commit: no real Flower process, no real model.
 check: lint
-	$(PYTEST) -m "not slow and not integration and not long and not gpu" \
-		--ignore=tests/integration --ignore=tests/fuzz --ignore=tests/benchmarks
+	$(PYTEST) -m "not slow and not integration and not long and not gpu"
 
 # What shows that the product works: `check`, the real model, Flower's simulation engine, and real
 # nodes over TLS.

@@ -1,18 +1,21 @@
-"""What many tests share: tiny models, loaded once."""
+"""What many tests share: tiny models, loaded once.
 
+The process that hands tests to others loads this file too, and they wait for it: libraries of
+models are imported where they are used.
+"""
+
+import gc
 import logging
 import os
+import re
 import signal
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import torch
 
 from fedit_app.mkv import DEFAULT_PRECISION, MKV, PRECISIONS, create
-from fedit_app.models.loading import load_model
 
 _USERS_CACHE = os.environ.get("FEDIT_CACHE")
 
@@ -26,6 +29,27 @@ def _use_cache(folder: str | None) -> None:
 
 # Folders whose tests all have a marker; elsewhere a decorator sets it (see CONTRIBUTING.md).
 _MARKED_FOLDERS = {"integration": "integration", "fuzz": "slow", "benchmarks": "slow"}
+_MARKED_FILE = re.compile(r"^pytestmark = \[?pytest\.mark\.(\w+)", re.MULTILINE)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Look for garbage only afterwards: modules stay, and going through them takes seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a folder or file unread whose marker `-m "not MARKER"` leaves out as a whole."""
+    left_out = re.findall(r"\bnot (\w+)", config.option.markexpr)
+    marked = [_MARKED_FOLDERS.get(collection_path.name)]
+    if left_out and collection_path.suffix == ".py":
+        marked = _MARKED_FILE.findall(collection_path.read_text(encoding="utf-8"))
+    return True if set(left_out).intersection(marked) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,9 +58,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for folder, marker in _MARKED_FOLDERS.items():
             if folder in item.path.parent.parts:
                 item.add_marker(marker)
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +89,44 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """A tiny Llama model on disk."""
+    import tiny
+
     return tiny.make_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
     """The tiny Llama model in memory."""
-    model = load_model(str(tiny_folder), "cpu", "float32")
-    return model
+    from fedit_app.models.loading import load_model
+
+    return load_model(str(tiny_folder), "cpu", "float32")
+
+
+@pytest.fixture(scope="session")
+def _found_values(tmp_path_factory):
+    from fedit_app.editing.value_store import ValueStore
+
+    return ValueStore(tmp_path_factory.mktemp("values"))
+
+
+@pytest.fixture
+def values_once(_found_values, monkeypatch):
+    """What was optimised once is found again, bit for bit: for tests of what is done with it."""
+    from fedit_app.editing.workbench import Workbench
+
+    compute = Workbench.compute
+
+    def found(self, requests, ledger, node, slot, starts=None, store=None):
+        return compute(self, requests, ledger, node, slot, starts, store or _found_values)
+
+    monkeypatch.setattr(Workbench, "compute", found)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Tiny models gain nothing from threads, and on a busy machine the threads wait in turns."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -135,7 +190,7 @@ def bucket(_object_storage, monkeypatch) -> str:
 FINGERPRINT = "model-a"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_mkvs():
     """Returns `make(n, seed, ...)`, which gives `n` random MKVs, the same for the same arguments.
 

@@ -23,7 +23,7 @@ from fedit_app.ledger.editor import Editor
 from fedit_app.protocol.metrics import Neutral
 from fedit_app.support.errors import FedEditError
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("values_once")]
 
 STRONG = {
     **{"layers": "1-3", "covariance-tokens": 500, "covariance-weight": 0.02, "contexts": 2},

@@ -3,12 +3,20 @@
 import copy
 import functools
 
+import pytest
 import tiny
 import torch
 
+from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.settings import EditSettings
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.editable import EditableModel
+
+# Parameters of a test: MEMIT and a solver of another kind in every tier, the others with `long`.
+EVERY_EDITOR = [
+    editor if editor in ("memit", "alphaedit") else pytest.param(editor, marks=pytest.mark.long)
+    for editor in EDITORS
+]
 
 TEMPLATES = ("{}", "Therefore, it is said. {}", "You know. {}")
 

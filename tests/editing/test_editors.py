@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from editing import reference
-from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
+from editing.cases import EASY, EVERY_EDITOR, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 
 from fedit_app.editing import pmet
 from fedit_app.editing.covariance import collect_covariance
@@ -73,7 +73,7 @@ def test_an_unknown_editor_is_refused_with_those_that_there_are():
         assert editor_named(name) is editor
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 @pytest.mark.parametrize(
     ("family", "bos"), [("llama", False), pytest.param("gpt2", True, marks=pytest.mark.slow)]
 )
@@ -108,7 +108,7 @@ def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
                 assert relative(getattr(one, field.name)[0], expected) < 1e-10, request.id
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_a_ledger_in_another_order_is_the_same_edit(editor):
     model = tiny.editable(double=True)
     found, deltas = written(model, editor, EASY)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from editing.cases import SETTINGS, relative
+from editing.cases import EVERY_EDITOR, SETTINGS, relative
 
 from fedit_app.editing import kept_sums
 from fedit_app.editing.editors import EDITORS
@@ -74,7 +74,7 @@ def solver_of(editor):
     return EDITORS[editor].solver({LAYERS[0]: c, LAYERS[1]: 2 * c}, settings, CPU)
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_after_many_additions_and_removals_every_editor_solves_the_same(editor, tmp_path):
     solver, kept, random = solver_of(editor), Kept(tmp_path), np.random.default_rng(1)
     held = set(range(100))
@@ -94,7 +94,7 @@ def rows_of(mkvs, i):
     return layer.keys, layer.shifts
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_new_pairs_are_solved_on_top_of_kept_sums_as_with_all_rows(editor, tmp_path):
     solver, kept = solver_of(editor), Kept(tmp_path)
     kept.of(MANY[:100], 1)

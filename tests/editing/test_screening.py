@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from editing.cases import EASY, REQUESTS, SETTINGS
+from editing.cases import EASY, EVERY_EDITOR, REQUESTS, SETTINGS
 
 from fedit_app.editing.covariance import CovarianceSource, covariance
-from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.pairs import LayerPairs
 from fedit_app.editing.screening import BOUNDS, SHAPE
 from fedit_app.editing.workbench import Workbench
@@ -52,7 +51,7 @@ def changed(mkv, **vectors):
     return create("eve", 1, mkv.fingerprint, *kept.values(), precision=mkv.precision)
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_honest_mkvs_pass(editor):
     bench = make_bench(editor)
     mkvs = bench.compute([*REQUESTS, *EASY], Ledger(bench.fingerprint), "museum", 1)

@@ -7,7 +7,16 @@ import itertools
 import pytest
 import tiny
 import torch
-from editing.cases import EASY, ODD, REQUESTS, SETTINGS, TEMPLATES, outlier_model, relative
+from editing.cases import (
+    EASY,
+    EVERY_EDITOR,
+    ODD,
+    REQUESTS,
+    SETTINGS,
+    TEMPLATES,
+    outlier_model,
+    relative,
+)
 
 from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.sites import LayerOutput, LayerParts
@@ -156,7 +165,7 @@ def test_every_context_and_every_target_token_has_to_decode(model):
     )
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_half_precision_is_computed_in_float32(editor):
     full = tiny.editable()
     half = tiny.EditableModel(
@@ -170,7 +179,7 @@ def test_half_precision_is_computed_in_float32(editor):
     assert torch.isfinite(values.v_star).all()
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_the_model_stays_as_it_was(model, editor):
     before = {name: p.clone() for name, p in model.model.named_parameters()}
     EDITORS[editor].values(model, EASY, TEMPLATES, dataclasses.replace(FAST, steps=3))

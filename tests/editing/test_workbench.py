@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from editing.cases import EASY, REQUESTS, SETTINGS, relative
+from editing.cases import EASY, EVERY_EDITOR, REQUESTS, SETTINGS, relative
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing import workbench as module
 from fedit_app.editing.covariance import CovarianceSource, covariance
-from fedit_app.editing.editors import EDITORS
 from fedit_app.editing.optimise import optimise_values
 from fedit_app.editing.subjects import SubjectStates, in_chats, in_texts
 from fedit_app.editing.values import ValueProblem
@@ -63,7 +62,7 @@ def is_unchanged(bench, weights):
 
 
 @pytest.mark.parametrize("family", ["llama", *tiny.later("gpt2", "gptj", "gpt_neox")])
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_an_edit_makes_its_targets_likelier(family, editor, tmp_path):
     bench = make_bench(family, editor=editor)
     before, weights = likelihood(bench.model, EASY), weights_of(bench)
@@ -81,7 +80,7 @@ def test_an_edit_makes_its_targets_likelier(family, editor, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_an_exception_inside_the_block_leaves_the_base_model(family, editor):
     bench = make_bench(family, dataclasses.replace(STRONG, steps=3), editor=editor)
     weights, ledger = weights_of(bench), Ledger(bench.fingerprint)
@@ -94,7 +93,7 @@ def test_an_exception_inside_the_block_leaves_the_base_model(family, editor):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_an_exception_while_layers_are_written_leaves_the_base_model(family, editor, monkeypatch):
     bench = make_bench(family, dataclasses.replace(STRONG, steps=3), editor=editor)
     weights, ledger = weights_of(bench), Ledger(bench.fingerprint)
@@ -114,7 +113,7 @@ def test_an_exception_while_layers_are_written_leaves_the_base_model(family, edi
     assert is_unchanged(bench, weights)
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_an_exception_while_values_are_optimised_leaves_no_hook(editor, monkeypatch):
     bench = make_bench(editor=editor)
     weights, last, calls = weights_of(bench), bench.model.layers[-1], []
@@ -133,7 +132,7 @@ def test_an_exception_while_values_are_optimised_leaves_no_hook(editor, monkeypa
     assert is_unchanged(bench, weights)
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_mkvs_of_others_edit_without_their_text(editor):
     bench = make_bench(editor=editor)
     mine = bench.compute(EASY[:1], Ledger(bench.fingerprint), "clinic", 1)
@@ -146,7 +145,7 @@ def test_mkvs_of_others_edit_without_their_text(editor):
     assert all(a < b / 2 for a, b in zip(after, before, strict=True)), (before, after)
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_later_requests_are_edited_on_top_of_the_ledger(editor):
     bench = make_bench(editor=editor)
     ledger = Ledger(bench.fingerprint)
@@ -425,7 +424,7 @@ def test_an_unknown_editor_or_precision_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", EVERY_EDITOR)
 def test_a_cuda_device_computes_what_the_cpu_does(tiny_folder, editor):
     found = {}
     for device in ("cpu", "cuda"):

@@ -272,6 +272,7 @@ def test_the_published_records_load():
     assert (requests[0].target_new, requests[0].target_true) == ("English", "French")
 
 
+@pytest.mark.long
 def test_the_published_facts_load():
     requests = read_counterfact(published("counterfact_facts_21919.jsonl"))
     assert len(requests) == 21919

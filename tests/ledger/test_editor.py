@@ -12,6 +12,8 @@ import fedit_app
 from fedit_app import Editor, FedEditError
 from fedit_app.facts.jsonl import write_requests
 
+pytestmark = pytest.mark.usefixtures("values_once")
+
 STRONG = {
     "layers": "1-3",
     "covariance_tokens": 500,

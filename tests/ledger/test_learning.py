@@ -18,7 +18,7 @@ from fedit_app.ledger.undo import take_out
 from fedit_app.ledger.verify import verify
 from fedit_app.mkv.same_key import SameFact
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("values_once")]
 
 STRONG = dataclasses.replace(
     SETTINGS, covariance_weight=0.02, steps=60, stop_after=2, clamp=20.0, kl_weight=0.01

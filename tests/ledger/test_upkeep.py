@@ -17,6 +17,8 @@ from fedit_app.ledger.upkeep import is_renewed, uphold
 from fedit_app.mkv import create
 from fedit_app.mkv.same_key import SameFact
 
+pytestmark = pytest.mark.usefixtures("values_once")
+
 FACTS = [SEAT, ELSEWHERE]
 CONFIG = RunConfig.parse({})
 

@@ -13,7 +13,6 @@ import pytest
 import tiny
 import torch
 from editing.cases import EASY
-from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,6 +59,8 @@ def shards(folder):
 
 
 def adapter(folder):
+    from peft import LoraConfig, get_peft_model
+
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     wanted = LoraConfig(target_modules=["down_proj"], task_type="CAUSAL_LM")
     with warnings.catch_warnings():
@@ -188,7 +189,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("fault", REFUSED)
+# PEFT, which writes adapters, takes seconds to import.
+FAULTS = [
+    pytest.param(fault, marks=pytest.mark.long) if "an adapter" in fault else fault
+    for fault in REFUSED
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_cannot_be_edited_is_refused_with_file_and_remedy(fault, folder):
     spoil, told = REFUSED[fault]
     spoil(folder)

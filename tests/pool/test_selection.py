@@ -18,7 +18,7 @@ def own_signatures(mkvs, kind="v_star") -> np.ndarray:
     return np.stack([mkv.signature(kind) for mkv in mkvs])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mkvs(make_mkvs):
     """Three nodes; the first six MKVs are the own ones of the node `clinic`."""
     return [
@@ -28,9 +28,10 @@ def mkvs(make_mkvs):
     ]
 
 
-@pytest.fixture
-def pool(pool_uri, mkvs) -> MKVPool:
-    pool = MKVPool(pool_uri)
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory, mkvs) -> MKVPool:
+    """A pool of these, to be read."""
+    pool = MKVPool(str(tmp_path_factory.mktemp("pool")))
     pool.append(mkvs)
     return pool
 
