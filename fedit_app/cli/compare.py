@@ -174,10 +174,10 @@ def _compare(
     form: Format,
 ) -> int:
     """Do the runs of a plan that are not done yet and compare all; None: those of the folder."""
-    from fedit_app.experiments.evidence import better_text, gather, intervals_table
+    from fedit_app.experiments.evidence import gather, intervals_table
     from fedit_app.experiments.plan import load_plan
     from fedit_app.experiments.runner import prepare
-    from fedit_app.experiments.summary import summarise, write_comparison
+    from fedit_app.experiments.summary import ahead_text, summarise, write_comparison
     from fedit_app.flower_compat.launch import find_app, with_other_code
     from fedit_app.report.figures import check_figures
     from fedit_app.report.tables import METRICS, methods_table
@@ -199,7 +199,7 @@ def _compare(
     files = write_comparison(comparison, folder, columns, evidence)
     parts: dict[str, Part] = {}
     if evidence and evidence.findings:
-        parts["ahead"] = better_text(evidence)
+        parts["ahead"] = ahead_text(comparison, evidence)
     parts["methods"] = methods_table(comparison, columns)
     if evidence and evidence.findings:
         parts["intervals"] = intervals_table(evidence)

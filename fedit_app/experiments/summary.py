@@ -19,7 +19,7 @@ from fedit_app.experiments.runner import Todo, what_is_left
 from fedit_app.protocol.metrics import mean_metrics
 from fedit_app.report import Comparison, Results, load_results, methods_table, render_comparison
 from fedit_app.report.comparison import SCHEMA, UNEDITED, ComparedRun, Row, SlotMeans, Spread
-from fedit_app.report.figures import figures_by_scope, value_of
+from fedit_app.report.figures import figures_by_scope, value_of, words
 from fedit_app.report.html import comparison_plots
 from fedit_app.report.paper import write_paper
 from fedit_app.report.results import NUMBERS, STAGES, SlotResult
@@ -27,6 +27,7 @@ from fedit_app.report.tables import METRICS, figures_csv, methods_in_short
 from fedit_app.support.files import write_file
 
 _CENTRAL, _FEDAVG = "central", "fedavg"
+_ANSWERS = ("exact_match", "wild_match", "chat_match")
 
 
 def summarise(plan: Plan, failures: Mapping[str, str]) -> Comparison:
@@ -65,7 +66,7 @@ def write_comparison(
     """
     table, plots = methods_table(comparison, metrics), comparison_plots(comparison)
     tested = evidence if evidence and evidence.findings else None
-    ahead = [better_text(tested), ""] if tested else []
+    ahead = [ahead_text(comparison, tested), ""] if tested else []
     intervals = {"intervals": intervals_table(tested)} if tested else {}
     spans = [part for found in intervals.values() for part in ("", found.markdown())]
     texts = {
@@ -84,6 +85,31 @@ def write_comparison(
     narrow = {"methods": methods_in_short(comparison, metrics), "intervals": INTERVALS_IN_SHORT}
     write_paper(folder / "comparison.html", {"methods": table, **intervals}, plots, narrow)
     return files
+
+
+def ahead_text(comparison: Comparison, evidence: Evidence) -> str:
+    """Where other methods are ahead of the first one: `better_text`, then what is untested.
+
+    Of what models answer themselves only means are kept, not the figures of each fact.
+    """
+    rows = {row.method: row for row in comparison.rows}
+    lines = []
+    for name in _ANSWERS:
+        known = {
+            method: spread.mean for method, row in rows.items() if (spread := row.figure(name))
+        }
+        ours = known.get(evidence.ours)
+        if ours is None:
+            continue
+        those = sorted(
+            ((mean - ours, method) for method, mean in known.items() if mean and mean > ours),
+            reverse=True,
+        )
+        names = [f"{method} +{difference:.3f}" for difference, method in those]
+        lines.append(f"- {words(name)}: {'; '.join(names) or 'none'}")
+    if lines:
+        lines.insert(0, "In the models' own answers, without a test:")
+    return "\n".join([better_text(evidence), *lines])
 
 
 def _run(planned: PlannedRun, reason: str) -> ComparedRun:

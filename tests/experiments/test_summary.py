@@ -6,9 +6,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from fedit_app.experiments.evidence import Evidence
 from fedit_app.experiments.plan import make_plan, parse_axis
 from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
-from fedit_app.experiments.summary import summarise
+from fedit_app.experiments.summary import ahead_text, summarise
 from fedit_app.report import methods_table, render_comparison
 from fedit_app.report.comparison import Axis, Spread
 from fedit_app.report.comparison_plots import axis_plot, method_plot, slots_plot
@@ -139,6 +140,18 @@ def test_facts_that_share_a_subject_are_a_scope_of_their_own(plan):
     assert "0.750" in methods_table(comparison, ["own.shared_subject.accuracy"]).text()
     line = f"{made.runs[0].name},{made.runs[0].strategy},memit,1,,own.shared_subject,accuracy,0.75"
     assert line in figures_csv(comparison).splitlines()
+
+
+def test_who_answers_more_is_said_though_it_is_not_tested(plan):
+    comparison = summarise(plan(), {})
+    text = ahead_text(comparison, Evidence("fedavg, memit", {}, []))
+    assert text.splitlines()[-2:] == [
+        "In the models' own answers, without a test:",
+        "- exact match: central, memit +0.300; fedit[selection=majority], memit +0.200; "
+        "local, memit +0.050",
+    ]
+    best = ahead_text(comparison, Evidence("central, memit", {}, []))
+    assert best.endswith("- exact match: none")
 
 
 def test_nodes_that_are_missing_from_the_figures_are_counted(plan):
