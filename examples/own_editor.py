@@ -12,7 +12,7 @@ from fedit_app.editing.memit import value_site
 from fedit_app.editing.method import EditingMethod
 
 
-def changes(model, requests, settings, values):
+def changes(model, places, settings, values):
     """Layer i's key, and the way from the state that the layers before it have reached to v*."""
 
     def wanted(i, subjects):
