@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 512_000_000
 """The largest data file, once it is decompressed; all of CounterFact has 45 MB."""
 
+_CHUNK = 2**20
 _MOST_PROBLEMS = 5
 _MOST_LOGGED = 100
 _seen: set[str] = set()
@@ -70,11 +71,15 @@ def read_text(source: Source) -> str:
     Raises:
         FedEditError: the file cannot be read, is larger than `MOST_BYTES`, or is no text.
     """
+    data = bytearray()
     try:
         with Path(source).open("rb") as file:
             compressed = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
-            data = (gzip.GzipFile(fileobj=file) if compressed else file).read(MOST_BYTES + 1)
+            text = gzip.GzipFile(fileobj=file) if compressed else file
+            # No more memory is taken than there is text.
+            while len(data) <= MOST_BYTES and (part := text.read(_CHUNK)):
+                data += part
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise FedEditError(f"{label(source)}: not a complete gzip file; copy it again") from None
     except OSError as error:
