@@ -202,11 +202,11 @@ def test_virtual_nodes_that_wait_for_each_other_do_not_time_out(settings):
 
 def test_real_nodes_have_a_time_together(settings, monkeypatch):
     monkeypatch.setattr(pulls, "_PATIENCE_SECONDS", 0.2)
-    config = settings(num_slots=1, slot_timeout=1.0)
-    grid = OneByOne(config, 4, seconds=0.3, node_config=real_node)
+    config = settings(num_slots=1, slot_timeout=4.0)  # a busy machine edits within it
+    grid = OneByOne(config, 4, seconds=1.2, node_config=real_node)
     results = inprocess.federate_on(grid, config)
 
-    assert "no answer within 1 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
+    assert "no answer within 4 s (slot-timeout)" in results["failed_nodes"][0]["reason"]
 
 
 class Unfinished(inprocess.InProcessGrid):
