@@ -38,7 +38,13 @@ from benchmarks.harness import (
     print_figures,
     workbench,
 )
-from fedit_app.editing.optimise import batch_that_fits, memit_objective, minimise, reach_of
+from fedit_app.editing.optimise import (
+    SOLVED,
+    batch_that_fits,
+    memit_objective,
+    minimise,
+    reach_of,
+)
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.values import Outcome, ValueProblem, key_rows
 from fedit_app.editing.workbench import Workbench
@@ -62,7 +68,6 @@ _COLUMNS = {
     "score": "score",
     "subject fidelity": "subject_fidelity",
 }
-_SOLVED = 0.05
 _RULES = "held=1,held=2,held=4,held=8,p=0.5,p=0.9,loss=0.05,never"
 
 
@@ -106,7 +111,7 @@ class Passes:
         name, _, number = rule.partition("=")
         found = torch.zeros_like(self.held, dtype=torch.bool)
         if name == "held":
-            found = (self.held > int(number)) | (self.loss < _SOLVED)
+            found = (self.held > int(number)) | (self.loss < SOLVED)
         elif name == "p":
             found = self.probability >= float(number)
         elif name == "loss":

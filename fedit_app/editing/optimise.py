@@ -30,7 +30,9 @@ from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger(__name__)
 
-_SOLVED = 0.05
+SOLVED = 0.05
+"""A value whose loss is below it is done (MEMIT's code)."""
+
 _LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 
 Objective = Callable[[Outcome, Tensor, EditSettings], tuple[Tensor, Tensor]]
@@ -43,7 +45,7 @@ def memit_objective(
     """MEMIT's loss, see `values`; solved below 0.05."""
     kept = settings.kl_weight * outcome.kl + settings.subject_weight * outcome.subject_kl
     loss = outcome.nll + kept + decay
-    return loss, loss.detach() < _SOLVED
+    return loss, loss.detach() < SOLVED
 
 
 def minimise(

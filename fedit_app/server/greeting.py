@@ -88,8 +88,8 @@ class Hello:
     def measures(self) -> tuple[object, ...]:
         """What the node's MKVs are measured on."""
         says = self.says
-        widths = says.d_model, says.d_ff, says.kinds
-        return fingerprint_of(says.components), tuple(says.layers), *widths
+        shape = says.d_model, says.d_ff, says.kinds
+        return fingerprint_of(says.components), tuple(says.layers), *shape
 
 
 def gather(grid: RunGrid, config: RunConfig) -> Agreement:
