@@ -121,17 +121,17 @@ def _shares(bench: Workbench, pairs: Sequence[Pair]) -> list[float]:
     said: dict[str, list[bool]] = {way: [] for way in _WAYS}
     for i, pair in enumerate(pairs):
         for side, request in enumerate(pair):
-            said["alone"] += _said(bench, _made(bench, [request], own, [2 * i + side]), [request])
-        said["apart"] += _said(bench, _made(bench, pair, own, groups[i]), pair)
-        said["joint"] += _said(bench, _made(bench, pair[:1], both, [i]), pair)
+            said["alone"] += _said(bench, _made(bench, [[request]], own, [2 * i + side]), [request])
+        said["apart"] += _said(bench, _made(bench, [[one] for one in pair], own, groups[i]), pair)
+        said["joint"] += _said(bench, _made(bench, [pair], both, [i]), pair)
     return [float(np.mean(said[way])) for way in _WAYS]
 
 
 def _made(
-    bench: Workbench, requests: Sequence[EditRequest], values: Values, rows: list[int]
+    bench: Workbench, groups: Sequence[Sequence[EditRequest]], values: Values, rows: list[int]
 ) -> list[MKV]:
     v_star, h0 = (part[rows, -1].float().cpu().numpy() for part in (values.v_star, values.h0))
-    return bench.write(requests, v_star, h0, Ledger(bench.fingerprint), "node", 1)
+    return bench.write(groups, v_star, h0, Ledger(bench.fingerprint), "node", 1)
 
 
 def _said(bench: Workbench, mkvs: Sequence[MKV], requests: Sequence[EditRequest]) -> list[bool]:

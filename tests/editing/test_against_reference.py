@@ -204,7 +204,8 @@ def test_a_value_learned_in_chats_is_written_at_the_questions_key_too(editor):
     model = tiny.chatting(double=True)
     question = dataclasses.replace(REQUESTS[1], question="What is struck at {} today?")
     templates, groups = (*TEMPLATES, chat_form(model)), (REQUESTS[:1], [question])
-    compare_edits(model, FEW_STEPS, editor, *groups, templates=templates)
+    settings = splitting(FEW_STEPS, covariances_of(model, FEW_STEPS.layers))
+    compare_edits(model, settings, editor, *groups, templates=templates)
 
 
 def test_facts_of_a_key_that_are_asked_for_differently_share_the_mean_of_their_questions_keys():

@@ -58,7 +58,7 @@ ACCEPTED = {"received_from": {"bank": 1}, "rejections": {"shape": 1}}
 SUPERSEDES = {"supersedes": {"2" * 32: ["0" * 32]}}
 ANSWERED = {
     HELLO: {"simulated": True, "components": {"model": "x"}, "layers": [1, 2]}
-    | {"d_model": 16, "d_ff": 32, "wants": [], "holds": [], "withdrawn": []},
+    | {"kinds": 1, "d_model": 16, "d_ff": 32, "wants": [], "holds": [], "withdrawn": []},
     EDIT: TRAINED
     | RECEIVED
     | SUPERSEDES
