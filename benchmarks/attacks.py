@@ -35,6 +35,7 @@ from benchmarks.attacks_reading import (
     distinct_subjects,
 )
 from benchmarks.harness import (
+    Cell,
     Figures,
     benchmark,
     count,
@@ -56,8 +57,7 @@ from fedit_app.support.errors import FedEditError
 
 logger = logging.getLogger("fedit_app.benchmarks")
 
-_READING = ("refused", "target 1", "target 10", "subject 1", "subject 10", "tokens")
-_READING += ("score",)
+_READING = ("refused", "target 1", "target 10", "subject 1", "subject 10", "tokens", "score")
 _POISONING = ("offered", "accepted", "success", "neighborhood", "kl", "perplexity")
 
 
@@ -144,7 +144,9 @@ def _poisoning(
     """The table of what poison does."""
     chosen = requests[options.records : options.records + options.chosen]
     true = [
-        dataclasses.replace(request, target_new=request.target_true, target_true=request.target_new)
+        dataclasses.replace(
+            request, target_new=str(request.target_true), target_true=request.target_new
+        )
         for request in requests[options.records + options.chosen :]
     ]
     node = Node(
@@ -156,7 +158,7 @@ def _poisoning(
         text=neutral_rows(bench.model, options.text, options.text_rows),
     )
     figures: Figures = {}
-    rows = []
+    rows: list[list[Cell]] = []
     for attack in ATTACKS:
         for defence, found in poison(node, attack).items():
             name = f"{attack}, {defence}" if defence else attack

@@ -99,8 +99,13 @@ def poison(node: Node, attack: str) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         probes = Path(folder) / "probes.jsonl"
         rows = [
-            {"id": r.id, "subject": r.subject, "prompt": r.prompt, "target_new": r.target_new}
-            | {"target_true": r.target_true}
+            dict(
+                id=r.id,
+                subject=r.subject,
+                prompt=r.prompt,
+                target_new=r.target_new,
+                target_true=r.target_true,
+            )
             for r in node.probes
         ]
         probes.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

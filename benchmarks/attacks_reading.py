@@ -193,8 +193,8 @@ class Reader:
         usual = spoken(None)
         ranks = []
         for begin in range(0, len(seen), 8):
-            values = np.stack([one.value for one in seen[begin : begin + 8]])
-            gain = spoken(torch.from_numpy(values)) - usual
+            values = torch.cat([_row(one.value) for one in seen[begin : begin + 8]])
+            gain = spoken(values) - usual
             wanted = gain.gather(1, self._targets[begin : begin + 8, None])
             ranks.append((gain > wanted).sum(1))
         return torch.cat(ranks)
@@ -258,5 +258,6 @@ class Reader:
         return torch.cosine_similarity(seen.project(found), _row(seen.key).to(found))
 
 
-def _row(vector: np.ndarray) -> Tensor:
+def _row(vector: np.ndarray | None) -> Tensor:
+    """(1, width) a vector that is known to be seen."""
     return torch.from_numpy(np.asarray(vector))[None]

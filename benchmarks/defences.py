@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.attacks import listed_subjects
@@ -182,7 +183,7 @@ def attempted(attack: Attack) -> dict[str, float]:
         return counted(ElementTree.parse(file))
 
 
-def counted(report: ElementTree.ElementTree) -> dict[str, float]:
+def counted(report: ElementTree.ElementTree[Any]) -> dict[str, float]:
     """The figures of pytest's report.
 
     Args:

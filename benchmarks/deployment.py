@@ -141,11 +141,11 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     figures = {
         "node_start_seconds": started["node_start_seconds"],
         "failures": failed,
-        **{k: v for k, v in _of_slots(results, count).items() if v is not None},
+        **_of_slots(results, count),
         **_beside_empty(results, empty),
         **memory.figures(),
     }
-    rows = [[name, value] for name, value in figures.items()]
+    rows: list[list[Cell]] = [[name, value] for name, value in figures.items()]
     nodes = f"{count} nodes{' in one process' if together else ''}"
     print(table([f"{nodes}, {options.load_slots} slots", "figure"], rows))
     print(table(*memory.over_time()))
@@ -288,7 +288,7 @@ def _of_slots(results: Results, nodes: int) -> dict[str, float]:
     slots = results.slots
     later = slots[1:] or slots
     totals = [slot.seconds.total for slot in slots]
-    figures = {
+    figures: dict[str, float | None] = {
         "hello_seconds": results.seconds.hello,
         "first_slot_seconds": totals[0],
         "later_slot_seconds": statistics.fmean(totals[1:] or totals),
@@ -299,7 +299,7 @@ def _of_slots(results: Results, nodes: int) -> dict[str, float]:
     for way in ("up", "down"):
         total = getattr(results.totals, f"bytes_{way}")
         figures[f"kib_{way}"] = total / 1024 / nodes / len(slots)
-    return figures
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 class _Memory:

@@ -34,6 +34,7 @@ from benchmarks.questions import with_questions
 from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
+from fedit_app.mkv import DEFAULT_PRECISION
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
 
@@ -89,7 +90,7 @@ def _edit(
     requests: Sequence[EditRequest],
 ) -> Figures:
     contexts, chats = mix
-    bench = workbench(model, editor, contexts=contexts, chats=chats, **given)
+    bench = workbench(model, editor, DEFAULT_PRECISION, contexts, chats, None, **given)
     ledger = Ledger(bench.fingerprint)
     solver = bench.solver  # made before the clock starts
     measured = measure(

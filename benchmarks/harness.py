@@ -242,7 +242,8 @@ def counterfact_metrics(model: EditableModel, requests: Sequence[EditRequest]) -
         the prompt (`magnitude`) and after paraphrases, by their names in `Metrics`.
     """
     found = aggregate(score_requests(model, requests))
-    return {name: found.value(name) for name in _FIGURES if found.value(name) is not None}
+    values = {name: found.value(name) for name in _FIGURES}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def loaded(options: argparse.Namespace) -> EditableModel:

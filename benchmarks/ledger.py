@@ -129,20 +129,16 @@ def random_mkvs(start: int, stop: int) -> list[MKV]:
     """MKVs of a node, the same ones for the same numbers."""
     random = np.random.default_rng(start)
     shapes = ((len(_LAYERS), _D_FF), (len(_LAYERS), _D_MODEL), _D_MODEL, _D_MODEL)
-    return [
-        create(
-            "node",
-            1,
-            FINGERPRINT,
-            *(random.standard_normal(shape, np.float32) for shape in shapes),
-        )
-        for _ in range(start, stop)
-    ]
+    mkvs = []
+    for _ in range(start, stop):
+        keys, shifts, v_star, h0 = (random.standard_normal(shape, np.float32) for shape in shapes)
+        mkvs.append(create("node", 1, FINGERPRINT, keys, shifts, v_star, h0))
+    return mkvs
 
 
 def fill(folder: str, start: int, stop: int) -> Figures:
     """Accept the MKVs from number `start` to `stop`; nothing waits for the disk."""
-    os.fsync = lambda _: None
+    os.fsync = lambda fd: None
     ledger = Ledger.open(Path(folder), FINGERPRINT)
     for begin in range(start, stop, _ROWS_PER_WRITE):
         mkvs = random_mkvs(begin, min(begin + _ROWS_PER_WRITE, stop))

@@ -34,6 +34,7 @@ from benchmarks.harness import (
     table,
     workbench,
 )
+from fedit_app.editing.contexts import Template
 from fedit_app.editing.subjects import SubjectStates, in_texts
 from fedit_app.editing.values import Values
 from fedit_app.editing.workbench import Workbench
@@ -95,7 +96,7 @@ def _vectors(bench: Workbench, pairs: Sequence[tuple[EditRequest, EditRequest]])
 
 
 def _states(
-    bench: Workbench, requests: Sequence[EditRequest], templates: Sequence[str], layer: int
+    bench: Workbench, requests: Sequence[EditRequest], templates: Sequence[Template], layer: int
 ) -> tuple[Tensor, Tensor]:
     """Keys and states (n, width) at one layer of the unedited model."""
     with torch.no_grad():
@@ -161,7 +162,8 @@ def _reuse(
     alone = _said(bench, others, own)
     zero = _passes(bench, others, [None] * len(others))
     begun = _passes(bench, others, mkvs)
-    figures, rows = {}, []
+    figures: Figures = {}
+    rows = []
     for low, high in _BINS:
         chosen = [i for i, cosine in enumerate(cosines) if low <= cosine < high]
         if not chosen:
@@ -197,11 +199,11 @@ def _computed(
     kinds = bench.editor.kinds(model, [[one] for one in requests], templates, settings, values)
     found = bench.editor.vectors(model, kinds, bench.solver, bench.pairs(ledger), settings)
     parts = (found.keys[:, :, 0], found.shifts[:, :, 0], found.v_star, found.h0)
-    columns = zip(*(part.float().cpu().numpy() for part in parts), strict=True)
+    keys, shifts, v_star, h0 = (part.float().cpu().numpy() for part in parts)
     logger.info("%d MKVs computed", len(requests))
     return values, [
-        create("benchmark", 1, bench.fingerprint, *vectors, precision="float32")
-        for vectors in columns
+        create("benchmark", 1, bench.fingerprint, *vectors, "float32")
+        for vectors in zip(keys, shifts, v_star, h0, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedit_app.editing.contexts import Template
 from fedit_app.editing.settings import EditSettings
 from fedit_app.editing.values import Values, key_rows
 from fedit_app.facts.request import EditRequest
@@ -23,7 +24,7 @@ from fedit_app.models.tokens import pad
 def plain_values(
     model: EditableModel,
     requests: Sequence[EditRequest],
-    templates: Sequence[str],
+    templates: Sequence[Template],
     settings: EditSettings,
 ) -> Values:
     """MEMIT's v* of requests, one after the other.
@@ -42,7 +43,7 @@ def plain_values(
 def _plain_value(
     model: EditableModel,
     request: EditRequest,
-    templates: Sequence[str],
+    templates: Sequence[Template],
     settings: EditSettings,
 ) -> tuple[Tensor, ...]:
     rows = key_rows(model, [request], templates, with_copy=True)

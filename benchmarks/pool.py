@@ -103,7 +103,8 @@ def _mkv_bytes(n_layers: int, d_ff: int, d_model: int) -> tuple[int, int]:
     """Bytes of an MKV's signatures and of its payload."""
     random = np.random.default_rng(0)
     shapes = ((n_layers, d_ff), (n_layers, d_model), d_model, d_model)
-    mkv = create("node", 1, "f" * 64, *(random.standard_normal(shape) for shape in shapes))
+    keys, shifts, v_star, h0 = (random.standard_normal(shape) for shape in shapes)
+    mkv = create("node", 1, "f" * 64, keys, shifts, v_star, h0)
     return sum(2 * mkv.signature(kind).size for kind in SIGNATURES), len(to_bytes(mkv))
 
 

@@ -135,13 +135,13 @@ def _run(
 def _figures(with_reuse: Results, without: Results, avoidable: int) -> dict[str, float | None]:
     costs, costs_without = with_reuse.totals, without.totals
     avoided = costs_without.optimised - costs.optimised
-    seconds = [found.seconds.edit for found in (costs, costs_without)]
+    seconds, seconds_without = (found.seconds.edit or 0.0 for found in (costs, costs_without))
     return {
         "avoidable": avoidable,
         "avoided": avoided,
         "avoided_share": avoided / avoidable if avoidable else None,
-        "seconds": seconds[0],
-        "seconds_saved": seconds[1] - seconds[0] if avoidable else None,
+        "seconds": seconds,
+        "seconds_saved": seconds_without - seconds if avoidable else None,
         "mib_up": costs.bytes_up / 2**20,
         "mib_down": costs.bytes_down / 2**20,
         "score": with_reuse.summary.federation.score,

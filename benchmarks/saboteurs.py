@@ -224,7 +224,7 @@ class Federation(InProcessGrid):
             text = text.replace(mkv.id, made.id)
             new.append(made)
         said = pack(json.loads(text), new)
-        said["info"]["seconds"] = answer["info"]["seconds"]
+        said.config_records["info"]["seconds"] = answer.config_records["info"]["seconds"]
         answer.update(said)
 
     def _averaged(self, asked: RecordDict, answer: RecordDict, name: str) -> None:

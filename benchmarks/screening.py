@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import main, parser, report, table
+from benchmarks.harness import Cell, Figures, main, parser, report, table
 from fedit_app.cli.places import find_place
 from fedit_app.config.folders import nodes_with_ledger
 from fedit_app.config.run_config import RunConfig
@@ -74,7 +74,8 @@ def distribution(name: str, screen: Screen, mkvs: Sequence[MKV]) -> dict[str, fl
     Returns:
         The figures.
     """
-    figures, rows = {}, []
+    figures: Figures = {}
+    rows: list[list[Cell]] = []
     for quantity, values in screen.measure(mkvs).items():
         found = (*map(float, np.quantile(values, (0.5, 0.99, 1.0))), BOUNDS[quantity])
         for column, value in zip(_COLUMNS, found, strict=True):

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace, folder: Path, model: Path, nodes: int) -> 
 
 def _figures(results: Results, nodes: int) -> Figures:
     (slot,) = results.slots
-    return {
+    found = {
         "hello_seconds": results.seconds.hello,
         "edit_seconds": slot.seconds.edit,
         "reedit_seconds": slot.seconds.reedit,
@@ -85,6 +85,7 @@ def _figures(results: Results, nodes: int) -> Figures:
         "served": slot.offered / nodes,
         "mib_down": slot.bytes_down / MIB,
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ class _Measured:
         result["lookup_recall"] = float(right.mean())
         result["lookup_others_per_request"] = float((hits.sum(axis=1) - right).mean())
         decisions = [[_same(project, *pair) for pair in self._pairs] for project in (_unit, sketch)]
-        result["same_fact_agreement"] = float(np.equal(*decisions).mean())
+        result["same_fact_agreement"] = float(np.equal(decisions[0], decisions[1]).mean())
         return result
 
     def _selected(self, sketch: Project, policy: str, kind: str, centred: bool) -> list[set[str]]:

@@ -210,10 +210,11 @@ def _with_new(pairs: LayerPairs, kept: IO[bytes]) -> LayerPairs:
 
     def known(device: torch.device) -> Sums:
         kept.seek(0)
-        parts = [np.empty(shape) for shape in shapes]
-        for part in parts:
-            kept.readinto(part.data.cast("B"))
-        return Sums(*(torch.from_numpy(part).to(device) for part in parts))
+        keys, cross = (
+            torch.from_numpy(np.fromfile(kept, count=math.prod(shape)).reshape(shape)).to(device)
+            for shape in shapes
+        )
+        return Sums(keys, cross)
 
     new = RandomRows(_NEW, d_ff, _SPREAD), RandomRows(_NEW, d_model)
     return LayerPairs(pairs.keys, pairs.shifts, known).with_more(*(rows[:] for rows in new))

@@ -79,8 +79,10 @@ class _Watched(ValueProblem):
 
     def evaluate(self, delta: Tensor) -> Outcome:
         outcome = super().evaluate(delta)
-        parts = delta[:, -1], outcome.nll, outcome.decoded
-        self.seen.append(tuple(part.detach().clone().cpu() for part in parts))
+        last, nll, decoded = (
+            part.detach().clone().cpu() for part in (delta[:, -1], outcome.nll, outcome.decoded)
+        )
+        self.seen.append((last, nll, decoded))
         return outcome
 
 

@@ -11,6 +11,7 @@ a rounded lookup key and the same in float32.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -146,7 +147,9 @@ def _sizes(uploads: Sequence[Sequence[MKV]]) -> dict[str, float]:
 
 def _lookup_cosine(rounded: Mapping[str, Sequence[Sequence[MKV]]], precision: str) -> float:
     keys, exact = (
-        torch.tensor(np.stack([mkv.lookup_key for mkv in sum(rounded[name], [])]).astype(float))
+        torch.tensor(
+            np.stack([mkv.lookup_key for mkv in itertools.chain(*rounded[name])]).astype(float)
+        )
         for name in (precision, _EXACT)
     )
     return float(torch.cosine_similarity(keys, exact).min())

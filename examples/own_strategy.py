@@ -4,7 +4,7 @@ Copied to `fedit_app/server/frugal.py`, it is run by
 `fedit run -c strategy=fedit_app.server.frugal:Frugal`.
 """
 
-from fedit_app.server.strategies import FedEdit
+from fedit_app.server.fedit import FedEdit
 
 
 class Frugal(FedEdit):

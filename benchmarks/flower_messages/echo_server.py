@@ -7,6 +7,7 @@ and those that the processor worked for the server.
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -66,7 +67,7 @@ def upload(number: int) -> RecordDict:
     return content
 
 
-def _exchange(grid, content, own: bool) -> float:
+def _exchange(grid: Grid, content: Callable[[int], RecordDict], own: bool) -> float:
     nodes = sorted(grid.get_node_ids())
     messages = [
         Message(content(number), message_type="query.echo", dst_node_id=node)
