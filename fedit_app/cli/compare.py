@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,12 @@ Metrics = Annotated[
 ]
 ReportOnly = Annotated[
     bool, typer.Option("--report-only", help="Only write the tables of the finished runs.")
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Runs that go on side by side; they share cores, memory and GPU."
+    ),
 ]
 
 
@@ -72,6 +79,7 @@ def compare(
     metrics: Metrics = None,
     dry_run: DryRun = False,
     report_only: ReportOnly = False,
+    jobs: Jobs = 1,
     app: App = None,
     form: FormatOption = Format.AUTO,
 ) -> int:
@@ -94,7 +102,7 @@ def compare(
             baselines=chosen.get("baselines", ""),
             star=preset is Preset.FIELD,
         )
-    return _compare(plan, folder, metrics, dry_run, app, form)
+    return _compare(plan, folder, metrics, dry_run, jobs, app, form)
 
 
 def sweep(
@@ -115,6 +123,7 @@ def sweep(
     metrics: Metrics = None,
     dry_run: DryRun = False,
     report_only: ReportOnly = False,
+    jobs: Jobs = 1,
     app: App = None,
     form: FormatOption = Format.AUTO,
 ) -> int:
@@ -126,7 +135,7 @@ def sweep(
             raise FedEditError("--axis is missing; write, for example, --axis overlap=0,0.25,0.5")
         values = run_config(config, overrides)
         plan = _plan(folder, values, nodes, strategies, editors, seeds, axis)
-    return _compare(plan, folder, metrics, dry_run, app, form)
+    return _compare(plan, folder, metrics, dry_run, jobs, app, form)
 
 
 def _set_of(preset: Preset | None) -> dict[str, str]:
@@ -170,6 +179,7 @@ def _compare(
     folder: Path,
     metrics: str | None,
     dry_run: bool,
+    jobs: int,
     app: Path | None,
     form: Format,
 ) -> int:
@@ -193,7 +203,7 @@ def _compare(
         write({"runs": Table(("Run", "State", "Folder"), rows)}, form)
         return 0
     else:
-        failures = _execute(plan, app)
+        failures = _execute(plan, jobs, app)
     comparison = summarise(plan, failures)
     evidence = gather(plan)
     files = write_comparison(comparison, folder, columns, evidence)
@@ -211,10 +221,10 @@ def _compare(
     return 1 if failures else 0
 
 
-def _execute(plan: Plan, app: Path | None) -> dict[str, str]:
+def _execute(plan: Plan, jobs: int, app: Path | None) -> dict[str, str]:
     """Do the runs of a plan; names of those that failed, and why."""
     from fedit_app.experiments.plan import locked, save_plan
-    from fedit_app.experiments.runner import execute, prepare
+    from fedit_app.experiments.runner import cores_of, execute, prepare
     from fedit_app.flower_compat.launch import find_app, simulate, with_other_code
     from fedit_app.support.processes import interrupt_when_terminated
 
@@ -223,6 +233,4 @@ def _execute(plan: Plan, app: Path | None) -> dict[str, str]:
     with locked(plan.folder):
         steps = prepare(plan, with_other_code(checkout))
         save_plan(plan)
-        return execute(
-            steps, lambda values, nodes, on_line: simulate(checkout, values, nodes, on_line)
-        )
+        return execute(steps, partial(simulate, checkout, cores=cores_of(jobs)), jobs)

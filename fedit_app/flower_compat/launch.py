@@ -82,6 +82,7 @@ def simulate(
     config: Mapping[str, ConfigValue],
     nodes: int,
     on_line: Callable[[str], None],
+    cores: int | None = None,
 ) -> str:
     """Run an app with virtual nodes and wait for its end.
 
@@ -90,6 +91,7 @@ def simulate(
         config: run-config values to override.
         nodes: number of virtual nodes.
         on_line: called with every line of the run's log.
+        cores: how many the nodes use; None for all of the machine's.
 
     Returns:
         Flower's final status, such as "finished:completed".
@@ -97,10 +99,12 @@ def simulate(
     Raises:
         FedEditError: Flower refuses the run, or its SuperLink does not start or ends early.
     """
-    # One client at a time with the whole machine: each has a model of its own in memory.
+    # One client at a time with all of them: each has a model of its own in memory.
+    cores = cores or os.cpu_count() or 1
     federation: dict[str, ConfigValue] = {
         "num-supernodes": nodes,
-        "client-resources-num-cpus": os.cpu_count() or 1,
+        "init-args-num-cpus": cores,
+        "client-resources-num-cpus": cores,
         "client-resources-num-gpus": 1.0 if torch.cuda.is_available() else 0.0,
     }
     with temporary_home() as home, simulation_superlink(home) as superlink:
