@@ -5,7 +5,7 @@ each editor, weight of the term that keeps names, and mix of contexts: so many s
 so many chats. *Generated* is the share of records whose target is the beginning of what the model
 writes after the prompt. In chats the user asks the question, and for the prompt and the paraphrase
 prompts to be completed. Seconds per edit hold everything that an edit costs once model and
-covariance are there.
+covariance are there, but for values that `--work-cache` has.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.harness import (
+    SPREAD,
     Figures,
     benchmark,
     count,
@@ -28,13 +30,15 @@ from benchmarks.harness import (
     option,
     print_figures,
     records,
+    spread,
+    value_store,
     workbench,
 )
 from benchmarks.questions import with_questions
+from fedit_app.editing.value_store import ValueStore
 from fedit_app.evaluation.generation import answer_metrics
 from fedit_app.facts.request import EditRequest
 from fedit_app.ledger.ledger import Ledger
-from fedit_app.mkv import DEFAULT_PRECISION
 from fedit_app.models.editable import EditableModel
 from fedit_app.support.errors import FedEditError
 
@@ -62,18 +66,20 @@ _COLUMNS = {
     option("--mixes", "PREFIXES+CHATS, separated by commas", default="5+0"),
     option("--clamp", "see the run config; None: the editor's", type=float, default=None),
     option("--steps", "most passes of a value; None: the editor's", type=int, default=None),
+    *SPREAD,
 )
 def run(options: argparse.Namespace) -> Figures:
     """Edit with every weight and mix, and print the metrics side by side."""
     weights, names = _numbers(options.weights), options.editors.split(",")
-    given = {"clamp": options.clamp, "steps": options.steps}
+    given = {"clamp": options.clamp, "steps": options.steps, **spread(options)}
+    store = value_store(options)
     mixes = _mixes(options.mixes)
     requests = [with_questions(request) for request in records(options, options.records)]
     model = loaded(options)
     figures: Figures = {}
     lines = {}
     for name, weight, mix in itertools.product(names, weights, mixes):
-        found = _edit(model, name, mix, {"subject_weight": weight, **given}, requests)
+        found = _edit(model, name, mix, {"subject_weight": weight, **given}, requests, store)
         line = f"{name}, weight {weight:g}" + (f", {mix[0]}+{mix[1]}" if len(mixes) > 1 else "")
         lines[line] = f"fidelity/{line}"
         figures |= {f"fidelity/{line}/{key}": value for key, value in found.items()}
@@ -86,15 +92,17 @@ def _edit(
     model: EditableModel,
     editor: str,
     mix: tuple[int, int],
-    given: Mapping[str, float | None],
+    given: Mapping[str, Any],
     requests: Sequence[EditRequest],
+    store: ValueStore | None,
 ) -> Figures:
     contexts, chats = mix
-    bench = workbench(model, editor, DEFAULT_PRECISION, contexts, chats, None, **given)
+    bench = workbench(model, editor, contexts=contexts, chats=chats, **given)
     ledger = Ledger(bench.fingerprint)
     solver = bench.solver  # made before the clock starts
     measured = measure(
-        lambda: ledger.accept(bench.compute(requests, ledger, "benchmark", 1), 1), solver.device
+        lambda: ledger.accept(bench.compute(requests, ledger, "benchmark", 1, None, store), 1),
+        solver.device,
     )
     with bench.edited(ledger):
         metrics = counterfact_metrics(model, requests)

@@ -15,9 +15,9 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.harness import (
+    SPREAD,
     Figures,
     benchmark,
     count,
@@ -28,11 +28,11 @@ from benchmarks.harness import (
     main,
     option,
     print_figures,
+    spread,
     text_file,
+    value_store,
     workbench,
 )
-from fedit_app.editing.corpus import CovarianceSource
-from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.generation import matches
 from fedit_app.evaluation.neutral import neutral_rows, neutral_scores
@@ -66,16 +66,10 @@ _COLUMNS = {
     count("--seed", 1, "of the sample"),
     option("--editor", "name of the editor", default="memit"),
     option("--subject-weight", "see the run config", type=float, default=1.0),
-    option("--layers", "see the run config; None: the model's", default=None),
-    option(
-        "--covariance-weight", "see the run config; None: the editor's", type=float, default=None
-    ),
-    option("--covariance-source", "see the run config", default=CovarianceSource.name),
-    count("--covariance-tokens", None, "see the run config; None: 10 d_ff"),
+    *SPREAD,
     option("--ways", "without and with upkeep", default="without,with"),
     text_file("--text", "wikitext2_raw_test.txt", "ordinary text"),
     count("--text-rows", 32, "of 128 tokens each"),
-    option("--work-cache", "folder for values; None: they are not kept", type=Path),
 )
 def run(options: argparse.Namespace) -> Figures:
     """Let the ledger grow twice, without and with upkeep."""
@@ -88,15 +82,11 @@ def run(options: argparse.Namespace) -> Figures:
         raise FedEditError(f"--ways {options.ways}: name without, with, or both")
     facts = different_subjects(options, most)
     model = loaded(options)
-    given = {
-        "subject_weight": options.subject_weight,
-        "layers": options.layers,
-        "covariance_weight": options.covariance_weight,
-    }
-    source = CovarianceSource(options.covariance_source, options.covariance_tokens)
-    bench = workbench(model, options.editor, source=source, **given)
+    bench = workbench(
+        model, options.editor, subject_weight=options.subject_weight, **spread(options)
+    )
     text = neutral_rows(model, options.text, options.text_rows)
-    store = ValueStore(options.work_cache) if options.work_cache else None
+    store = value_store(options)
     unedited = neutral_scores(model, {}, text).perplexity_before
     figures: Figures = {"growth/unedited/perplexity": unedited}
     lines = {"unedited": "growth/unedited"}

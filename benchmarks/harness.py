@@ -39,6 +39,7 @@ import torch
 
 from fedit_app.editing.covariance import CovarianceSource
 from fedit_app.editing.settings import edit_settings
+from fedit_app.editing.value_store import ValueStore
 from fedit_app.editing.workbench import Workbench
 from fedit_app.evaluation.metrics import aggregate
 from fedit_app.evaluation.scores import score_requests
@@ -219,6 +220,32 @@ def different_subjects(options: argparse.Namespace, count: int) -> list[EditRequ
             first.setdefault(request.subject, request)
         asked += count - len(first)
     return list(first.values())[:count]
+
+
+SPREAD = (
+    option("--layers", "see the run config; None: the model's", default=None),
+    option(
+        "--covariance-weight", "see the run config; None: the editor's", type=float, default=None
+    ),
+    option("--covariance-source", "see the run config", default=CovarianceSource.name),
+    count("--covariance-tokens", None, "see the run config; None: 10 d_ff"),
+    option("--work-cache", "folder for values; None: they are not kept", type=Path),
+)
+"""Options that leave the values v* as they are: how they are spread over layers, and kept."""
+
+
+def spread(options: argparse.Namespace) -> dict[str, Any]:
+    """What `SPREAD` says, for `workbench`."""
+    return {
+        "layers": options.layers,
+        "covariance_weight": options.covariance_weight,
+        "source": CovarianceSource(options.covariance_source, options.covariance_tokens),
+    }
+
+
+def value_store(options: argparse.Namespace) -> ValueStore | None:
+    """Where `SPREAD` says that values are kept."""
+    return ValueStore(options.work_cache) if options.work_cache else None
 
 
 def paraphrase(request: EditRequest) -> EditRequest | None:

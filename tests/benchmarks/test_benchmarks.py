@@ -118,8 +118,8 @@ def test_the_rule_of_a_run_stops_the_values_of_the_curve_where_it_stops_a_run(ti
         assert (passes.stopped(f"held={held}") + 1).tolist() == values.steps.tolist()
 
 
-def test_fidelity(figures, tiny_folder, data, monkeypatch):
-    clamps = []
+def test_fidelity(figures, tiny_folder, data, monkeypatch, tmp_path):
+    clamps, kept = [], tmp_path / "values"
 
     def noted(*given, **named):
         clamps.append(named["clamp"])
@@ -136,10 +136,11 @@ def test_fidelity(figures, tiny_folder, data, monkeypatch):
             line = f"fidelity/{name}, weight {weight}"
             assert 0 <= found[f"{line}/exact_match"] <= 1
             assert found[f"{line}/seconds_per_edit"] > 0
-    mixes = ("--weights", 1, "--mixes", "1+0,2+1", "--clamp", 0.5)
+    mixes = ("--weights", 1, "--mixes", "1+0,2+1", "--clamp", 0.5, "--work-cache", kept)
     found = figures(fidelity.run, "--model", tiny_folder, "--data", data, "--records", 2, *mixes)
     assert {"fidelity/memit, weight 1, 2+1/wild_match"} < set(found)
     assert clamps == [None] * 4 + [0.5] * 2
+    assert [file for file in kept.rglob("*") if file.is_file()]
     with pytest.raises(FedEditError, match="--mixes: '5' must be PREFIXES"):
         fidelity.run(["--mixes", "5", "--data", str(data)])
     with pytest.raises(FedEditError, match="--weights: 'much' must be numbers"):
