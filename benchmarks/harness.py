@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import gc
 import math
-import os
 import platform
 import sys
 import threading
@@ -54,7 +53,7 @@ from fedit_app.models.loading import load_model, resolve_device
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import write_json_atomic
 from fedit_app.support.log import set_up_logging
-from fedit_app.support.processes import interrupt_when_terminated
+from fedit_app.support.processes import cores, interrupt_when_terminated
 from fedit_app.support.tables import Shown, Table
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "counterfact_1500.json"
@@ -451,9 +450,7 @@ def device_in_words(device: torch.device) -> str:
     """The GPU's name, or the CPU's with the cores and threads that this process may use."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (CUDA)"
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} torch threads"
+    return f"{_cpu_name()}, {cores()} cores, {torch.get_num_threads()} torch threads"
 
 
 def _cpu_name() -> str:

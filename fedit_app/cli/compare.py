@@ -233,4 +233,4 @@ def _execute(plan: Plan, jobs: int, app: Path | None) -> dict[str, str]:
     with locked(plan.folder):
         steps = prepare(plan, with_other_code(checkout))
         save_plan(plan)
-        return execute(steps, partial(simulate, checkout, cores=cores_of(jobs)), jobs)
+        return execute(steps, partial(simulate, checkout, given_cores=cores_of(jobs)), jobs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import cache_dir, free_bytes
+from fedit_app.support.processes import cores
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 GIGABYTE = 1e9
@@ -109,7 +109,7 @@ def memory() -> Finding:
     found = psutil.virtual_memory()
     text = (
         f"{found.available / GIGABYTE:.1f} of {found.total / GIGABYTE:.1f} GB free, "
-        f"{os.cpu_count()} processor cores"
+        f"{cores()} processor cores"
     )
     return Finding(OK, "memory", text)
 

@@ -31,6 +31,7 @@ from fedit_app.server.strategies import keeps_its_state
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import duration
 from fedit_app.support.log import set_up_logging
+from fedit_app.support.processes import cores
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ def what_is_left(run: PlannedRun) -> Todo:
 
 
 def cores_of(jobs: int) -> int:
-    """How many of the machine's cores each of so many runs has, if they go on side by side."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    """How many cores each of so many runs has, if they go on side by side."""
+    return max(1, cores() // jobs)
 
 
 def execute(steps: Sequence[Step], simulate: Simulate, jobs: int = 1) -> dict[str, str]:
@@ -215,7 +216,7 @@ def _whose_values(run: PlannedRun) -> Hashable:
     return method.site, method.objective, run.editor.removeprefix(name), run.seed, run.value
 
 
-def _begin(cores: int) -> None:
+def _begin(threads: int) -> None:
     """Prepare a process that executes runs.
 
     It is in a process group of its own and deaf between two runs: who is interrupted passes it on.
@@ -223,7 +224,7 @@ def _begin(cores: int) -> None:
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_logging()
-    torch.set_num_threads(cores)
+    torch.set_num_threads(threads)
 
 
 def _job(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> tuple[float, str]:

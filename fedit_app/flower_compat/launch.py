@@ -7,7 +7,6 @@ has its own SuperLink on a free loopback port and in a temporary folder, which e
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ from fedit_app.support.errors import FedEditError
 from fedit_app.support.files import read_toml
 from fedit_app.support.processes import (
     STOP_SECONDS,
+    cores,
     environment,
     free_port,
     kill_tool,
@@ -82,7 +82,7 @@ def simulate(
     config: Mapping[str, ConfigValue],
     nodes: int,
     on_line: Callable[[str], None],
-    cores: int | None = None,
+    given_cores: int | None = None,
 ) -> str:
     """Run an app with virtual nodes and wait for its end.
 
@@ -91,7 +91,7 @@ def simulate(
         config: run-config values to override.
         nodes: number of virtual nodes.
         on_line: called with every line of the run's log.
-        cores: how many the nodes use; None for all of the machine's.
+        given_cores: how many the nodes use; None for all that this process may use.
 
     Returns:
         Flower's final status, such as "finished:completed".
@@ -100,11 +100,10 @@ def simulate(
         FedEditError: Flower refuses the run, or its SuperLink does not start or ends early.
     """
     # One client at a time with all of them: each has a model of its own in memory.
-    cores = cores or os.cpu_count() or 1
     federation: dict[str, ConfigValue] = {
         "num-supernodes": nodes,
-        "init-args-num-cpus": cores,
-        "client-resources-num-cpus": cores,
+        "init-args-num-cpus": given_cores or cores(),
+        "client-resources-num-cpus": given_cores or cores(),
         "client-resources-num-gpus": 1.0 if torch.cuda.is_available() else 0.0,
     }
     with temporary_home() as home, simulation_superlink(home) as superlink:

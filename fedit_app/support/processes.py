@@ -1,4 +1,4 @@
-"""Flower's processes: the environment they run in, and ending all of them."""
+"""Flower's processes: the environment and the cores they run on, and ending all of them."""
 
 from __future__ import annotations
 
@@ -155,6 +155,13 @@ def _signal(process: psutil.Process, number: int) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         logger.debug("process %d has exited already", process.pid)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedit_app.experiments import runner
 from fedit_app.experiments.plan import make_plan
 from fedit_app.experiments.runner import Step, Todo, execute
 from fedit_app.support.errors import FedEditError
@@ -67,7 +68,7 @@ def steps(folder, strategies, seeds="1", editors="memit"):
 
 
 def test_the_first_of_those_with_the_same_values_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(runner, "cores", lambda: 2)
     simulate = functools.partial(simulated, tmp_path)
     failures = execute(steps(tmp_path, "fedit,local", editors="memit,alphaedit"), simulate, jobs=2)
     assert set(failures) == {"local_memit_seed-1", "local_alphaedit_seed-1"}

@@ -22,6 +22,17 @@ child.wait()
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes to cores")
+def test_only_cores_that_may_be_used_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert processes.cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_command_ends_what_it_has_started(number):
     """Python by itself ends at once, without a `finally`."""
