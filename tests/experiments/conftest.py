@@ -58,7 +58,7 @@ class Simulated(list):
         """Make the run with these values fail."""
         self.broken = {key.replace("_", "-"): value for key, value in wanted.items()}
 
-    def __call__(self, app, config, nodes, on_line):
+    def __call__(self, app, config, nodes, on_line, given_cores=None):
         self.append(dict(config))
         if self.broken and self.broken.items() <= config.items():
             on_line("RuntimeError: the machine is on fire")

@@ -141,10 +141,10 @@ def test_after_an_interruption(fedit, simulated, tmp_path, monkeypatch):
     options = ("--nodes", 2, "--strategies", "local,central,fedit")
     in_process = launch.simulate
 
-    def interrupted(app, config, nodes, on_line):
+    def interrupted(app, config, nodes, on_line, given_cores=None):
         if config["strategy"] == "central":
             raise KeyboardInterrupt
-        return in_process(app, config, nodes, on_line)
+        return in_process(app, config, nodes, on_line, given_cores)
 
     with monkeypatch.context() as patch:
         patch.setattr(launch, "simulate", interrupted)
