@@ -12,8 +12,6 @@ from fedit_app.mkv.federation_key import FederationKey
 from fedit_app.mkv.node_key import key_fingerprint, make_node_key, read_public_key
 from fedit_app.node.peers import read_peers
 
-TODAY = datetime.now(UTC).date()
-
 
 @pytest.fixture
 def node(tmp_path) -> NodeFolder:
@@ -74,9 +72,10 @@ def test_a_revoked_key_opens_nothing(fedit, node):
 
 
 def test_a_key_ends_on_its_day(fedit, node):
-    assert fedit("keys", "expire", node.folder, "museum", str(TODAY))[0] == 0
+    today = datetime.now(UTC).date()
+    assert fedit("keys", "expire", node.folder, "museum", str(today))[0] == 0
     assert accepted(node) == {"court": 2, "museum": 1}
-    yesterday = str(TODAY - timedelta(days=1))
+    yesterday = str(today - timedelta(days=1))
     assert fedit("keys", "expire", node.folder, "museum", yesterday)[0] == 0
     assert accepted(node) == {"court": 2, "museum": 0}
     (row,) = (row for row in listed(fedit, node) if row["whose"] == "museum")

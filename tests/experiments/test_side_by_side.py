@@ -93,6 +93,7 @@ def test_an_interrupt_of_two_seeds_reaches_the_runs_and_waits_for_their_end(tmp_
 
 def interrupted():
     """What Ctrl-C meets."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
     folder = Path(sys.argv[1])
     try:
         execute(steps(folder, "fedit", "1,2"), functools.partial(endless, folder), jobs=2)
