@@ -1,6 +1,7 @@
 """How the messages of a stage are sent."""
 
 from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedit_app.server import pulls
 from fedit_app.server.pulls import push
@@ -17,6 +18,7 @@ class Sending:
 
 
 def test_nodes_do_not_hear_of_a_message_long_before_its_content_is_there():
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     messages = [Message(RecordDict(), dst_node_id=n, message_type="query.it") for n in range(10)]
     grid = Sending()
     push(grid, messages)
