@@ -31,7 +31,7 @@ def told(folder):
 
 def until(folder, count):
     """Wait until so many runs have begun."""
-    for _ in range(600):
+    for _ in range(2400):
         if sum("begins" in line for line in told(folder)) >= count:
             return
         time.sleep(0.05)
@@ -86,7 +86,7 @@ def test_an_interrupt_of_two_seeds_reaches_the_runs_and_waits_for_their_end(tmp_
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until(tmp_path, 2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and told(tmp_path) == ["begins", "begins", "ends", "ends"]
     assert "Traceback" not in errors
 
