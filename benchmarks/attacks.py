@@ -144,10 +144,9 @@ def _poisoning(
     """The table of what poison does."""
     chosen = requests[options.records : options.records + options.chosen]
     true = [
-        dataclasses.replace(
-            request, target_new=str(request.target_true), target_true=request.target_new
-        )
+        dataclasses.replace(request, target_new=request.target_true, target_true=request.target_new)
         for request in requests[options.records + options.chosen :]
+        if request.target_true is not None
     ]
     node = Node(
         bench=bench,

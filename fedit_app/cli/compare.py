@@ -41,7 +41,7 @@ ReportOnly = Annotated[
 Jobs = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="Runs that go on side by side; they share cores, memory and GPU."
+        min=1, metavar="N", help="Runs executed at a time; they share cores, memory and GPU."
     ),
 ]
 
@@ -224,7 +224,8 @@ def _compare(
 def _execute(plan: Plan, jobs: int, app: Path | None) -> dict[str, str]:
     """Do the runs of a plan; names of those that failed, and why."""
     from fedit_app.experiments.plan import locked, save_plan
-    from fedit_app.experiments.runner import cores_of, execute, prepare
+    from fedit_app.experiments.runner import execute, prepare
+    from fedit_app.experiments.side_by_side import cores_of
     from fedit_app.flower_compat.launch import find_app, simulate, with_other_code
     from fedit_app.support.processes import interrupt_when_terminated
 

@@ -158,7 +158,7 @@ class EditingSettings(Seeded):
         0,
         "turns of a chat among the contexts, where the tokenizer has a chat template: the user "
         "asks for the fact, and the target is the whole answer",
-        source="1 was measured to answer more questions, to keep fewer names and to take 2.9 "
+        source="1 was measured to answer more questions, to keep fewer names and to take 2.6 "
         "times as long, and to do harm with pmet (benchmarks/README.md)",
         ge=0,
         le=1,

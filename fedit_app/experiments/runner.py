@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import re
 import shutil
-import signal
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedit_app.config.run_config import RunConfig
 from fedit_app.editing.editors import editor_named
 from fedit_app.experiments.baselines import run_baseline
 from fedit_app.experiments.plan import Plan, PlannedRun
 from fedit_app.experiments.preflight import check_simulation
+from fedit_app.experiments.side_by_side import side_by_side
 from fedit_app.facts.partition import take_over_partition
 from fedit_app.report import load_results
 from fedit_app.server.record import resumable_results
 from fedit_app.server.strategies import keeps_its_state
 from fedit_app.support.errors import FedEditError
 from fedit_app.support.formats import duration
-from fedit_app.support.log import set_up_logging
-from fedit_app.support.processes import cores
 
 logger = logging.getLogger(__name__)
 
@@ -121,19 +114,14 @@ def what_is_left(run: PlannedRun) -> Todo:
     return Todo.RESUME
 
 
-def cores_of(jobs: int) -> int:
-    """How many cores each of so many runs has, if they go on side by side."""
-    return max(1, cores() // jobs)
-
-
 def execute(steps: Sequence[Step], simulate: Simulate, jobs: int = 1) -> dict[str, str]:
     """Execute all unfinished runs; a failed run does not stop the others.
 
     Args:
         steps: see `prepare`.
-        simulate: executes one run; with several jobs a function of a module, or a partial of one.
-        jobs: how many runs go on side by side, each in a process of its own. The first of those
-            that optimise the same values is waited for, so that the work-cache has them.
+        simulate: executes one run; with several jobs it is pickled.
+        jobs: how many runs go on side by side. The first of those that optimise the same values is
+            waited for, so that the work-cache has them.
 
     Returns:
         Name of a failed run -> the reason.
@@ -141,13 +129,16 @@ def execute(steps: Sequence[Step], simulate: Simulate, jobs: int = 1) -> dict[st
     left = [step for step in steps if step.todo is not Todo.DONE]
     if len(left) < len(steps):
         logger.info("%d of %d runs are complete", len(steps) - len(left), len(steps))
-    all_runs = [step.run for step in steps]
+    numbers = {step.run.name: number for number, step in enumerate(left, start=1)}
+    work = partial(_timed, [step.run for step in steps], simulate, numbers)
+    ended: Iterable[tuple[Step, tuple[float, str]]]
     if jobs == 1:
-        ended = _one_by_one(left, all_runs, simulate)
+        ended = ((step, work(step)) for step in left)
     else:
-        ended = _side_by_side(left, all_runs, simulate, jobs)
+        known = {_whose_values(step) for step in steps if step.todo is Todo.DONE}
+        ended = side_by_side(left, work, jobs, _whose_values, known)
     failures: dict[str, str] = {}
-    for step, seconds, reason in ended:
+    for step, (seconds, reason) in ended:
         if reason:
             failures[step.run.name] = reason
             logger.error("%s failed after %s: %s", step.run.title, duration(seconds), reason)
@@ -156,59 +147,9 @@ def execute(steps: Sequence[Step], simulate: Simulate, jobs: int = 1) -> dict[st
     return failures
 
 
-_Ended = tuple[Step, float, str]
-"""A step, the seconds that it took, and why it failed; an empty text if it did not."""
-
-
-def _one_by_one(
-    left: Sequence[Step], all_runs: Sequence[PlannedRun], simulate: Simulate
-) -> Iterator[_Ended]:
-    for number, step in enumerate(left, start=1):
-        logger.info("run %d of %d: %s", number, len(left), step.run.title)
-        yield step, *_timed(step, all_runs, simulate)
-
-
-def _side_by_side(
-    left: Sequence[Step], all_runs: Sequence[PlannedRun], simulate: Simulate, jobs: int
-) -> Iterator[_Ended]:
-    waiting, known = list(left), set[Hashable]()
-    running: dict[Future[tuple[float, str]], Step] = {}
-    with ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), _begin, (cores_of(jobs),)
-    ) as pool:
-        try:
-            while waiting or running:
-                while len(running) < jobs and (step := _next(waiting, running, known)):
-                    waiting.remove(step)
-                    number = len(left) - len(waiting)
-                    logger.info("run %d of %d: %s", number, len(left), step.run.title)
-                    running[pool.submit(_job, step, all_runs, simulate)] = step
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    step = running.pop(future)
-                    known.add(_whose_values(step.run))
-                    yield step, *future.result()
-        except BrokenProcessPool:
-            raise FedEditError(
-                "--jobs: the process of a run was killed, as happens when memory runs out; choose "
-                "fewer jobs: what is complete is kept"
-            ) from None
-        except BaseException:
-            for process in multiprocessing.active_children():
-                if process.pid is not None:
-                    os.kill(process.pid, signal.SIGINT)
-            raise
-
-
-def _next(
-    waiting: Sequence[Step], running: Mapping[Future[tuple[float, str]], Step], known: set[Hashable]
-) -> Step | None:
-    """The first step none of whose values a running one is the first to optimise."""
-    awaited = {_whose_values(step.run) for step in running.values()} - known
-    return next((step for step in waiting if _whose_values(step.run) not in awaited), None)
-
-
-def _whose_values(run: PlannedRun) -> Hashable:
+def _whose_values(step: Step) -> Hashable:
     """What runs have in common that may optimise the same values v*."""
+    run = step.run
     if run.is_baseline:
         return run.name
     name = str(run.values["editor"])
@@ -216,28 +157,12 @@ def _whose_values(run: PlannedRun) -> Hashable:
     return method.site, method.objective, run.editor.removeprefix(name), run.seed, run.value
 
 
-def _begin(threads: int) -> None:
-    """Prepare a process that executes runs.
-
-    It is in a process group of its own and deaf between two runs: who is interrupted passes it on.
-    """
-    os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    set_up_logging()
-    torch.set_num_threads(threads)
-
-
-def _job(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> tuple[float, str]:
-    """Execute a step in such a process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return _timed(step, all_runs, simulate)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _timed(step: Step, all_runs: Sequence[PlannedRun], simulate: Simulate) -> tuple[float, str]:
-    """Execute a step: the seconds that it took, and why it failed."""
+def _timed(
+    all_runs: Sequence[PlannedRun], simulate: Simulate, numbers: Mapping[str, int], step: Step
+) -> tuple[float, str]:
+    """Execute a run: the seconds that it took, and why it failed."""
+    run = step.run
+    logger.info("run %d of %d: %s", numbers[run.name], len(numbers), run.title)
     started = time.perf_counter()
     reason = _run(step, all_runs, simulate)
     return time.perf_counter() - started, reason

@@ -1,4 +1,4 @@
-"""`fedit compare --jobs`: runs that go on side by side, in processes of their own."""
+"""`fedit compare --jobs`: work that goes on side by side, in processes of its own."""
 
 import functools
 import os
@@ -9,14 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from fedit_app.experiments import runner
-from fedit_app.experiments.plan import make_plan
-from fedit_app.experiments.runner import Step, Todo, execute
+from fedit_app.experiments import side_by_side as module
+from fedit_app.experiments.side_by_side import side_by_side
 from fedit_app.support.errors import FedEditError
-
-pytestmark = pytest.mark.integration
 
 
 def note(folder, what):
@@ -30,7 +26,7 @@ def told(folder):
 
 
 def until(folder, count):
-    """Wait until so many runs have begun."""
+    """Wait until so many tasks have begun."""
     for _ in range(2400):
         if sum("begins" in line for line in told(folder)) >= count:
             return
@@ -38,22 +34,50 @@ def until(folder, count):
     raise AssertionError(told(folder))
 
 
-def simulated(folder, values, nodes, on_line):
-    """Stands for a run: the first one is alone, the others meet, and some of them fail."""
-    name = f"{values['strategy']}, {values['editor']}"
-    note(folder, f"{name} begins")
-    time.sleep(0.3)
-    if name != "fedit, memit":
-        until(folder, 3)
-    on_line(f"on {torch.get_num_threads()} threads")
-    note(folder, f"{name} ends")
-    if values["strategy"] == "local":
-        raise FedEditError("no such federation")
-    return "finished:completed"
+def meeting(folder, first, task):
+    """A task; all but the first one wait for one another."""
+    note(folder, f"{task} begins")
+    if task == first:
+        time.sleep(0.3)
+    else:
+        until(folder, 3 if first else 2)
+    note(folder, f"{task} ends")
+    return task.upper()
 
 
-def endless(folder, values, nodes, on_line):
-    """A run that is interrupted, and takes a moment to end."""
+def share(task):
+    return task[0]
+
+
+def test_the_first_of_those_that_share_is_waited_for(tmp_path):
+    work = functools.partial(meeting, tmp_path, "a1")
+    ended = list(side_by_side(["a1", "a2", "a3"], work, 2, share))
+    assert ended[0] == ("a1", "A1") and sorted(ended[1:]) == [("a2", "A2"), ("a3", "A3")]
+    lines = told(tmp_path)
+    assert lines[:2] == ["a1 begins", "a1 ends"]
+    assert [line.split()[-1] for line in lines[2:]] == ["begins", "begins", "ends", "ends"]
+
+
+@pytest.mark.parametrize(("tasks", "known"), [(["a1", "b1"], ()), (["a1", "a2"], "a")])
+def test_what_shares_nothing_or_what_is_known_begins_at_once(tmp_path, tasks, known):
+    work = functools.partial(meeting, tmp_path, "")
+    assert dict(side_by_side(tasks, work, 2, share, known)).keys() == set(tasks)
+
+
+def threads(task):
+    import torch
+
+    return torch.get_num_threads()
+
+
+def test_each_job_has_its_share_of_the_cores(monkeypatch):
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    monkeypatch.setattr(module, "cores", lambda: 4 * allowed)
+    assert list(side_by_side(["a"], threads, 4, share)) == [("a", allowed)]
+
+
+def endless(folder, task):
+    """A task that takes a moment to end once it is interrupted."""
     note(folder, "begins")
     try:
         time.sleep(600)
@@ -62,25 +86,15 @@ def endless(folder, values, nodes, on_line):
         note(folder, "ends")
 
 
-def steps(folder, strategies, seeds="1", editors="memit"):
-    made = make_plan(folder / "all", {"num-slots": 1}, None, strategies, editors, seeds)
-    return [Step(run, Todo.START, 4) for run in made.runs]
+def interrupted():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
+    try:
+        list(side_by_side(["a", "b"], functools.partial(endless, Path(sys.argv[1])), 2, share))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def test_the_first_of_those_with_the_same_values_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "cores", lambda: 2)
-    simulate = functools.partial(simulated, tmp_path)
-    failures = execute(steps(tmp_path, "fedit,local", editors="memit,alphaedit"), simulate, jobs=2)
-    assert set(failures) == {"local_memit_seed-1", "local_alphaedit_seed-1"}
-    assert set(failures.values()) == {"no such federation"}
-    lines = told(tmp_path)
-    assert lines[:2] == ["fedit, memit begins", "fedit, memit ends"]
-    assert [line.split()[-1] for line in lines[2:4]] == ["begins", "begins"] and len(lines) == 8
-    logs = [file.read_text() for file in (tmp_path / "all" / "logs").iterdir()]
-    assert logs == ["on 1 threads\n"] * 4
-
-
-def test_an_interrupt_of_two_seeds_reaches_the_runs_and_waits_for_their_end(tmp_path):
+def test_an_interrupt_reaches_all_jobs_and_waits_for_their_end(tmp_path):
     code = f"from {__name__} import interrupted; interrupted()"
     command = [sys.executable, "-c", code, tmp_path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -91,21 +105,10 @@ def test_an_interrupt_of_two_seeds_reaches_the_runs_and_waits_for_their_end(tmp_
     assert "Traceback" not in errors
 
 
-def interrupted():
-    """What Ctrl-C meets."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
-    folder = Path(sys.argv[1])
-    try:
-        execute(steps(folder, "fedit", "1,2"), functools.partial(endless, folder), jobs=2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def killed(values, nodes, on_line):
+def killed(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_told(tmp_path):
+def test_a_process_that_is_killed_is_told():
     with pytest.raises(FedEditError, match="--jobs: the process of a run was killed"):
-        execute(steps(tmp_path, "fedit", "1,2"), killed, jobs=2)
+        list(side_by_side(["a", "b"], killed, 2, share))

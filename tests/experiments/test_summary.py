@@ -2,13 +2,15 @@
 
 import json
 import math
+import pickle
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from fedit_app.experiments import runner
 from fedit_app.experiments.evidence import Evidence
 from fedit_app.experiments.plan import make_plan, parse_axis
-from fedit_app.experiments.runner import Todo, execute, prepare, what_is_left
+from fedit_app.experiments.runner import Step, Todo, execute, prepare, what_is_left
 from fedit_app.experiments.summary import ahead_text, summarise
 from fedit_app.report import methods_table, render_comparison
 from fedit_app.report.comparison import Axis, Spread
@@ -206,6 +208,38 @@ def test_what_flower_refuses_is_a_failure_like_others(plan, tiny_folder, tmp_pat
         "local_memit_seed-1": "Flower's SuperLink did not start",
         "central_memit_seed-1": "finished:stopped (log: logs/central_memit_seed-1.log)",
     }
+
+
+def ended(values, nodes, on_line):
+    """Stands for a run."""
+    if values["strategy"] == "local":
+        raise FedEditError("no such federation")
+    return "finished:completed"
+
+
+def test_runs_side_by_side_share_values_by_what_decides_them(plan, tmp_path, monkeypatch):
+    asked = []
+
+    def one_by_one(tasks, work, jobs, shares, known):
+        asked.append((jobs, [shares(task) for task in tasks], known))
+        work, tasks = pickle.loads(pickle.dumps((work, tasks)))
+        return [(task, work(task)) for task in tasks]
+
+    monkeypatch.setattr(runner, "side_by_side", one_by_one)
+    editors = "memit,alphaedit,pmet,memit[clamp=1]"
+    made = make_plan(tmp_path / "more", {}, None, "fedit,local", editors, "1,2", baselines="lora")
+    runs = [run for run in made.runs if not run.is_baseline]
+    steps = [Step(run, Todo.START, 4) for run in runs]
+    done = Step(runs[-1], Todo.DONE, 4)
+    failures = execute([*steps[:-1], done], ended, jobs=2)
+    assert len(failures) == 7 and set(failures.values()) == {"no such federation"}
+    ((jobs, found, known),) = asked
+    of = dict(zip([(r.strategy, r.editor, r.seed) for r in runs], found, strict=False))
+    assert jobs == 2 and known == {of["fedit", "memit[clamp=1]", 2]}
+    assert of["fedit", "memit", 1] == of["local", "memit", 1] == of["fedit", "alphaedit", 1]
+    assert len(set(found)) == 6, "three kinds of values for each of two seeds"
+    baselines = [Step(run, Todo.START, 4) for run in made.runs if run.is_baseline]
+    assert len({runner._whose_values(step) for step in baselines}) == len(baselines) == 2
 
 
 SURVIVED = "Traceback (most recent call last):\nValueError: a node stumbled\nINFO : slot 2"
