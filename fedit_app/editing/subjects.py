@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from fedit_app.editing.contexts import Template, context_weights
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.chat import ChatForm
 from fedit_app.models.editable import EditableModel
-from fedit_app.models.partial import projection_inputs, trace
-from fedit_app.models.tokens import TokenRow, chat_row, pad, subject_row
+from fedit_app.models.partial import Trace, projection_inputs, trace
+from fedit_app.models.tokens import TokenRow, alike, chat_row, pad, subject_row
+
+_TOKENS_PER_PASS = 4096
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,9 @@ class Places:
         return [len(row) for row in self.rows]
 
     @cached_property
-    def owner(self) -> Tensor:
-        """(texts,) number of the key that a text belongs to."""
-        return torch.arange(len(self.rows)).repeat_interleave(torch.tensor(self.counts))
-
-    @cached_property
-    def firsts(self) -> Tensor:
-        """(n,) which of all texts are the clean ones."""
-        counts = torch.tensor(self.counts)
-        return counts.cumsum(0) - counts
+    def firsts(self) -> list[int]:
+        """Which of all texts are the clean ones, one for each key."""
+        return [0, *accumulate(self.counts[:-1])] if self.counts else []
 
 
 def in_texts(
@@ -119,7 +116,9 @@ class SubjectStates:
     """Keys and states at the subject's last token, in every text of n keys.
 
     Nothing after the subject is run, since it cannot be seen from there, and each layer below the
-    current one is run once.
+    current one is run once. Texts of similar length run together, few enough at a time that what a
+    layer needs for them does not grow with n. The layers above the current one see the clean texts
+    only: of the others no more than the key is asked for.
 
     Args:
         model: the model, edited or not.
@@ -136,16 +135,11 @@ class SubjectStates:
         last: int,
     ) -> None:
         self._model, self._places = model, places
-        ids, mask = pad([row.ids for key in places.rows for row in key], model.pad_token_id)
-        self._at = mask.sum(1) - 1
-        self._trace = trace(
-            model,
-            first,
-            last,
-            {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)},
-            dry=True,
-        )
-        self._hidden, self._next = self._trace.hidden, first
+        texts = [row.ids for key in places.rows for row in key]
+        clean = set(places.firsts)
+        others = [number for number in range(len(texts)) if number not in clean]
+        self._clean = _passes(model, texts, places.firsts, first, last)
+        self._others = _passes(model, texts, others, first, last)
 
     def see(self, layer: int, until: int) -> Seen:
         """Run layers `layer` .. `until` with the weights of now.
@@ -155,23 +149,30 @@ class SubjectStates:
                 below are run once and for good.
             until: a layer that is not below it.
         """
-        self._hidden = self._trace.run(self._hidden, self._next, layer - 1)
-        self._next = layer
-        with (
-            projection_inputs(self._model, [layer]) as inputs,
-            _projection_outputs(self._model, {layer, until}) as outputs,
-        ):
-            state = self._trace.run(self._hidden, layer, until)
-        found = self._pick(inputs[layer]).double()
+        found: dict[int, Tensor] = {}
+        states, first_outputs, last_outputs = [], [], []
+        with projection_inputs(self._model, [layer]) as inputs:
+            for some in self._others:
+                some.reach(layer)
+                some.run(layer)
+                found |= some.by_text(inputs[layer])
+            with _projection_outputs(self._model, {layer, until}) as outputs:
+                for some in self._clean:
+                    some.reach(layer)
+                    states.append(some.pick(some.run(until)))
+                    found |= some.by_text(inputs[layer])
+                    first_outputs.append(some.pick(outputs[layer]))
+                    last_outputs.append(some.pick(outputs[until]))
+        keys = torch.stack([found[number] for number in range(len(found))])
         return Seen(
-            key=self._mean(found),
-            state=self._clean(state),
-            first_projection=self._clean(outputs[layer]),
-            last_projection=self._clean(outputs[until]),
+            key=self._mean(keys.double()),
+            state=self._by_key(states),
+            first_projection=self._by_key(first_outputs),
+            last_projection=self._by_key(last_outputs),
         )
 
     def states_behind(self, layer: int, value: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Outputs of layers once the output of an earlier one is set to a value in every context.
+        """Outputs of layers once the output of an earlier one is set to a value.
 
         Args:
             layer: the layer whose output at the subject's last token is replaced.
@@ -181,27 +182,24 @@ class SubjectStates:
         Returns:
             (n, d_model) per layer, in the clean prompt.
         """
-        hidden = self._trace.run(self._hidden, self._next, layer)
-        rows = torch.arange(len(self._at), device=hidden.device)
-        at = self._at.to(hidden.device)
-        change = value.to(hidden) - self._clean(hidden)
-        hidden = hidden.clone()
-        hidden[rows, at] += change[self._places.owner.to(change.device)]
-        found, reached = [], layer
-        for above in layers:
-            hidden = self._trace.run(hidden, reached + 1, above)
-            found.append(self._clean(hidden))
-            reached = above
-        return found
+        place = {number: key for key, number in enumerate(self._places.firsts)}
+        found: list[list[Tensor]] = [[] for _ in layers]
+        for some in self._clean:
+            hidden = some.run(layer).clone()
+            rows, at = torch.arange(len(some.at), device=hidden.device), some.at.to(hidden.device)
+            hidden[rows, at] = value[[place[number] for number in some.texts]].to(hidden)
+            reached = layer
+            for states, above in zip(found, layers, strict=True):
+                hidden = some.trace.run(hidden, reached + 1, above)
+                states.append(some.pick(hidden))
+                reached = above
+        return [self._by_key(states) for states in found]
 
-    def _pick(self, values: Tensor) -> Tensor:
-        """(rows, width) at the subject's last token, of values (rows, tokens, width)."""
-        at = self._at.to(values.device)
-        by_row = values.view(len(at), -1, values.shape[-1])
-        return by_row[torch.arange(len(at), device=values.device), at]
-
-    def _clean(self, values: Tensor) -> Tensor:
-        return self._pick(values)[self._places.firsts.to(values.device)]
+    def _by_key(self, parts: Sequence[Tensor]) -> Tensor:
+        """What was found in the passes of the clean texts, in the order of the keys."""
+        texts = torch.tensor([number for some in self._clean for number in some.texts])
+        found = torch.cat(list(parts))
+        return found[texts.argsort().to(found.device)]
 
     def _mean(self, keys: Tensor) -> Tensor:
         """(n, d_ff) weighted means of keys (texts, d_ff)."""
@@ -211,6 +209,62 @@ class SubjectStates:
         # Adding rows by number would add in any order on a GPU.
         weighted = (keys * weights.to(keys)[:, None]).split(self._places.counts)
         return torch.stack([of_key.sum(0) for of_key in weighted])
+
+
+@dataclass
+class _Pass:
+    """Texts that run together.
+
+    Attributes:
+        texts: their numbers.
+        at: (texts,) where each ends.
+        trace: how the layers are called for them.
+        hidden: (texts, tokens, d_model) input of layer `layer`.
+        layer: what has been reached.
+    """
+
+    texts: Sequence[int]
+    at: Tensor
+    trace: Trace
+    hidden: Tensor
+    layer: int
+
+    def reach(self, layer: int) -> None:
+        """Run the layers below a layer, for good."""
+        self.hidden = self.trace.run(self.hidden, self.layer, layer - 1)
+        self.layer = layer
+
+    def run(self, until: int) -> Tensor:
+        """(texts, tokens, d_model) output of a layer that has not been passed."""
+        return self.trace.run(self.hidden, self.layer, until)
+
+    def pick(self, values: Tensor) -> Tensor:
+        """(texts, width) at the end of each text, of values (texts, tokens, width)."""
+        at = self.at.to(values.device)
+        by_row = values.view(len(at), -1, values.shape[-1])
+        return by_row[torch.arange(len(at), device=values.device), at]
+
+    def by_text(self, values: Tensor) -> dict[int, Tensor]:
+        """Number of a text -> (width,) at its end."""
+        return dict(zip(self.texts, self.pick(values), strict=True))
+
+
+def _passes(
+    model: EditableModel,
+    texts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    first: int,
+    last: int,
+) -> list[_Pass]:
+    """Passes over some of all texts, for layers `first` .. `last`."""
+    found = []
+    for some in alike([len(texts[number]) for number in numbers], _TOKENS_PER_PASS):
+        chosen = [numbers[i] for i in some]
+        ids, mask = pad([texts[number] for number in chosen], model.pad_token_id)
+        inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        of_all = trace(model, first, last, inputs, dry=True)
+        found.append(_Pass(chosen, mask.sum(1) - 1, of_all, of_all.hidden, first))
+    return found
 
 
 @contextmanager

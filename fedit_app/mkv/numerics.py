@@ -6,4 +6,4 @@ part of every fingerprint; this number stands for its code. `tests/mkv/test_nume
 modules that it covers, and fails when one of them changes.
 """
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4

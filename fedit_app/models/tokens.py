@@ -7,7 +7,7 @@ difference whether the tokenizer adds a BOS token or merges a space into a word.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -218,3 +218,23 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tupl
             ids[number, part] = torch.tensor(row)
             mask[number, part] = 1
     return ids, mask
+
+
+def alike(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Rows of similar length together, in groups of limited size.
+
+    Args:
+        lengths: of the rows, in tokens.
+        tokens: how many a group has at most once it is padded, unless one row has more.
+
+    Yields:
+        The numbers of the rows of a group, the shortest rows first.
+    """
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and lengths[row] * (len(group) + 1) > tokens:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from contextlib import ExitStack
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ import torch
 from editing import reference
 from editing.cases import EASY, EVERY_EDITOR, ODD, REQUESTS, SETTINGS, TEMPLATES, relative
 
-from fedit_app.editing import pmet
+from fedit_app.editing import pmet, subjects
 from fedit_app.editing.covariance import collect_covariance
 from fedit_app.editing.editors import EDITORS, editor_named
 from fedit_app.editing.kept_sums import pairs_of
@@ -106,6 +107,31 @@ def test_what_is_seen_of_many_requests_is_what_is_seen_of_each(family):
             for field in dataclasses.fields(one):
                 expected = getattr(many, field.name)[i]
                 assert relative(getattr(one, field.name)[0], expected) < 1e-10, request.id
+
+
+def test_texts_run_few_at_a_time_and_only_the_clean_ones_above_the_layer(monkeypatch):
+    model = tiny.editable(double=True)
+    requests = EASY + REQUESTS + ODD
+    places = in_texts(model, requests, TEMPLATES)
+    together = SubjectStates(model, places, 1, 3).see(1, until=3)
+    monkeypatch.setattr(subjects, "_TOKENS_PER_PASS", 60)
+    states = SubjectStates(model, places, 1, 3)
+    texts, tokens = {1: 0, 3: 0}, []
+
+    def count(layer, _, args):
+        texts[layer] += len(args[0])
+        tokens.append(args[0].shape[:2].numel())
+
+    with ExitStack() as hooks:
+        for layer in texts:
+            before = functools.partial(count, layer)
+            hooks.enter_context(model.layers[layer].register_forward_pre_hook(before))
+        found = states.see(1, until=3)
+    for field in dataclasses.fields(found):
+        expected = getattr(together, field.name)
+        assert relative(getattr(found, field.name), expected) < 1e-10, field.name
+    assert max(tokens) <= 60
+    assert texts == {1: len(requests) * len(TEMPLATES), 3: len(requests)}
 
 
 @pytest.mark.parametrize("editor", EVERY_EDITOR)

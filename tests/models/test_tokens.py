@@ -6,7 +6,7 @@ from editing.cases import EASY, ODD, REQUESTS, TEMPLATES
 
 from fedit_app.facts.request import EditRequest
 from fedit_app.models.answers import answer
-from fedit_app.models.tokens import continuation_row, pad, subject_row, token_ids
+from fedit_app.models.tokens import alike, continuation_row, pad, subject_row, token_ids
 from fedit_app.support.errors import FedEditError
 
 ALIGNED = [request for request in REQUESTS + EASY + ODD if request.id != "inside-a-token"]
@@ -124,6 +124,12 @@ def test_padding_masks_the_gaps_and_keeps_empty_rows():
     ids, mask = pad([[5, 6], [7, 8, 9]], 1)
     assert ids.tolist() == [[5, 6, 1], [7, 8, 9]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_rows_of_similar_length_are_together_and_a_long_one_is_alone():
+    assert list(alike([3, 9, 1, 2, 30, 3], 9)) == [[2, 3, 0], [5], [1], [4]]
+    assert list(alike([], 9)) == []
+    assert list(alike([0, 0], 9)) == [[0, 1]]
 
 
 @pytest.mark.parametrize(
