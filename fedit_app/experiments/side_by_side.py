@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,9 @@ from fedit_app.support.processes import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_working = threading.Lock()
+"""Held in a process of `side_by_side` while it does a task."""
 
 
 def cores_of(jobs: int) -> int:
@@ -83,14 +87,26 @@ def _begin(threads: int) -> None:
     """
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     set_up_logging()
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def _end_with_parent() -> None:
+    """End this process once its parent has ended, which may have been killed: first its task."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGINT)
+    with _working:
+        os._exit(1)
+
+
 def _do(work: Callable[[T], R], task: T) -> R:
     """Do a task in such a process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return work(task)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _working:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return work(task)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

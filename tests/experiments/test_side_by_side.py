@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedit_app.experiments import side_by_side as module
@@ -78,12 +79,12 @@ def test_each_job_has_its_share_of_the_cores(monkeypatch):
 
 def endless(folder, task):
     """A task that takes a moment to end once it is interrupted."""
-    note(folder, "begins")
+    note(folder, f"{os.getpid()} begins")
     try:
         time.sleep(600)
     finally:
         time.sleep(0.3)
-        note(folder, "ends")
+        note(folder, f"{os.getpid()} ends")
 
 
 def interrupted():
@@ -94,15 +95,36 @@ def interrupted():
         sys.exit(130)
 
 
-def test_an_interrupt_reaches_all_jobs_and_waits_for_their_end(tmp_path):
+def endless_jobs(folder):
+    """A process with two endless jobs, which have begun."""
     code = f"from {__name__} import interrupted; interrupted()"
-    command = [sys.executable, "-c", code, tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until(tmp_path, 2)
+    process = subprocess.Popen([sys.executable, "-c", code, folder], stderr=subprocess.PIPE)
+    until(folder, 2)
+    return process
+
+
+def jobs_and_what_they_do(folder):
+    lines = [line.split() for line in told(folder)]
+    return {int(pid) for pid, _ in lines}, [what for _, what in lines]
+
+
+def test_an_interrupt_reaches_all_jobs_and_waits_for_their_end(tmp_path):
+    process = endless_jobs(tmp_path)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and told(tmp_path) == ["begins", "begins", "ends", "ends"]
-    assert "Traceback" not in errors
+    assert process.returncode == 130 and b"Traceback" not in errors
+    assert jobs_and_what_they_do(tmp_path)[1] == ["begins", "begins", "ends", "ends"]
+
+
+def test_jobs_whose_parent_is_killed_end_their_tasks_and_themselves(tmp_path):
+    process = endless_jobs(tmp_path)
+    pids, _ = jobs_and_what_they_do(tmp_path)
+    jobs = [psutil.Process(pid) for pid in pids]
+    process.kill()
+    gone, alive = psutil.wait_procs(jobs, timeout=60)
+    assert len(gone) == 2 and not alive
+    assert jobs_and_what_they_do(tmp_path)[1] == ["begins", "begins", "ends", "ends"]
+    process.communicate(timeout=60)
 
 
 def killed(task):
