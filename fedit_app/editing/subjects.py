@@ -149,26 +149,24 @@ class SubjectStates:
                 below are run once and for good.
             until: a layer that is not below it.
         """
-        found: dict[int, Tensor] = {}
-        states, first_outputs, last_outputs = [], [], []
+        keys, states, first_outputs, last_outputs = [], [], [], []
         with projection_inputs(self._model, [layer]) as inputs:
             for some in self._others:
                 some.reach(layer)
                 some.run(layer)
-                found |= some.by_text(inputs[layer])
+                keys.append(some.pick(inputs[layer]))
             with _projection_outputs(self._model, {layer, until}) as outputs:
                 for some in self._clean:
                     some.reach(layer)
                     states.append(some.pick(some.run(until)))
-                    found |= some.by_text(inputs[layer])
+                    keys.append(some.pick(inputs[layer]))
                     first_outputs.append(some.pick(outputs[layer]))
                     last_outputs.append(some.pick(outputs[until]))
-        keys = torch.stack([found[number] for number in range(len(found))])
         return Seen(
-            key=self._mean(keys.double()),
-            state=self._by_key(states),
-            first_projection=self._by_key(first_outputs),
-            last_projection=self._by_key(last_outputs),
+            key=self._mean(_in_order([*self._others, *self._clean], keys).double()),
+            state=_in_order(self._clean, states),
+            first_projection=_in_order(self._clean, first_outputs),
+            last_projection=_in_order(self._clean, last_outputs),
         )
 
     def states_behind(self, layer: int, value: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -193,13 +191,7 @@ class SubjectStates:
                 hidden = some.trace.run(hidden, reached + 1, above)
                 states.append(some.pick(hidden))
                 reached = above
-        return [self._by_key(states) for states in found]
-
-    def _by_key(self, parts: Sequence[Tensor]) -> Tensor:
-        """What was found in the passes of the clean texts, in the order of the keys."""
-        texts = torch.tensor([number for some in self._clean for number in some.texts])
-        found = torch.cat(list(parts))
-        return found[texts.argsort().to(found.device)]
+        return [_in_order(self._clean, states) for states in found]
 
     def _mean(self, keys: Tensor) -> Tensor:
         """(n, d_ff) weighted means of keys (texts, d_ff)."""
@@ -244,9 +236,12 @@ class _Pass:
         by_row = values.view(len(at), -1, values.shape[-1])
         return by_row[torch.arange(len(at), device=values.device), at]
 
-    def by_text(self, values: Tensor) -> dict[int, Tensor]:
-        """Number of a text -> (width,) at its end."""
-        return dict(zip(self.texts, self.pick(values), strict=True))
+
+def _in_order(passes: Sequence[_Pass], parts: Sequence[Tensor]) -> Tensor:
+    """What was found in passes, a part in each, in the order of the numbers of their texts."""
+    texts = torch.tensor([number for some in passes for number in some.texts])
+    found = torch.cat(list(parts))
+    return found[texts.argsort().to(found.device)]
 
 
 def _passes(
